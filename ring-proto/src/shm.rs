@@ -1,0 +1,1 @@
+//! Access to memory that a peer can change at any moment.
