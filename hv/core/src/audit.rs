@@ -1,0 +1,86 @@
+//! Whether a mapping that was found in a table is one that should be there.
+//!
+//! The hypervisor walks the hardware's tables and shows every leaf to these
+//! functions; they compare it with regions and grants.
+
+use ring_proto::{PAGE_SIZE, layout};
+
+use crate::{
+    grants::{Mapping, Window},
+    memory::{Kind, Space},
+};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// A leaf of a nested or IOMMU table, one page of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// Guest-physical or I/O virtual address.
+    pub gpa: u64,
+    /// Machine address.
+    pub hpa: u64,
+    /// Writable.
+    pub write: bool,
+    /// Executable.
+    pub execute: bool,
+}
+
+/// The window page that `gpa` is, if it is one.
+fn window_page(window: &Window, gpa: u64) -> Option<u32> {
+    let page = u32::try_from(gpa.checked_sub(layout::GRANT_WINDOW)? / PAGE).ok()?;
+    (page < window.len()).then_some(page)
+}
+
+/// Where a mapping must point, and whether it may be written.
+fn expected(space: &Space, mapping: &Mapping) -> (u64, bool) {
+    match mapping.source {
+        Some(source) => (source.frame, mapping.write),
+        None => (space.scratch, true),
+    }
+}
+
+/// Whether a leaf of a domain's nested table is right.
+pub fn nested_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
+    if leaf.write && leaf.execute {
+        return false;
+    }
+    if let Some(page) = window_page(window, leaf.gpa) {
+        return window.get(page).is_some_and(|m| {
+            let (frame, write) = expected(space, m);
+            leaf.hpa == frame && leaf.write == write && !leaf.execute
+        });
+    }
+    space.region(leaf.gpa).is_some_and(|r| {
+        leaf.hpa == r.hpa + (leaf.gpa - r.gpa) && leaf.write == r.write && leaf.execute == r.execute
+    })
+}
+
+/// Whether a leaf of a domain's IOMMU table is right: DMA pool or a live DMA grant.
+pub fn iommu_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
+    if let Some(page) = window_page(window, leaf.gpa) {
+        return window.get(page).is_some_and(|m| {
+            m.dma && m.source.is_some_and(|s| s.frame == leaf.hpa) && (m.write || !leaf.write)
+        });
+    }
+    space.region(leaf.gpa).is_some_and(|r| r.kind == Kind::DmaPool && leaf.hpa == r.hpa + (leaf.gpa - r.gpa))
+}
+
+/// Pages that a domain's nested table should have.
+pub fn nested_pages(space: &Space, window: &Window) -> u64 {
+    space.regions().iter().map(|r| r.len / PAGE).sum::<u64>() + window.used() as u64
+}
+
+/// Whether the window agrees with the granters' tables: `mapped_at` answers
+/// who has a reference mapped and at which page.
+pub fn window_agrees(
+    window: &Window,
+    grantee: ring_proto::DomainId,
+    mapped_at: impl Fn(ring_proto::DomainId, ring_proto::GrantRef) -> Option<(ring_proto::DomainId, u32)>,
+) -> u64 {
+    (0..window.len())
+        .filter(|&page| {
+            let source = window.get(page).and_then(|m| m.source);
+            source.is_some_and(|s| mapped_at(s.granter, s.gref) != Some((grantee, page)))
+        })
+        .count() as u64
+}

@@ -1,0 +1,168 @@
+//! Grants: who may map whose page, and who does.
+//!
+//! The truth is here, in [`Window`] (what a grantee has mapped, by window
+//! page) and [`Table`] (which window page maps a granter's reference). A
+//! granter's own table in its memory says only what it *offers*; its `IN_USE`
+//! flag is a courtesy to the granter.
+//!
+//! Each reference is mapped at most once at a time. That keeps revocation
+//! O(1) a page and makes the reverse map one word a reference.
+
+use alloc::{vec, vec::Vec};
+
+use ring_proto::{
+    DomainId, GrantRef,
+    grant::{DMA, GrantEntry, MAP, VALID, WRITE},
+    hypercall::Error,
+};
+
+/// One mapped grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Whose page it is; `None` once it was revoked and the window page shows
+    /// the grantee's scratch page.
+    pub source: Option<Source>,
+    /// Mapped writable.
+    pub write: bool,
+    /// Reachable by the grantee's devices.
+    pub dma: bool,
+}
+
+/// The page behind a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Owner of the page.
+    pub granter: DomainId,
+    /// Its reference.
+    pub gref: GrantRef,
+    /// Machine address of the page.
+    pub frame: u64,
+}
+
+/// What a domain has mapped, by page of its grant window.
+#[derive(Debug)]
+pub struct Window {
+    slots: Vec<Option<Mapping>>,
+}
+
+/// Where a domain's grants are mapped, by reference.
+#[derive(Debug)]
+pub struct Table {
+    active: Vec<Option<(DomainId, u32)>>,
+}
+
+impl Window {
+    /// A window of `pages` free pages.
+    pub fn new(pages: u32) -> Self {
+        Self { slots: vec![None; pages as usize] }
+    }
+
+    /// The mapping at window page `page`.
+    pub fn get(&self, page: u32) -> Option<&Mapping> {
+        self.slots.get(page as usize)?.as_ref()
+    }
+
+    /// Pages of the window.
+    pub fn len(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.slots.iter().all(Option::is_none)
+    }
+
+    /// Whether `count` pages from `page` exist and are free.
+    pub fn check_free(&self, page: u32, count: u32) -> Result<(), Error> {
+        let end = page.checked_add(count).ok_or(Error::BadArgument)?;
+        let slots = self.slots.get(page as usize..end as usize).ok_or(Error::BadArgument)?;
+        if slots.iter().all(Option::is_none) { Ok(()) } else { Err(Error::Busy) }
+    }
+
+    /// Whether `count` pages from `page` exist.
+    pub fn check_range(&self, page: u32, count: u32) -> Result<(), Error> {
+        let end = page.checked_add(count).ok_or(Error::BadArgument)?;
+        if end <= self.len() { Ok(()) } else { Err(Error::BadArgument) }
+    }
+
+    /// Records a mapping at a free page.
+    pub fn insert(&mut self, page: u32, mapping: Mapping) -> Result<(), Error> {
+        let slot = self.slots.get_mut(page as usize).ok_or(Error::BadArgument)?;
+        if slot.is_some() {
+            return Err(Error::Busy);
+        }
+        *slot = Some(mapping);
+        Ok(())
+    }
+
+    /// Forgets the mapping at `page` and returns it.
+    pub fn remove(&mut self, page: u32) -> Option<Mapping> {
+        self.slots.get_mut(page as usize)?.take()
+    }
+
+    /// Marks the mapping at `page` as revoked; returns what it was.
+    pub fn revoke(&mut self, page: u32) -> Option<Mapping> {
+        let mapping = self.slots.get_mut(page as usize)?.as_mut()?;
+        let was = *mapping;
+        mapping.source = None;
+        mapping.dma = false;
+        Some(was)
+    }
+
+    /// Pages in use.
+    pub fn used(&self) -> usize {
+        self.slots.iter().filter(|s| s.is_some()).count()
+    }
+}
+
+impl Table {
+    /// A table of `entries` references, none mapped.
+    pub fn new(entries: u32) -> Self {
+        Self { active: vec![None; entries as usize] }
+    }
+
+    /// References of the table.
+    pub fn len(&self) -> u32 {
+        self.active.len() as u32
+    }
+
+    /// Whether no reference is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.active.iter().all(Option::is_none)
+    }
+
+    /// Who has `gref` mapped, and at which window page.
+    pub fn get(&self, gref: GrantRef) -> Option<(DomainId, u32)> {
+        *self.active.get(gref as usize)?
+    }
+
+    /// Records that `grantee` mapped `gref` at `page`.
+    pub fn insert(&mut self, gref: GrantRef, grantee: DomainId, page: u32) -> Result<(), Error> {
+        let slot = self.active.get_mut(gref as usize).ok_or(Error::NotFound)?;
+        if slot.is_some() {
+            return Err(Error::Busy);
+        }
+        *slot = Some((grantee, page));
+        Ok(())
+    }
+
+    /// Forgets that `gref` is mapped.
+    pub fn remove(&mut self, gref: GrantRef) -> Option<(DomainId, u32)> {
+        self.active.get_mut(gref as usize)?.take()
+    }
+}
+
+/// Whether `entry` allows `grantee` to map the page so.
+///
+/// # Errors
+/// [`Error::PeerGrant`] if not.
+pub fn check_map(entry: GrantEntry, grantee: DomainId, write: bool, dma: bool) -> Result<(), Error> {
+    let mut need = VALID | MAP;
+    if write {
+        need |= WRITE;
+    }
+    if dma {
+        need |= DMA;
+    }
+    if entry.has(need) && entry.grantee() == grantee { Ok(()) } else { Err(Error::PeerGrant) }
+}

@@ -1,0 +1,185 @@
+//! What outlives a domain: death records and the console log.
+
+use alloc::{collections::VecDeque, vec, vec::Vec};
+
+use ring_proto::{
+    DomainId, Generation,
+    crash::CrashRecord,
+    hypercall::LogHeader,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Death records of the node, the newest [`Self::capacity`] of them.
+#[derive(Debug)]
+pub struct Deaths {
+    kept: VecDeque<CrashRecord>,
+    capacity: usize,
+    next: u64,
+}
+
+impl Deaths {
+    /// Room for `capacity` records.
+    pub fn new(capacity: usize) -> Self {
+        Self { kept: VecDeque::with_capacity(capacity), capacity: capacity.max(1), next: 0 }
+    }
+
+    /// Sequence number of the next record.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Keeps `record` under the next sequence number; drops the oldest if full.
+    pub fn push(&mut self, mut record: CrashRecord) -> u64 {
+        record.sequence = self.next;
+        self.next += 1;
+        if self.kept.len() >= self.capacity {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(record);
+        record.sequence
+    }
+
+    /// The oldest kept record whose sequence number is at least `from`.
+    pub fn at_least(&self, from: u64) -> Option<&CrashRecord> {
+        self.kept.iter().find(|r| r.sequence >= from)
+    }
+
+    /// The newest record of `domain`, to be completed as recovery goes on.
+    pub fn last_of(&mut self, domain: DomainId) -> Option<&mut CrashRecord> {
+        self.kept.iter_mut().rev().find(|r| r.domain == domain)
+    }
+}
+
+/// A byte ring of console entries. Cursors count bytes ever written, so a
+/// reader that fell behind sees where the oldest kept entry begins.
+#[derive(Debug)]
+pub struct Console {
+    bytes: Vec<u8>,
+    head: u64,
+    tail: u64,
+}
+
+const HEADER: usize = size_of::<LogHeader>();
+
+impl Console {
+    /// A ring of `capacity` bytes.
+    pub fn new(capacity: usize) -> Self {
+        Self { bytes: vec![0; capacity.max(2 * HEADER)], head: 0, tail: 0 }
+    }
+
+    /// Appends one entry, dropping the oldest entries as needed. Text beyond
+    /// half the ring is cut.
+    pub fn push(&mut self, domain: DomainId, generation: Generation, time_ns: u64, text: &[u8]) {
+        let text = text.get(..self.bytes.len() / 2 - HEADER).unwrap_or(text);
+        let need = (HEADER + text.len()) as u64;
+        while self.tail + need - self.head > self.bytes.len() as u64 {
+            match self.header(self.head) {
+                Some(h) => self.head += HEADER as u64 + u64::from(h.len),
+                None => self.head = self.tail,
+            }
+        }
+        let header = LogHeader { domain, len: text.len() as u16, generation, time_ns };
+        self.write(header.as_bytes());
+        self.write(text);
+    }
+
+    fn write(&mut self, data: &[u8]) {
+        let size = self.bytes.len() as u64;
+        for &b in data {
+            let at = (self.tail % size) as usize;
+            if let Some(slot) = self.bytes.get_mut(at) {
+                *slot = b;
+            }
+            self.tail += 1;
+        }
+    }
+
+    fn read(&self, from: u64, out: &mut [u8]) {
+        let size = self.bytes.len() as u64;
+        for (i, slot) in out.iter_mut().enumerate() {
+            *slot = self.bytes.get(((from + i as u64) % size) as usize).copied().unwrap_or(0);
+        }
+    }
+
+    fn header(&self, at: u64) -> Option<LogHeader> {
+        let mut raw = [0; HEADER];
+        if at + HEADER as u64 > self.tail {
+            return None;
+        }
+        self.read(at, &mut raw);
+        LogHeader::read_from_bytes(&raw).ok()
+    }
+
+    /// Copies whole entries from `cursor` on into `out`. Returns the bytes
+    /// copied and the new cursor. A cursor before the oldest entry, or one
+    /// that is not at an entry's beginning, reads from the oldest.
+    pub fn copy_out(&self, cursor: u64, out: &mut [u8]) -> (usize, u64) {
+        let mut at = if cursor == self.tail { self.tail } else { self.head };
+        while at < cursor && at < self.tail {
+            match self.header(at) {
+                Some(h) => at += HEADER as u64 + u64::from(h.len),
+                None => break,
+            }
+        }
+        if at != cursor && cursor <= self.tail && cursor >= self.head {
+            at = self.head;
+        }
+        let mut done = 0;
+        while let Some(h) = self.header(at) {
+            let len = HEADER + usize::from(h.len);
+            let Some(slot) = out.get_mut(done..done + len) else { break };
+            self.read(at, slot);
+            done += len;
+            at += len as u64;
+        }
+        (done, at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::String;
+
+    fn texts(raw: &[u8]) -> Vec<String> {
+        let mut v = Vec::new();
+        let mut rest = raw;
+        while !rest.is_empty() {
+            let (h, r) = LogHeader::read_from_prefix(rest).unwrap();
+            v.push(String::from_utf8(r[..h.len as usize].to_vec()).unwrap());
+            rest = &r[h.len as usize..];
+        }
+        v
+    }
+
+    #[test]
+    fn console_keeps_the_newest_and_resumes_at_a_cursor() {
+        let mut c = Console::new(200);
+        for i in 0..20 {
+            c.push(1, 1, i, std::format!("line {i}").as_bytes());
+        }
+        let mut out = [0; 200];
+        let (n, cursor) = c.copy_out(0, &mut out);
+        let seen = texts(&out[..n]);
+        assert_eq!(seen.last().unwrap(), "line 19");
+        assert!(seen.len() >= 5);
+        assert_eq!(c.copy_out(cursor, &mut out).0, 0);
+        c.push(1, 1, 0, b"after");
+        let (n, _) = c.copy_out(cursor, &mut out);
+        assert_eq!(texts(&out[..n]), ["after"]);
+        let (n, _) = c.copy_out(cursor + 1, &mut out);
+        assert!(n > 0, "a bad cursor reads from the oldest");
+    }
+
+    #[test]
+    fn console_returns_whole_entries_only() {
+        let mut c = Console::new(400);
+        c.push(1, 1, 0, b"one");
+        c.push(2, 1, 0, b"two");
+        let mut out = [0; HEADER + 4];
+        let (n, cursor) = c.copy_out(0, &mut out);
+        assert_eq!(texts(&out[..n]), ["one"]);
+        let (n, _) = c.copy_out(cursor, &mut out);
+        assert_eq!(texts(&out[..n]), ["two"]);
+    }
+}

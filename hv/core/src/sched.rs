@@ -1,0 +1,297 @@
+//! Which vCPU runs next on a core, and until when.
+//!
+//! Weighted fair scheduling by virtual run time: the runnable domain that has
+//! had the least CPU time for its weight runs. A domain that slept does not
+//! save up time: it re-enters at most [`SLEEPER_CREDIT`] behind the others,
+//! which is what lets a driver domain answer at once.
+
+use alloc::vec::Vec;
+
+use ring_proto::DomainId;
+
+/// Longest uninterrupted run while another domain is runnable, ns.
+pub const SLICE: u64 = 1_000_000;
+/// How far behind the others a sleeper may re-enter, ns of weight 256.
+pub const SLEEPER_CREDIT: u64 = 2_000_000;
+/// A woken domain preempts if it is this far behind, ns of weight 256.
+pub const PREEMPT: u64 = 100_000;
+/// Period over which a cap is enforced, ns.
+pub const CAP_PERIOD: u64 = 10_000_000;
+
+/// What a domain does as far as the scheduler knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Not alive.
+    Off,
+    /// Can run.
+    Runnable,
+    /// In `wait` until an event or the deadline (ns; `u64::MAX` = none).
+    Waiting(u64),
+}
+
+/// One domain's vCPU.
+#[derive(Clone, Debug)]
+pub struct Entity {
+    /// Core it is bound to.
+    pub core: u16,
+    /// What it does.
+    pub activity: Activity,
+    /// CPU time in all, ns.
+    pub cpu_ns: u64,
+    /// CPU time since its last `wait`, ns.
+    pub since_wait: u64,
+    /// Bound on `since_wait`, ns.
+    pub watchdog: u64,
+    weight: u64,
+    vruntime: u64,
+    cap_ns: u64,
+    period: u64,
+    used: u64,
+}
+
+/// What a core does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Run a domain, and look again at this time.
+    Run(DomainId, u64),
+    /// Nothing to run until this time (`u64::MAX` = until an interrupt).
+    Idle(u64),
+}
+
+/// All run queues of the node.
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    entities: Vec<Entity>,
+}
+
+impl Scheduler {
+    /// No domains yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the next domain while the node is being built.
+    pub fn add(&mut self, core: u16, weight: u16, cap: u16, watchdog_ms: u32) {
+        self.entities.push(Entity {
+            core,
+            activity: Activity::Off,
+            cpu_ns: 0,
+            since_wait: 0,
+            watchdog: u64::from(watchdog_ms) * 1_000_000,
+            weight: u64::from(weight.max(1)),
+            vruntime: 0,
+            cap_ns: CAP_PERIOD / 100 * u64::from(cap.clamp(1, 100)),
+            period: 0,
+            used: 0,
+        });
+    }
+
+    /// A domain's entity.
+    pub fn get(&self, domain: DomainId) -> Option<&Entity> {
+        self.entities.get(usize::from(domain))
+    }
+
+    /// Makes a domain runnable as if new-born.
+    pub fn start(&mut self, domain: DomainId, now: u64) {
+        self.resume(domain, now);
+        if let Some(e) = self.entities.get_mut(usize::from(domain)) {
+            e.since_wait = 0;
+        }
+    }
+
+    /// Takes a domain off its core for good.
+    pub fn stop(&mut self, domain: DomainId) {
+        if let Some(e) = self.entities.get_mut(usize::from(domain)) {
+            e.activity = Activity::Off;
+        }
+    }
+
+    /// A domain called `wait`, whether or not it will sleep.
+    pub fn fed(&mut self, domain: DomainId) {
+        if let Some(e) = self.entities.get_mut(usize::from(domain)) {
+            e.since_wait = 0;
+        }
+    }
+
+    /// Puts a domain to sleep.
+    pub fn sleep(&mut self, domain: DomainId, deadline: u64) {
+        if let Some(e) = self.entities.get_mut(usize::from(domain)) {
+            e.activity = Activity::Waiting(deadline);
+        }
+    }
+
+    /// Wakes a domain if it sleeps. Returns its core if it did.
+    pub fn wake(&mut self, domain: DomainId, now: u64) -> Option<u16> {
+        match self.get(domain)?.activity {
+            Activity::Waiting(_) => self.resume(domain, now),
+            _ => None,
+        }
+    }
+
+    fn resume(&mut self, domain: DomainId, _now: u64) -> Option<u16> {
+        let core = self.get(domain)?.core;
+        let floor = self
+            .entities
+            .iter()
+            .filter(|e| e.core == core && e.activity == Activity::Runnable)
+            .map(|e| e.vruntime)
+            .min();
+        let e = self.entities.get_mut(usize::from(domain))?;
+        e.activity = Activity::Runnable;
+        if let Some(floor) = floor {
+            e.vruntime = e.vruntime.max(floor.saturating_sub(SLEEPER_CREDIT));
+        }
+        Some(core)
+    }
+
+    /// Whether `woken` should run instead of `current` at once.
+    pub fn preempts(&self, woken: DomainId, current: DomainId) -> bool {
+        match (self.get(woken), self.get(current)) {
+            (Some(w), Some(c)) => {
+                w.core == c.core
+                    && w.activity == Activity::Runnable
+                    && w.vruntime.saturating_add(PREEMPT) < c.vruntime
+            }
+            _ => false,
+        }
+    }
+
+    /// Charges CPU time. Returns whether the watchdog bound is exceeded.
+    pub fn charge(&mut self, domain: DomainId, ns: u64, now: u64) -> bool {
+        let Some(e) = self.entities.get_mut(usize::from(domain)) else { return false };
+        e.cpu_ns = e.cpu_ns.saturating_add(ns);
+        e.since_wait = e.since_wait.saturating_add(ns);
+        e.vruntime = e.vruntime.saturating_add(ns.saturating_mul(256) / e.weight);
+        let period = now / CAP_PERIOD;
+        if period != e.period {
+            e.period = period;
+            e.used = 0;
+        }
+        e.used = e.used.saturating_add(ns);
+        e.since_wait > e.watchdog
+    }
+
+    /// Picks what `core` does at time `now`. Sleepers whose deadline has
+    /// passed become runnable.
+    pub fn pick(&mut self, core: u16, now: u64) -> Decision {
+        let mut next_event = u64::MAX;
+        let mut best: Option<(DomainId, u64)> = None;
+        let mut rivals = 0;
+        for id in 0..self.entities.len() as DomainId {
+            let Some(e) = self.get(id) else { continue };
+            if e.core != core {
+                continue;
+            }
+            if let Activity::Waiting(deadline) = e.activity {
+                if deadline > now {
+                    next_event = next_event.min(deadline);
+                    continue;
+                }
+                self.resume(id, now);
+            }
+            let Some(e) = self.get(id) else { continue };
+            if e.activity != Activity::Runnable {
+                continue;
+            }
+            let period = now / CAP_PERIOD;
+            if e.cap_ns < CAP_PERIOD && e.period == period && e.used >= e.cap_ns {
+                next_event = next_event.min((period + 1) * CAP_PERIOD);
+                continue;
+            }
+            rivals += 1;
+            if best.is_none_or(|(_, v)| e.vruntime < v) {
+                best = Some((id, e.vruntime));
+            }
+        }
+        let Some((id, _)) = best else { return Decision::Idle(next_event) };
+        let mut until = next_event;
+        if let Some(e) = self.get(id) {
+            until = until.min(now.saturating_add(e.watchdog.saturating_sub(e.since_wait)).saturating_add(1000));
+            if e.cap_ns < CAP_PERIOD {
+                let used = if e.period == now / CAP_PERIOD { e.used } else { 0 };
+                until = until.min(now.saturating_add(e.cap_ns.saturating_sub(used)));
+            }
+        }
+        if rivals > 1 {
+            until = until.min(now.saturating_add(SLICE));
+        }
+        Decision::Run(id, until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two(w0: u16, w1: u16, cap1: u16) -> Scheduler {
+        let mut s = Scheduler::new();
+        s.add(0, w0, 100, 1000);
+        s.add(0, w1, cap1, 1000);
+        s.start(0, 0);
+        s.start(1, 0);
+        s
+    }
+
+    /// Runs core 0 for `total` ns, feeding the watchdogs; returns CPU time by domain.
+    fn run(s: &mut Scheduler, total: u64) -> (u64, u64) {
+        let mut now = 0;
+        while now < total {
+            match s.pick(0, now) {
+                Decision::Run(d, until) => {
+                    let ran = until.min(now + SLICE) - now;
+                    now += ran.max(1);
+                    s.charge(d, ran.max(1), now);
+                    s.fed(d);
+                }
+                Decision::Idle(until) => now = until.min(total),
+            }
+        }
+        (s.get(0).unwrap().cpu_ns, s.get(1).unwrap().cpu_ns)
+    }
+
+    #[test]
+    fn weights_share_the_core() {
+        let (a, b) = run(&mut two(256, 512, 100), 3_000_000_000);
+        let ratio = b as f64 / a as f64;
+        assert!((1.95..2.05).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn caps_hold_even_when_the_core_is_free() {
+        let mut s = two(256, 256, 20);
+        s.stop(0);
+        let (_, b) = run(&mut s, 1_000_000_000);
+        assert!((195_000_000..=210_000_000).contains(&b), "{b}");
+    }
+
+    #[test]
+    fn a_sleeper_gets_no_hoard_but_preempts() {
+        let mut s = two(256, 256, 100);
+        s.sleep(1, u64::MAX);
+        s.charge(0, 500_000_000, 500_000_000);
+        s.fed(0);
+        assert_eq!(s.wake(1, 500_000_000), Some(0));
+        assert!(s.preempts(1, 0));
+        let behind = s.get(0).unwrap().vruntime - s.get(1).unwrap().vruntime;
+        assert_eq!(behind, SLEEPER_CREDIT);
+    }
+
+    #[test]
+    fn deadlines_wake_and_bound_the_idle_time() {
+        let mut s = two(256, 256, 100);
+        s.sleep(0, 700);
+        s.sleep(1, 900);
+        assert_eq!(s.pick(0, 100), Decision::Idle(700));
+        assert!(matches!(s.pick(0, 700), Decision::Run(0, 900)));
+        assert_eq!(s.wake(0, 700), None, "already awake");
+    }
+
+    #[test]
+    fn the_watchdog_counts_cpu_time_without_wait() {
+        let mut s = two(256, 256, 100);
+        assert!(!s.charge(0, 999_999_999, 1));
+        assert!(s.charge(0, 2, 2));
+        s.fed(0);
+        assert!(!s.charge(0, 2, 3));
+    }
+}
