@@ -10,11 +10,17 @@
 //! saw by naming it in `peer_generation` and `peer_epoch` when it goes to
 //! `Connected`. An answer to any other pair is stale and ignored.
 
+use core::fmt;
+use core::mem::offset_of;
 use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::hypercall::numbered;
+use crate::shm::SharedMem;
+use crate::sync::fence;
 
 /// Version of the connection protocol in both hellos.
 pub const VERSION: u16 = 1;
@@ -144,4 +150,194 @@ pub enum BackBody {
         /// UTF-8 text.
         why: heapless::String<96>,
     },
+}
+
+const STATE: usize = offset_of!(EndPage, state);
+const GENERATION: usize = offset_of!(EndPage, generation);
+const EPOCH: usize = offset_of!(EndPage, epoch);
+const PEER_GENERATION: usize = offset_of!(EndPage, peer_generation);
+const PEER_EPOCH: usize = offset_of!(EndPage, peer_epoch);
+const HELLO_LEN: usize = offset_of!(EndPage, hello_len);
+const HELLO: usize = offset_of!(EndPage, hello);
+
+/// One hello of one life of an end. Two different hellos of an end never
+/// have the same pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pair {
+    /// Domain generation.
+    pub generation: u32,
+    /// Epoch within it.
+    pub epoch: u32,
+}
+
+/// Why a peer's hello was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HelloError {
+    /// It changed while it was read: look again later.
+    Unsettled,
+    /// Its bytes do not decode: misbehaviour.
+    Malformed,
+}
+
+impl fmt::Display for HelloError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unsettled => "the hello changed while it was read",
+            Self::Malformed => "the hello does not decode",
+        })
+    }
+}
+
+impl core::error::Error for HelloError {}
+
+/// A hello is longer than [`HELLO_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HelloTooLong;
+
+/// The two pages of a connection, as one end sees them.
+#[derive(Clone, Copy, Debug)]
+pub struct Pages {
+    /// Own page.
+    pub own: OwnEnd,
+    /// The peer's page, read-only.
+    pub peer: PeerEnd,
+}
+
+impl Pages {
+    /// From views of the two pages. `None` if one is too small for an
+    /// [`EndPage`] or not aligned to 8 bytes.
+    pub fn new(own: SharedMem, peer: SharedMem) -> Option<Self> {
+        Some(Self { own: OwnEnd::new(own)?, peer: PeerEnd::new(peer)? })
+    }
+}
+
+fn end_page(mem: SharedMem) -> Option<SharedMem> {
+    if !mem.as_ptr().addr().is_multiple_of(8) {
+        return None;
+    }
+    mem.sub(0, size_of::<EndPage>())
+}
+
+/// The page that this end writes.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnEnd(SharedMem);
+
+impl OwnEnd {
+    /// From a view of the page; `None` as for [`Pages::new`].
+    pub fn new(mem: SharedMem) -> Option<Self> {
+        end_page(mem).map(Self)
+    }
+
+    /// Own domain generation, written by the hypervisor.
+    pub fn generation(&self) -> u32 {
+        self.0.read_u32(GENERATION, Acquire)
+    }
+
+    /// Changes the state and nothing else. What was written before, in any
+    /// shared memory, is visible to a peer that sees the new state, and what
+    /// follows becomes visible no earlier than the new state.
+    pub fn set_state(&self, state: State) {
+        self.0.write_u32(STATE, state as u32, Release);
+        fence(Release);
+    }
+
+    /// Publishes a hello: first `hidden` is shown as the state, so that a
+    /// peer that is reading knows, then the hello with its `epoch` and the
+    /// pair that it answers (frontend: zeroes), then `state`.
+    pub fn publish<H: Serialize>(
+        &self,
+        hello: &H,
+        epoch: u32,
+        answers: Pair,
+        hidden: State,
+        state: State,
+    ) -> Result<(), HelloTooLong> {
+        let mut bytes = [0; HELLO_MAX];
+        let len = postcard::to_slice(hello, &mut bytes).map_err(|_| HelloTooLong)?.len();
+        self.set_state(hidden);
+        let written = self.0.copy_to(HELLO, &bytes);
+        debug_assert!(written.is_ok());
+        self.0.write_u32(HELLO_LEN, len as u32, Relaxed);
+        self.0.write_u32(PEER_GENERATION, answers.generation, Relaxed);
+        self.0.write_u32(PEER_EPOCH, answers.epoch, Relaxed);
+        self.0.write_u32(EPOCH, epoch, Relaxed);
+        self.0.write_u32(STATE, state as u32, Release);
+        Ok(())
+    }
+}
+
+/// What the peer's page says at a glance. All of it is the peer's claim,
+/// except the generation, which the hypervisor writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// [`State`] as a number; the peer may write any.
+    pub state: u32,
+    /// Generation and epoch of the peer's hello.
+    pub pair: Pair,
+    /// Of our hellos, the one that it answers.
+    pub answers: Pair,
+}
+
+impl Glance {
+    /// Whether the state is `state`.
+    pub fn is(&self, state: State) -> bool {
+        self.state == state as u32
+    }
+}
+
+/// The page that the peer writes.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerEnd(SharedMem);
+
+impl PeerEnd {
+    /// From a view of the page; `None` as for [`Pages::new`].
+    pub fn new(mem: SharedMem) -> Option<Self> {
+        end_page(mem).map(Self)
+    }
+
+    /// Reads the words. What the peer wrote before the state that is seen
+    /// here is visible afterwards.
+    pub fn glance(&self) -> Glance {
+        let state = self.0.read_u32(STATE, Acquire);
+        Glance {
+            state,
+            pair: Pair {
+                generation: self.0.read_u32(GENERATION, Acquire),
+                epoch: self.0.read_u32(EPOCH, Relaxed),
+            },
+            answers: Pair {
+                generation: self.0.read_u32(PEER_GENERATION, Relaxed),
+                epoch: self.0.read_u32(PEER_EPOCH, Relaxed),
+            },
+        }
+    }
+
+    /// Copies and decodes the hello that belongs to `seen`.
+    pub fn hello<H: DeserializeOwned>(&self, seen: &Glance) -> Result<H, HelloError> {
+        let mut bytes = [0; HELLO_MAX];
+        let len = self.0.read_u32(HELLO_LEN, Relaxed) as usize;
+        let copied = bytes.get_mut(..len).map(|part| self.0.copy_from(HELLO, part).is_ok());
+        // If a word of a newer hello was copied, the state that hid it (or a
+        // later one with another epoch) is visible from here on.
+        fence(Acquire);
+        if self.glance() != *seen {
+            return Err(HelloError::Unsettled);
+        }
+        if copied != Some(true) {
+            return Err(HelloError::Malformed);
+        }
+        match postcard::take_from_bytes(&bytes[..len]) {
+            Ok((hello, [])) => Ok(hello),
+            _ => Err(HelloError::Malformed),
+        }
+    }
+
+    /// Whether the peer still says exactly `seen`, apart from a state that
+    /// may be any of `states`.
+    pub fn still(&self, seen: Pair, states: &[State]) -> bool {
+        // First what was read from shared memory before, then this.
+        fence(Acquire);
+        let now = self.glance();
+        now.pair == seen && states.iter().any(|&s| now.is(s))
+    }
 }

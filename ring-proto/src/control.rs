@@ -419,10 +419,7 @@ pub enum Event {
 impl Failure {
     /// A failure with text for people, cut where it is too long.
     pub fn new(kind: FailureKind, text: core::fmt::Arguments<'_>) -> Self {
-        Self {
-            kind,
-            text: format(text),
-        }
+        Self { kind, text: format(text) }
     }
 }
 

@@ -30,6 +30,7 @@ pub mod layout;
 pub mod net;
 pub mod ring;
 pub mod shm;
+mod sync;
 
 /// Size of a page and of a machine frame, in bytes.
 pub const PAGE_SIZE: usize = 4096;

@@ -33,18 +33,11 @@ pub enum FrameError {
 pub fn encode<T: Message>(message: &T) -> Result<Vec<u8, FRAME_MAX>, EncodeError> {
     let mut content = [0u8; CONTENT_MAX];
     content[0] = VERSION;
-    let body = content
-        .get_mut(1..CONTENT_MAX - CRC_LEN)
-        .ok_or(EncodeError)?;
-    let body_len = postcard::to_slice(message, body)
-        .map_err(|_| EncodeError)?
-        .len();
+    let body = content.get_mut(1..CONTENT_MAX - CRC_LEN).ok_or(EncodeError)?;
+    let body_len = postcard::to_slice(message, body).map_err(|_| EncodeError)?.len();
     let end = 1 + body_len;
     let crc = CRC.checksum(content.get(..end).ok_or(EncodeError)?);
-    content
-        .get_mut(end..end + CRC_LEN)
-        .ok_or(EncodeError)?
-        .copy_from_slice(&crc.to_le_bytes());
+    content.get_mut(end..end + CRC_LEN).ok_or(EncodeError)?.copy_from_slice(&crc.to_le_bytes());
     let content = content.get(..end + CRC_LEN).ok_or(EncodeError)?;
 
     let mut frame = Vec::new();
@@ -67,10 +60,7 @@ pub struct Decoder {
 impl Decoder {
     /// Waits for a first frame.
     pub const fn new() -> Self {
-        Self {
-            pending: Vec::new(),
-            overrun: false,
-        }
+        Self { pending: Vec::new(), overrun: false }
     }
 
     /// Takes bytes from the front of `bytes` up to the end of a frame and
@@ -108,9 +98,7 @@ impl Decoder {
 fn open<T: Message>(frame: &mut [u8]) -> Result<T, FrameError> {
     let len = cobs::decode_in_place(frame).map_err(|_| FrameError::Damaged)?;
     let content = frame.get(..len).ok_or(FrameError::Damaged)?;
-    let (checked, crc) = content
-        .split_last_chunk::<CRC_LEN>()
-        .ok_or(FrameError::Damaged)?;
+    let (checked, crc) = content.split_last_chunk::<CRC_LEN>().ok_or(FrameError::Damaged)?;
     if CRC.checksum(checked) != u32::from_le_bytes(*crc) {
         return Err(FrameError::Damaged);
     }

@@ -14,20 +14,14 @@ fn requests() -> Vec<Request> {
         Command::Info,
         Command::List { first: 0 },
         Command::Connections { first: 31 },
-        Command::Restart {
-            domain: name("blk"),
-            timeout_ms: 0,
-        },
+        Command::Restart { domain: name("blk"), timeout_ms: 0 },
         Command::Crash {
             domain: name("a-name-of-23-characters"),
             how: How::Loop,
             timeout_ms: u32::MAX,
         },
         Command::Hold { domain: name("") },
-        Command::Release {
-            domain: name("net"),
-            timeout_ms: 1,
-        },
+        Command::Release { domain: name("net"), timeout_ms: 1 },
         Command::Log { cursor: u64::MAX },
         Command::Audit,
         Command::Crashes { from: 0 },
@@ -36,10 +30,7 @@ fn requests() -> Vec<Request> {
     commands
         .into_iter()
         .enumerate()
-        .map(|(i, command)| Request {
-            seq: i as u32,
-            command,
-        })
+        .map(|(i, command)| Request { seq: i as u32, command })
         .collect()
 }
 
@@ -47,13 +38,7 @@ fn requests() -> Vec<Request> {
 fn largest_answers() -> Vec<Answer> {
     let full = name("a-name-of-23-characters");
     let mut audit = heapless::Vec::new();
-    while audit
-        .push(DomainAudit {
-            domain: full.clone(),
-            violations: Err(u64::MAX),
-        })
-        .is_ok()
-    {}
+    while audit.push(DomainAudit { domain: full.clone(), violations: Err(u64::MAX) }).is_ok() {}
     let domain = DomainStatus {
         id: u16::MAX,
         name: full.clone(),
@@ -72,10 +57,7 @@ fn largest_answers() -> Vec<Answer> {
         notifies: u64::MAX,
         interrupts: u64::MAX,
     };
-    let mut domains = Page {
-        entries: heapless::Vec::new(),
-        next: Some(u16::MAX),
-    };
+    let mut domains = Page { entries: heapless::Vec::new(), next: Some(u16::MAX) };
     while domains.entries.push(domain.clone()).is_ok() {}
     let connection = ConnectionStatus {
         id: u16::MAX,
@@ -85,15 +67,9 @@ fn largest_answers() -> Vec<Answer> {
         frontend_state: u32::MAX,
         backend_state: u32::MAX,
     };
-    let mut connections = Page {
-        entries: heapless::Vec::new(),
-        next: Some(u16::MAX),
-    };
+    let mut connections = Page { entries: heapless::Vec::new(), next: Some(u16::MAX) };
     while connections.entries.push(connection.clone()).is_ok() {}
-    let mut log = LogPage {
-        next: u64::MAX,
-        bytes: heapless::Vec::new(),
-    };
+    let mut log = LogPage { next: u64::MAX, bytes: heapless::Vec::new() };
     while log.bytes.push(0xff).is_ok() {}
     let mut message = heapless::String::new();
     while message.write_char('x').is_ok() {}
@@ -127,10 +103,7 @@ fn largest_answers() -> Vec<Answer> {
         Answer::Log(log),
         Answer::Crash(Some(crash)),
         Answer::Crash(None),
-        Answer::Leaving {
-            generation: u32::MAX,
-            sequence: u64::MAX,
-        },
+        Answer::Leaving { generation: u32::MAX, sequence: u64::MAX },
         Answer::Done,
     ]
 }
@@ -157,10 +130,7 @@ fn every_request_survives_the_line() {
 #[test]
 fn the_largest_answers_fit_a_frame() {
     for answer in largest_answers() {
-        let reply = FromNode::Reply(Reply {
-            seq: u32::MAX,
-            result: Ok(answer),
-        });
+        let reply = FromNode::Reply(Reply { seq: u32::MAX, result: Ok(answer) });
         let frame = encode(&reply).unwrap();
         assert!(frame.len() <= FRAME_MAX);
         assert_eq!(frame.iter().position(|&b| b == 0), Some(frame.len() - 1));
@@ -180,14 +150,8 @@ fn a_failures_text_is_cut_and_not_lost() {
 
 #[test]
 fn any_changed_bit_is_noticed_and_the_next_frame_arrives() {
-    let request = Request {
-        seq: 7,
-        command: Command::Crashes { from: 1 << 40 },
-    };
-    let next = Request {
-        seq: 8,
-        command: Command::Audit,
-    };
+    let request = Request { seq: 7, command: Command::Crashes { from: 1 << 40 } };
+    let next = Request { seq: 8, command: Command::Audit };
     let frame = encode(&request).unwrap();
     for bit in 0..frame.len() * 8 {
         let mut line = frame.to_vec();
@@ -208,10 +172,7 @@ fn any_changed_bit_is_noticed_and_the_next_frame_arrives() {
 fn an_overlong_frame_is_dropped_whole() {
     let mut line = vec![1u8; 3 * FRAME_MAX];
     line.push(0);
-    let request = Request {
-        seq: 1,
-        command: Command::Info,
-    };
+    let request = Request { seq: 1, command: Command::Info };
     line.extend_from_slice(&encode(&request).unwrap());
     for step in [line.len(), 100] {
         let mut decoder = Decoder::new();
@@ -255,26 +216,15 @@ fn random_bytes_never_harm() {
         let mut line = Vec::new();
         for _ in 0..random() % 300 {
             // Zeroes often enough that short frames happen.
-            line.push(if random() % 16 == 0 {
-                0
-            } else {
-                random() as u8
-            });
+            line.push(if random() % 16 == 0 { 0 } else { random() as u8 });
         }
         if random() % 2 == 0 {
-            let mut frame = encode(&Request {
-                seq: round,
-                command: Command::Audit,
-            })
-            .unwrap();
+            let mut frame = encode(&Request { seq: round, command: Command::Audit }).unwrap();
             let at = random() as usize % frame.len();
             frame[at] = random() as u8;
             line.extend_from_slice(&frame);
         }
-        let good = Request {
-            seq: round,
-            command: Command::Log { cursor: random() },
-        };
+        let good = Request { seq: round, command: Command::Log { cursor: random() } };
         line.push(0);
         line.extend_from_slice(&encode(&good).unwrap());
         let mut last = None;
