@@ -1,1 +1,28 @@
-//! To come.
+//! Everything around the node that runs on the host: reading manifests,
+//! building images and bundles, disk images, QEMU, checks and figures.
+//!
+//! The binary is a thin command line over this library, and the system tests
+//! and benchmarks use the same library to boot nodes.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`manifest`] | TOML to a checked node manifest, errors with line and column |
+//! | [`build`], [`elf`], [`bundle`] | bare-metal images, flattened, into one bundle |
+//! | [`disk`] | GPT disk images with the manifest's volumes |
+//! | [`qemu`] | a running node and its verdict |
+//! | [`run`], [`test`], [`check`], [`deny`], [`sizes`] | the commands |
+
+pub mod build;
+pub mod bundle;
+pub mod check;
+pub mod deny;
+pub mod disk;
+pub mod elf;
+pub mod http;
+pub mod manifest;
+pub mod qemu;
+pub mod run;
+pub mod size;
+pub mod sizes;
+pub mod test;
+pub mod workspace;

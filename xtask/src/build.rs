@@ -1,0 +1,193 @@
+//! Builds the hypervisor and a manifest's images and bundles them.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+
+use crate::elf::{self, Flat};
+use crate::manifest::Manifest;
+use crate::workspace::{self, Metadata};
+use crate::{bundle, size};
+
+/// The cargo profile of bare-metal code.
+pub const PROFILE: &str = "bare";
+/// Flags for all of it: backtraces of dead domains follow frame pointers.
+pub const RUSTFLAGS: &str = "-C force-frame-pointers=yes";
+/// Largest image, hypervisor or domain, bytes in the bundle.
+pub const IMAGE_BUDGET: u64 = 512 * size::KIB;
+
+/// A node that is ready to boot.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// What it was made from.
+    pub manifest: Manifest,
+    /// The hypervisor, an ELF file.
+    pub hv: PathBuf,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// The manifest's images, in the order of [`Manifest::image_names`].
+    pub images: Vec<BuiltImage>,
+}
+
+/// An image.
+#[derive(Clone, Debug)]
+pub struct BuiltImage {
+    /// Name in the manifest.
+    pub name: String,
+    /// The ELF file with symbols.
+    pub elf: PathBuf,
+    /// What goes into the bundle.
+    pub flat: Flat,
+}
+
+/// Builds what `manifest` needs.
+///
+/// Cargo shows its progress on stderr. Within one process each package is
+/// built once, so tests that boot many nodes do not run cargo for each.
+///
+/// # Errors
+///
+/// A package is missing or does not build, an image breaks a rule or is too
+/// large for its domain.
+pub fn build(manifest: &Manifest) -> Result<Built> {
+    let metadata = Metadata::load(false)?;
+    let mut packages = Vec::new();
+    for domain in &manifest.domains {
+        let package = package_of(&domain.image);
+        if metadata.member(&package).is_none_or(|found| !found.has_bin()) {
+            let known = known_images(&metadata);
+            let why = format!(
+                "there is no image `{}` (no program in a package `{package}`); there is {}",
+                domain.image,
+                known.join(", ")
+            );
+            return Err(manifest.error(&domain.image_at, why).into());
+        }
+    }
+    for name in manifest.image_names() {
+        packages.push((name, package_of(name)));
+    }
+
+    let out = workspace::node_dir();
+    std::fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
+    let hv = out.join("hv");
+    publish(&compile("hv")?, &hv)?;
+    let mut images = Vec::new();
+    for (name, package) in packages {
+        let elf = out.join(format!("{name}.elf"));
+        publish(&compile(&package)?, &elf)?;
+        let file = std::fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
+        let flat = elf::flatten(&file).map_err(|why| anyhow!("image `{name}`: {why}"))?;
+        if flat.file_len() > IMAGE_BUDGET {
+            bail!(
+                "image `{name}` is too large: {} KiB, and {} KiB is the budget",
+                flat.file_len().div_ceil(size::KIB),
+                IMAGE_BUDGET / size::KIB
+            );
+        }
+        images.push(BuiltImage { name: name.to_owned(), elf, flat });
+    }
+    let flats: Vec<Flat> = images.iter().map(|image| image.flat.clone()).collect();
+    let bytes = bundle::make(manifest, &flats)?;
+    let bundle = out.join(format!("{}.bundle", manifest.stem()));
+    write_atomically(&bundle, &bytes)?;
+    Ok(Built { manifest: manifest.clone(), hv, bundle, images })
+}
+
+/// The package that an image is built from.
+#[must_use]
+pub fn package_of(image: &str) -> String {
+    match image {
+        "net" | "blk" => format!("driver-{image}"),
+        "supervisor" => image.to_owned(),
+        guest => format!("guest-{guest}"),
+    }
+}
+
+/// Names of all images that could be built.
+fn known_images(metadata: &Metadata) -> Vec<String> {
+    let bare = metadata.bare_packages();
+    let programs = bare.into_iter().filter(|p| metadata.member(p).is_some_and(|p| p.has_bin()));
+    let image = |package: &str| match package {
+        "supervisor" => Some(package.to_owned()),
+        _ => ["driver-", "guest-"]
+            .iter()
+            .find_map(|prefix| package.strip_prefix(prefix))
+            .map(str::to_owned),
+    };
+    programs.filter_map(image).collect()
+}
+
+/// A line of cargo's messages, as far as they matter here.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    executable: Option<PathBuf>,
+}
+
+/// Builds one bare-metal package and says where its program is.
+///
+/// Each package is an invocation of its own: its dependencies then have
+/// exactly the features it asks for, whatever else the manifest names.
+fn compile(package: &str) -> Result<PathBuf> {
+    static DONE: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
+    // Holding the lock also keeps two tests from waiting for cargo's lock.
+    let mut done = DONE.lock().map_err(|_| anyhow!("an earlier build panicked"))?;
+    let done = done.get_or_insert_default();
+    if let Some(program) = done.get(package) {
+        return Ok(program.clone());
+    }
+    let mut command = workspace::cargo();
+    command
+        .args(["build", "--profile", PROFILE, "--package", package, "--bins"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .arg("--target-dir")
+        .arg(workspace::bare_target_dir())
+        .env("RUSTFLAGS", RUSTFLAGS)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .stderr(Stdio::inherit());
+    let output = command.output().context("can't run cargo")?;
+    if !output.status.success() {
+        bail!("`{package}` does not build; cargo's messages above say why");
+    }
+    let program = output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| serde_json::from_slice::<Message>(line).ok())
+        .filter(|message| message.reason == "compiler-artifact")
+        .find_map(|message| message.executable)
+        .ok_or_else(|| anyhow!("`{package}` has no program"))?;
+    done.insert(package.to_owned(), program.clone());
+    Ok(program)
+}
+
+/// Copies a built file to a stable place unless it is there already.
+fn publish(from: &Path, to: &Path) -> Result<()> {
+    let bytes = std::fs::read(from).with_context(|| format!("can't read {}", from.display()))?;
+    if std::fs::read(to).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    write_atomically(to, &bytes)
+}
+
+/// Writes a file so that a reader sees the old or the new one, and never a half.
+///
+/// # Errors
+///
+/// It can't be written.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let write = || {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        std::fs::rename(&temporary, path)
+    };
+    write().with_context(|| format!("can't write {}", path.display()))
+}

@@ -1,0 +1,603 @@
+//! From TOML to a checked [`Manifest`].
+
+use std::collections::HashMap;
+
+use ring_proto::boot::{CAP_CONTROL_UART, CAP_SUPERVISOR};
+use ring_proto::bundle::{self, MAX_DEVICES, Select};
+use ring_proto::conn::Protocol;
+use ring_proto::{
+    MAX_CONNECTIONS, MAX_DOMAIN_CONNECTIONS, MAX_DOMAIN_DEVICES, MAX_DOMAINS, PAGE_SIZE,
+};
+use toml::Spanned;
+
+use super::reader::{Field, ManifestError, Section, Source, Span, suggestion};
+use super::{DEFAULT_VOLUME, Domain, Manifest, Volume};
+use crate::size::{self, MIB};
+
+/// `weight` of domains and connections that do not give one.
+const DEFAULT_WEIGHT: u16 = 256;
+/// ms of CPU time without `wait` until a domain counts as hung.
+const DEFAULT_WATCHDOG_MS: u32 = 500;
+/// DMA pool of a domain with a device.
+const DEFAULT_DMA_POOL: u64 = MIB;
+/// Grant table entries: a pool of 512 pages and rings for four connections.
+const DEFAULT_GRANT_ENTRIES: u32 = 2048;
+/// Grant tables and windows come in units of what one page table covers.
+const WINDOW_UNIT: u32 = 512;
+/// Window pages that a backend needs for one connection, rings and pool, rounded up.
+const WINDOW_PER_CONNECTION: u32 = 2 * WINDOW_UNIT;
+/// Most grant table entries and window pages.
+const MAX_GRANT_ENTRIES: u64 = 16_384;
+/// As far as an unbounded number goes that is a time, a share or a limit.
+const MAX_U32: u64 = u32::MAX as u64;
+
+type Named<'a> = Vec<(Spanned<String>, Section<'a>)>;
+
+/// Where a name was given first.
+type Index = HashMap<String, u16>;
+
+pub fn parse(source: Source) -> Result<Manifest, ManifestError> {
+    let document = source.parse()?;
+    let known = ["node", "device", "domain", "connection", "volume"];
+    let whole = 0..0;
+    let root = Section::new(&source, "the manifest", whole.clone(), document.get_ref(), &known)?;
+
+    let cores = match root.get("node") {
+        Some(field) => match field.section("[node]", &["cores"])?.get("cores") {
+            Some(cores) => cores.integer(1..=64)?,
+            None => 0,
+        },
+        None => 0,
+    };
+    let (devices, device_index) = devices(&source, root.get("device"))?;
+    let Some(table) = root.get("domain") else {
+        return Err(source.error(&whole, "the manifest has no [domain.name]"));
+    };
+    let sections = table.named_sections("domain", DOMAIN_KEYS)?;
+    let (mut domains, domain_index) = domains(&source, &sections, &device_index)?;
+    let mut volumes = Volumes::new(&source, root.get("volume"))?;
+    let connections = connections(&source, root.get("connection"), &domain_index, &mut volumes)?;
+    default_windows(&mut domains, &sections, &connections)?;
+
+    let mut warnings = volumes.warnings;
+    for domain in domains.iter().filter(|domain| domain.spare) {
+        warnings.push(format!(
+            "`spare = true` in [domain.{}] has no effect yet: warm spares are still to come",
+            domain.spec.name
+        ));
+    }
+    if domains.iter().all(|d| d.spec.capabilities & CAP_SUPERVISOR == 0) {
+        warnings.push(
+            "no domain has the capability `supervisor`: a domain that dies stays dead".to_owned(),
+        );
+    }
+    Ok(Manifest {
+        cores,
+        devices,
+        domains,
+        connections,
+        volumes: volumes.used,
+        warnings,
+        source: source.clone(),
+    })
+}
+
+/// Checks a name that the hypervisor has to hold.
+fn name(source: &Source, span: &Span, text: &str) -> Result<bundle::Name, ManifestError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if text.is_empty() || !text.chars().all(good) {
+        let why = format!("the name `{text}` must be of letters, digits, `-` and `_`");
+        return Err(source.error(span, why));
+    }
+    let capacity = bundle::Name::new().capacity();
+    bundle::Name::try_from(text).map_err(|_| {
+        source.error(span, format!("the name `{text}` is longer than {capacity} characters"))
+    })
+}
+
+/// The number behind a reference by name.
+fn resolve(field: &Field<'_>, kind: &str, index: &Index) -> Result<u16, ManifestError> {
+    let text = field.string()?;
+    index.get(text).copied().ok_or_else(|| {
+        let mut known: Vec<&str> = index.keys().map(String::as_str).collect();
+        known.sort_unstable();
+        field.wrong(format_args!("names an unknown {kind} `{text}`; {}", suggestion(text, &known)))
+    })
+}
+
+fn too_many(source: &Source, span: &Span, what: &str, most: usize) -> ManifestError {
+    source.error(span, format!("too many {what}: a node holds at most {most}"))
+}
+
+fn devices(
+    source: &Source,
+    field: Option<Field<'_>>,
+) -> Result<(Vec<bundle::Device>, Index), ManifestError> {
+    let mut devices: Vec<bundle::Device> = Vec::new();
+    let mut index = Index::new();
+    let sections = match field {
+        Some(field) => field.named_sections("device", &["match", "bdf"])?,
+        None => Vec::new(),
+    };
+    for (key, section) in &sections {
+        let label = key.get_ref();
+        let select = match (section.get("match"), section.get("bdf")) {
+            (Some(field), None) => class(label, &field)?,
+            (None, Some(field)) => Select::Bdf(bdf(&field)?),
+            (None, None) => {
+                return Err(source
+                    .error(&key.span(), format!("[device.{label}] has neither `match` nor `bdf`")));
+            }
+            (Some(_), Some(field)) => {
+                return Err(
+                    field.wrong("stands beside `match`; only one of them can choose the device")
+                );
+            }
+        };
+        if let Some(other) = devices.iter().find(|other| other.select == select) {
+            let why =
+                format!("[device.{label}] is the same PCI function as [device.{}]", other.name);
+            return Err(source.error(&key.span(), why));
+        }
+        if devices.len() == MAX_DEVICES {
+            return Err(too_many(source, &key.span(), "devices", MAX_DEVICES));
+        }
+        index.insert(label.clone(), devices.len() as u16);
+        devices.push(bundle::Device { name: name(source, &key.span(), label)?, select });
+    }
+    Ok((devices, index))
+}
+
+fn class(label: &str, field: &Field<'_>) -> Result<Select, ManifestError> {
+    let section = field.section(&format!("`match` of [device.{label}]"), &["class", "index"])?;
+    let class = section.require("class")?.word(&[("storage", 1), ("network", 2)])?;
+    let index = match section.get("index") {
+        Some(index) => index.integer(0..=255)?,
+        None => 0,
+    };
+    Ok(Select::Class { class, index })
+}
+
+fn bdf(field: &Field<'_>) -> Result<u16, ManifestError> {
+    let text = field.string()?;
+    let parts = || {
+        let (bus, rest) = text.split_once(':')?;
+        let (device, function) = rest.split_once('.')?;
+        if bus.len() != 2 || device.len() != 2 || function.len() != 1 {
+            return None;
+        }
+        let hex = |digits| u16::from_str_radix(digits, 16).ok();
+        let (bus, device, function) = (hex(bus)?, hex(device)?, hex(function)?);
+        (device < 32 && function < 8).then_some(bus << 8 | device << 3 | function)
+    };
+    parts().ok_or_else(|| {
+        field.wrong(format_args!("must be a PCI address such as \"01:00.0\", not \"{text}\""))
+    })
+}
+
+const DOMAIN_KEYS: &[&str] = &[
+    "image",
+    "memory",
+    "dma_pool",
+    "device",
+    "devices",
+    "capabilities",
+    "core",
+    "weight",
+    "cap",
+    "watchdog_ms",
+    "grant_entries",
+    "grant_window_pages",
+    "restart",
+    "args",
+    "autostart",
+    "spare",
+];
+
+fn domains(
+    source: &Source,
+    sections: &Named<'_>,
+    devices: &Index,
+) -> Result<(Vec<Domain>, Index), ManifestError> {
+    let mut domains: Vec<Domain> = Vec::new();
+    let mut index = Index::new();
+    let mut owners: HashMap<u16, String> = HashMap::new();
+    for (key, section) in sections {
+        let label = key.get_ref();
+        if domains.len() == MAX_DOMAINS {
+            return Err(too_many(source, &key.span(), "domains", MAX_DOMAINS));
+        }
+        let domain = domain(source, key, section, devices, &mut owners)?;
+        if let Some(uart) = section.get("capabilities")
+            && domain.spec.capabilities & CAP_CONTROL_UART != 0
+            && let Some(other) =
+                domains.iter().find(|d| d.spec.capabilities & CAP_CONTROL_UART != 0)
+        {
+            return Err(uart.wrong(format_args!(
+                "claims the control UART, which [domain.{}] has",
+                other.spec.name
+            )));
+        }
+        index.insert(label.clone(), domains.len() as u16);
+        domains.push(domain);
+    }
+    Ok((domains, index))
+}
+
+fn domain(
+    source: &Source,
+    key: &Spanned<String>,
+    section: &Section<'_>,
+    devices: &Index,
+    owners: &mut HashMap<u16, String>,
+) -> Result<Domain, ManifestError> {
+    let label = key.get_ref();
+    let image = section.require("image")?;
+    name(source, &image.span(), image.string()?)?;
+    let memory = section.require("memory")?;
+    let owned = owned_devices(label, section, devices, owners)?;
+    let dma_pool = match section.get("dma_pool") {
+        Some(field) if owned.is_empty() => return Err(field.wrong("is of no use without a device")),
+        Some(field) => pages(&field)?,
+        None if owned.is_empty() => 0,
+        None => DEFAULT_DMA_POOL,
+    };
+    let bytes = pages(&memory)?;
+    if dma_pool >= bytes {
+        return Err(memory.wrong(format_args!(
+            "is {}, which leaves nothing beside the DMA pool of {}",
+            size::show(bytes),
+            size::show(dma_pool)
+        )));
+    }
+    let args = match section.get("args") {
+        Some(field) => heapless::String::try_from(field.string()?)
+            .map_err(|_| field.wrong("is longer than 255 bytes"))?,
+        None => heapless::String::new(),
+    };
+    let spec = bundle::Domain {
+        name: name(source, &key.span(), label)?,
+        image: 0,
+        memory: bytes,
+        dma_pool,
+        capabilities: capabilities(section)?,
+        devices: owned,
+        core: section.get("core").map(|f| f.integer(0..=63)).transpose()?,
+        weight: or(section, "weight", 1..=65_535, DEFAULT_WEIGHT)?,
+        cap: or(section, "cap", 1..=100, 100)?,
+        watchdog_ms: or(section, "watchdog_ms", 1..=MAX_U32, DEFAULT_WATCHDOG_MS)?,
+        grant_entries: units(section, "grant_entries")?.unwrap_or(DEFAULT_GRANT_ENTRIES),
+        grant_window_pages: units(section, "grant_window_pages")?.unwrap_or(0),
+        restart: restart(label, section)?,
+        args,
+        autostart: flag(section, "autostart", true)?,
+    };
+    Ok(Domain {
+        spec,
+        image: image.string()?.to_owned(),
+        image_at: image.span(),
+        memory_at: memory.span(),
+        spare: flag(section, "spare", false)?,
+    })
+}
+
+/// An optional whole number.
+fn or<T: TryFrom<u64>>(
+    section: &Section<'_>,
+    key: &str,
+    range: std::ops::RangeInclusive<u64>,
+    default: T,
+) -> Result<T, ManifestError> {
+    section.get(key).map_or(Ok(default), |field| field.integer(range))
+}
+
+fn flag(section: &Section<'_>, key: &str, default: bool) -> Result<bool, ManifestError> {
+    section.get(key).map_or(Ok(default), |field| field.boolean())
+}
+
+/// A size in whole pages, not zero.
+fn pages(field: &Field<'_>) -> Result<u64, ManifestError> {
+    let bytes = field.size()?;
+    if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
+        return Err(field.wrong("must be a multiple of 4KiB and not zero"));
+    }
+    Ok(bytes)
+}
+
+/// A number of grant entries or window pages.
+fn units(section: &Section<'_>, key: &str) -> Result<Option<u32>, ManifestError> {
+    let Some(field) = section.get(key) else {
+        return Ok(None);
+    };
+    let value: u32 = field.integer(u64::from(WINDOW_UNIT)..=MAX_GRANT_ENTRIES)?;
+    if !value.is_multiple_of(WINDOW_UNIT) {
+        return Err(field.wrong(format_args!("must be a multiple of {WINDOW_UNIT}, not {value}")));
+    }
+    Ok(Some(value))
+}
+
+fn owned_devices(
+    label: &str,
+    section: &Section<'_>,
+    devices: &Index,
+    owners: &mut HashMap<u16, String>,
+) -> Result<heapless::Vec<u16, MAX_DOMAIN_DEVICES>, ManifestError> {
+    let fields = match (section.get("device"), section.get("devices")) {
+        (Some(_), Some(field)) => {
+            return Err(field.wrong("stands beside `device`; use one of them"));
+        }
+        (Some(field), None) => vec![field],
+        (None, Some(field)) => field.array()?,
+        (None, None) => Vec::new(),
+    };
+    let mut owned = heapless::Vec::new();
+    for field in fields {
+        let device = resolve(&field, "device", devices)?;
+        if let Some(owner) = owners.insert(device, label.to_owned()) {
+            return Err(field
+                .wrong(format_args!("claims `{}`, which [domain.{owner}] owns", field.string()?)));
+        }
+        owned.push(device).map_err(|_| {
+            field.wrong(format_args!(
+                "is one too many: a domain owns at most {MAX_DOMAIN_DEVICES} devices"
+            ))
+        })?;
+    }
+    Ok(owned)
+}
+
+fn capabilities(section: &Section<'_>) -> Result<u32, ManifestError> {
+    let words = [("supervisor", CAP_SUPERVISOR), ("control-uart", CAP_CONTROL_UART)];
+    let Some(field) = section.get("capabilities") else {
+        return Ok(0);
+    };
+    let mut all = 0;
+    for item in field.array()? {
+        all |= item.word(&words)?;
+    }
+    Ok(all)
+}
+
+fn restart(label: &str, section: &Section<'_>) -> Result<bundle::Restart, ManifestError> {
+    let mut policy = bundle::Restart {
+        floor_ms: 5,
+        backoff_percent: 200,
+        budget: 5,
+        window_s: 10,
+        automatic: true,
+    };
+    let Some(field) = section.get("restart") else {
+        return Ok(policy);
+    };
+    let keys = ["floor_ms", "backoff", "budget", "window_s", "automatic"];
+    let section = field.section(&format!("`restart` of [domain.{label}]"), &keys)?;
+    policy.floor_ms = or(&section, "floor_ms", 0..=3_600_000, policy.floor_ms)?;
+    policy.budget = or(&section, "budget", 0..=MAX_U32, policy.budget)?;
+    policy.window_s = or(&section, "window_s", 1..=86_400, policy.window_s)?;
+    policy.automatic = flag(&section, "automatic", policy.automatic)?;
+    if let Some(backoff) = section.get("backoff") {
+        policy.backoff_percent = backoff.hundredths(1.0..=100.0)?;
+    }
+    Ok(policy)
+}
+
+/// The `[volume.*]` tables and which of them connections use.
+struct Volumes {
+    sizes: Vec<(String, u64)>,
+    used: Vec<Volume>,
+    warnings: Vec<String>,
+}
+
+impl Volumes {
+    fn new(source: &Source, field: Option<Field<'_>>) -> Result<Self, ManifestError> {
+        let mut sizes = Vec::new();
+        let sections = match field {
+            Some(field) => field.named_sections("volume", &["size"])?,
+            None => Vec::new(),
+        };
+        for (key, section) in sections {
+            label(source, &key.span(), key.get_ref())?;
+            let size = section.get("size");
+            let bytes = size.as_ref().map_or(Ok(DEFAULT_VOLUME), pages)?;
+            if let Some(size) = size
+                && bytes < MIB
+            {
+                return Err(size.wrong("must be at least 1MiB"));
+            }
+            sizes.push((key.get_ref().clone(), bytes));
+        }
+        let warnings = Vec::new();
+        Ok(Self { sizes, used: Vec::new(), warnings })
+    }
+
+    /// Notes that a connection uses the volume; false if another one does already.
+    fn take(&mut self, label: &str) -> bool {
+        if self.used.iter().any(|volume| volume.label == label) {
+            return false;
+        }
+        let given = self.sizes.iter().find(|(name, _)| name == label);
+        let size = given.map_or(DEFAULT_VOLUME, |(_, size)| *size);
+        self.used.push(Volume { label: label.to_owned(), size });
+        true
+    }
+
+    /// Volumes that nobody uses exist on the disk all the same.
+    fn finish(&mut self) {
+        for (label, size) in &self.sizes {
+            if !self.used.iter().any(|volume| volume.label == *label) {
+                self.warnings.push(format!("[volume.{label}] is not used by any connection"));
+                self.used.push(Volume { label: label.clone(), size: *size });
+            }
+        }
+    }
+}
+
+/// Checks a GPT label.
+fn label(source: &Source, span: &Span, text: &str) -> Result<heapless::String<36>, ManifestError> {
+    if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(source.error(
+            span,
+            format!("the volume label `{text}` must be of printable ASCII without spaces"),
+        ));
+    }
+    heapless::String::try_from(text).map_err(|_| {
+        source.error(span, format!("the volume label `{text}` is longer than 36 characters"))
+    })
+}
+
+const CONNECTION_KEYS: &[&str] =
+    &["protocol", "frontend", "backend", "volume", "mac", "weight", "limits"];
+
+fn connections(
+    source: &Source,
+    field: Option<Field<'_>>,
+    domains: &Index,
+    volumes: &mut Volumes,
+) -> Result<Vec<bundle::Connection>, ManifestError> {
+    let mut all: Vec<bundle::Connection> = Vec::new();
+    let mut ends: HashMap<u16, usize> = HashMap::new();
+    for item in field.map_or(Ok(Vec::new()), |field| field.array())? {
+        if all.len() == MAX_CONNECTIONS {
+            return Err(too_many(source, &item.span(), "connections", MAX_CONNECTIONS));
+        }
+        let section = item.section("[[connection]]", CONNECTION_KEYS)?;
+        let connection = connection(source, &section, domains, volumes, &all)?;
+        for (end, key) in [(connection.frontend, "frontend"), (connection.backend, "backend")] {
+            let count = ends.entry(end).or_default();
+            *count += 1;
+            if *count > MAX_DOMAIN_CONNECTIONS {
+                let field = section.require(key)?;
+                return Err(
+                    field.wrong(format_args!("has more than {MAX_DOMAIN_CONNECTIONS} connections"))
+                );
+            }
+        }
+        all.push(connection);
+    }
+    volumes.finish();
+    Ok(all)
+}
+
+fn connection(
+    source: &Source,
+    section: &Section<'_>,
+    domains: &Index,
+    volumes: &mut Volumes,
+    before: &[bundle::Connection],
+) -> Result<bundle::Connection, ManifestError> {
+    let protocol =
+        section.require("protocol")?.word(&[("blk", Protocol::Blk), ("net", Protocol::Net)])?;
+    let frontend_field = section.require("frontend")?;
+    let frontend = resolve(&frontend_field, "domain", domains)?;
+    let backend_field = section.require("backend")?;
+    let backend = resolve(&backend_field, "domain", domains)?;
+    if frontend == backend {
+        return Err(
+            backend_field.wrong("is the frontend too; a domain can't be connected to itself")
+        );
+    }
+    let mut volume = heapless::String::new();
+    let mut mac = [0; 6];
+    match protocol {
+        Protocol::Blk => {
+            if let Some(field) = section.get("mac") {
+                return Err(field.wrong("is of no use for a blk connection"));
+            }
+            let field = section.require("volume")?;
+            volume = label(source, &field.span(), field.string()?)?;
+            if !volumes.take(&volume) {
+                return Err(field.wrong(format_args!(
+                    "is `{volume}`, which another connection has; a volume goes to one guest"
+                )));
+            }
+        }
+        Protocol::Net => {
+            if let Some(field) = section.get("volume") {
+                return Err(field.wrong("is of no use for a net connection"));
+            }
+            mac = match section.get("mac") {
+                Some(field) => parse_mac(&field)?,
+                None => assigned_mac(frontend_field.string()?, frontend, before),
+            };
+            if before.iter().any(|other| other.mac == mac) {
+                let span =
+                    section.get("mac").map_or_else(|| section.span().clone(), |field| field.span());
+                return Err(source.error(
+                    &span,
+                    format!("the MAC address {} is taken by another connection", show_mac(mac)),
+                ));
+            }
+        }
+    }
+    let mut connection = bundle::Connection {
+        protocol: protocol as u16,
+        frontend,
+        backend,
+        volume,
+        mac,
+        weight: or(section, "weight", 1..=65_535, u32::from(DEFAULT_WEIGHT))?,
+        ops_limit: 0,
+        bandwidth_limit: 0,
+    };
+    if let Some(field) = section.get("limits") {
+        let limits = field.section("`limits` of [[connection]]", &["ops", "bandwidth"])?;
+        connection.ops_limit = or(&limits, "ops", 1..=MAX_U32, 0)?;
+        if let Some(bandwidth) = limits.get("bandwidth") {
+            connection.bandwidth_limit = bandwidth.rate()?;
+        }
+    }
+    Ok(connection)
+}
+
+fn parse_mac(field: &Field<'_>) -> Result<[u8; 6], ManifestError> {
+    let text = field.string()?;
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2))
+        .collect();
+    let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()).ok_or_else(|| {
+        field.wrong(format_args!(
+            "must be a MAC address such as \"02:42:48:00:00:01\", not \"{text}\""
+        ))
+    })?;
+    if mac.first().is_none_or(|first| first & 3 != 2) {
+        let why = "must be a locally administered address of one station (02:… for example)";
+        return Err(field.wrong(format_args!("{why}, not {text}")));
+    }
+    Ok(mac)
+}
+
+/// A locally administered address that stays the same while other parts of the
+/// manifest change: it comes from the frontend's name and the number of vifs it has.
+fn assigned_mac(frontend_name: &str, frontend: u16, before: &[bundle::Connection]) -> [u8; 6] {
+    let earlier = before
+        .iter()
+        .filter(|other| other.frontend == frontend && other.protocol == Protocol::Net as u16);
+    let hash = crc32fast::hash(format!("{frontend_name}/{}", earlier.count()).as_bytes());
+    let [a, b, c, _] = hash.to_be_bytes();
+    [0x02, 0x42, 0x48, a, b, c]
+}
+
+fn show_mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Gives each domain without `grant_window_pages` a window that fits what its frontends grant.
+fn default_windows(
+    domains: &mut [Domain],
+    sections: &Named<'_>,
+    connections: &[bundle::Connection],
+) -> Result<(), ManifestError> {
+    for (index, (domain, (_, section))) in domains.iter_mut().zip(sections).enumerate() {
+        let served = connections.iter().filter(|c| usize::from(c.backend) == index);
+        let served = u32::try_from(served.count()).unwrap_or(u32::MAX);
+        let needed = served.saturating_mul(WINDOW_PER_CONNECTION).max(WINDOW_UNIT);
+        if units(section, "grant_window_pages")?.is_none() {
+            domain.spec.grant_window_pages = match served {
+                0 => WINDOW_UNIT,
+                _ => needed.max(2 * WINDOW_PER_CONNECTION),
+            };
+        }
+    }
+    Ok(())
+}

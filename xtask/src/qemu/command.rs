@@ -1,0 +1,84 @@
+//! QEMU's command line.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, anyhow};
+
+use super::NodeConfig;
+use crate::build::Built;
+use crate::size::KIB;
+
+/// The command for a node.
+///
+/// The disk and the NIC sit behind root ports so that they have a PCI Express
+/// capability and with it a function-level reset; without `iommu_platform` a
+/// virtio device would bypass the IOMMU silently.
+pub fn command(
+    qemu: &Path,
+    config: &NodeConfig,
+    built: &Built,
+    cores: u16,
+    port: u16,
+) -> Result<Command> {
+    let kvm = config.accel.use_kvm().map_err(|why| anyhow!("KVM can't be used: {why}"))?;
+    let accel = match (kvm, config.icount) {
+        (true, true) => return Err(anyhow!("instructions can be counted with --accel tcg only")),
+        (true, false) => "kvm,kernel-irqchip=split",
+        (false, true) => "tcg,thread=single",
+        (false, false) => "tcg,thread=multi",
+    };
+    let mut command = Command::new(qemu);
+    command
+        .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+        .args(["-display", "none", "-vga", "none"])
+        .args(["-M", "q35,smbus=off,sata=off,vmport=off"])
+        .args(["-cpu", &config.cpu, "-accel", accel, "-smp", &cores.to_string()])
+        .args(["-m", &format!("{}K", config.memory / KIB)])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+        .arg("-kernel")
+        .arg(&built.hv)
+        .arg("-initrd")
+        .arg(with_path("", &built.bundle))
+        .args(["-chardev", "stdio,id=com1,signal=off", "-serial", "chardev:com1"])
+        .arg("-chardev")
+        .arg(with_path("socket,id=com2,server=on,wait=off,path=", &config.control_socket))
+        .args(["-serial", "chardev:com2"])
+        .args(["-device", "amd-iommu,intremap=on"])
+        .args(["-device", "pcie-root-port,id=rp1,chassis=1"])
+        .args(["-device", "pcie-root-port,id=rp2,chassis=2"])
+        .arg("-drive")
+        .arg(with_path(
+            "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file.locking=on,file.filename=",
+            &config.disk,
+        ))
+        .args(["-device", "virtio-blk-pci,drive=disk,bus=rp1,disable-legacy=on,iommu_platform=on"])
+        .args(["-netdev", &format!("user,id=wire,hostfwd=tcp:127.0.0.1:{port}-:80")])
+        .args([
+            "-device",
+            "virtio-net-pci,netdev=wire,bus=rp2,romfile=,disable-legacy=on,iommu_platform=on",
+        ]);
+    if config.icount {
+        command.args(["-icount", "shift=0,sleep=off"]);
+    }
+    command
+        .args(&config.extra_args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Ok(command)
+}
+
+/// An option with a path in it, where QEMU wants commas doubled.
+fn with_path(before: &str, path: &Path) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut bytes = before.as_bytes().to_vec();
+    for byte in path.as_os_str().as_bytes() {
+        bytes.push(*byte);
+        if *byte == b',' {
+            bytes.push(b',');
+        }
+    }
+    OsString::from_vec(bytes)
+}
