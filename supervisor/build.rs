@@ -1,0 +1,1 @@
+include!("../domain-rt/link/build.rs");

@@ -1,0 +1,329 @@
+//! A simulated node: domains that die, are built, become ready and connect,
+//! each step taking its time on a clock that the test moves.
+
+use std::{format, string::String, vec, vec::Vec};
+
+use ring_proto::{
+    DomainId, Generation,
+    conn::State,
+    crash::{CrashRecord, Reason},
+    event::Inject,
+    hypercall::{ConnectionInfo, DomainInfo, DomainState, Error, LogHeader, NodeInfo},
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::Node;
+
+const MS: u64 = 1_000_000;
+
+/// How a simulated domain behaves.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    /// From an injected panic to the death.
+    pub dies_after_ns: u64,
+    /// From start to ready.
+    pub ready_after_ns: u64,
+    /// From ready to connected; `None`: it never connects.
+    pub connects_after_ns: Option<u64>,
+    /// It dies again so long after each start.
+    pub dies_by_itself_ns: Option<u64>,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            dies_after_ns: MS / 10,
+            ready_after_ns: 2 * MS,
+            connects_after_ns: Some(MS),
+            dies_by_itself_ns: None,
+        }
+    }
+}
+
+/// A simulated node with the domains `supervisor`, `blk`, `net` and `kv`; `kv`
+/// is the frontend of connections to `blk` and `net`.
+#[derive(Debug)]
+pub struct FakeNode {
+    /// The clock. Set it, then call [`step`](Self::step).
+    pub now: u64,
+    /// What the hypervisor would say of the domains.
+    pub domains: Vec<DomainInfo>,
+    /// How each behaves.
+    pub habits: Vec<Habits>,
+    /// Crash records.
+    pub records: Vec<CrashRecord>,
+    /// Console bytes.
+    pub console: Vec<u8>,
+    /// Starts that were ordered, in order.
+    pub starts: Vec<(DomainId, u64)>,
+    /// It was powered off.
+    pub off: bool,
+    /// Violations that the audit finds in each domain.
+    pub violations: u64,
+    dies_at: Vec<Option<(u64, Reason)>>,
+    connections: Vec<(DomainId, DomainId)>,
+}
+
+/// Number of the simulated supervisor.
+pub const SUPERVISOR: DomainId = 0;
+/// Number of the simulated blk.
+pub const BLK: DomainId = 1;
+/// Number of the simulated net.
+pub const NET: DomainId = 2;
+/// Number of the simulated kv.
+pub const KV: DomainId = 3;
+
+impl Default for FakeNode {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeNode {
+    /// A node on which everything serves.
+    pub fn new() -> Self {
+        let names = ["supervisor", "blk", "net", "kv"];
+        let domains = names.iter().zip(0..).map(|(text, id)| {
+            let mut name = [0; 24];
+            name[..text.len()].copy_from_slice(text.as_bytes());
+            DomainInfo {
+                id,
+                core: id % 2,
+                state: DomainState::Running as u32,
+                generation: 1,
+                ready: 1,
+                memory: 4 << 20,
+                restart_floor_ms: 5,
+                restart_backoff_percent: 200,
+                restart_budget: 5,
+                restart_window_s: 10,
+                restart_automatic: 1,
+                name,
+                ..DomainInfo::default()
+            }
+        });
+        let mut node = Self {
+            now: 1_000 * MS,
+            domains: domains.collect(),
+            habits: vec![Habits::default(); names.len()],
+            records: Vec::new(),
+            console: Vec::new(),
+            starts: Vec::new(),
+            off: false,
+            violations: 0,
+            dies_at: vec![None; names.len()],
+            connections: vec![(KV, BLK), (KV, NET)],
+        };
+        node.print(0xffff, "simulated node");
+        node
+    }
+
+    /// Appends a line to the console.
+    pub fn print(&mut self, domain: DomainId, text: &str) {
+        let header = LogHeader { domain, len: text.len() as u16, generation: 1, time_ns: self.now };
+        self.console.extend_from_slice(header.as_bytes());
+        self.console.extend_from_slice(text.as_bytes());
+    }
+
+    /// Lets happen what is due by `now`.
+    pub fn step(&mut self) {
+        for index in 0..self.domains.len() {
+            if let Some((at, reason)) = self.dies_at[index]
+                && at <= self.now
+            {
+                self.die(index as DomainId, reason);
+            }
+            let info = &mut self.domains[index];
+            let ready_at = info.started_ns + self.habits[index].ready_after_ns;
+            if info.state == DomainState::Running as u32 && info.ready == 0 && ready_at <= self.now
+            {
+                info.ready = 1;
+                let record = self.records.iter_mut().rev().find(|r| r.domain == info.id);
+                if let Some(record) = record {
+                    record.ready_ns = ready_at;
+                }
+            }
+        }
+    }
+
+    /// Ends a generation.
+    pub fn die(&mut self, domain: DomainId, reason: Reason) {
+        let index = usize::from(domain);
+        let info = &mut self.domains[index];
+        if info.state != DomainState::Running as u32 {
+            return;
+        }
+        let generation: Generation = info.generation;
+        info.state = DomainState::Dead as u32;
+        info.generation += 1;
+        info.deaths += 1;
+        info.ready = 0;
+        info.last_reason = reason as u32;
+        info.died_ns = self.now;
+        self.dies_at[index] = None;
+        let mut record = CrashRecord::new_zeroed();
+        record.sequence = self.records.len() as u64;
+        record.domain = domain;
+        record.generation = generation;
+        record.detected_ns = self.now;
+        record.quiesced_ns = self.now;
+        record.report.reason = reason as u32;
+        record.report.backtrace[0] = 0x20_1234;
+        let message: String = format!("generation {generation} ended");
+        record.report.message[..message.len()].copy_from_slice(message.as_bytes());
+        self.records.push(record);
+        if domain == SUPERVISOR {
+            self.begin(domain);
+        }
+    }
+
+    fn begin(&mut self, domain: DomainId) {
+        let now = self.now;
+        let index = usize::from(domain);
+        let info = &mut self.domains[index];
+        info.state = DomainState::Running as u32;
+        info.started_ns = now;
+        info.ready = 0;
+        if let Some(ns) = self.habits[index].dies_by_itself_ns {
+            self.dies_at[index] = Some((now + ns, Reason::Panic));
+        }
+        if let Some(record) = self.records.iter_mut().rev().find(|r| r.domain == domain) {
+            record.restarted_ns = now;
+        }
+    }
+
+    fn get(&mut self, domain: DomainId) -> Result<&mut DomainInfo, Error> {
+        self.domains.get_mut(usize::from(domain)).ok_or(Error::NotFound)
+    }
+
+    fn end_state(&self, domain: DomainId) -> u32 {
+        let info = &self.domains[usize::from(domain)];
+        let habits = &self.habits[usize::from(domain)];
+        let ready_at = info.started_ns + habits.ready_after_ns;
+        let state = match (DomainState::from_raw(info.state), habits.connects_after_ns) {
+            (Some(DomainState::Running), Some(after))
+                if info.ready != 0 && ready_at + after <= self.now =>
+            {
+                State::Connected
+            }
+            (Some(DomainState::Running), _) => State::Initialising,
+            _ => State::Closed,
+        };
+        state as u32
+    }
+}
+
+impl Node for FakeNode {
+    fn now_ns(&self) -> u64 {
+        self.now
+    }
+
+    fn domains(&mut self, out: &mut [DomainInfo]) -> Result<usize, Error> {
+        self.step();
+        out[..self.domains.len()].copy_from_slice(&self.domains);
+        Ok(self.domains.len())
+    }
+
+    fn connections(&mut self, out: &mut [ConnectionInfo]) -> Result<usize, Error> {
+        for (id, &(frontend, backend)) in self.connections.iter().enumerate() {
+            out[id] = ConnectionInfo {
+                id: id as u16,
+                protocol: 1 + id as u16,
+                frontend,
+                backend,
+                frontend_state: self.end_state(frontend),
+                backend_state: self.end_state(backend),
+            };
+        }
+        Ok(self.connections.len())
+    }
+
+    fn info(&mut self) -> Result<NodeInfo, Error> {
+        Ok(NodeInfo {
+            cores: 2,
+            domains: self.domains.len() as u32,
+            memory: 512 << 20,
+            free: 400 << 20,
+            now_ns: self.now,
+            next_crash: self.records.len() as u64,
+            shootdowns: 3,
+            iotlb_flushes: 4,
+        })
+    }
+
+    fn start(&mut self, domain: DomainId) -> Result<(), Error> {
+        let state = self.get(domain)?.state;
+        if state != DomainState::Dead as u32 && state != DomainState::Stopped as u32 {
+            return Err(Error::BadState);
+        }
+        self.starts.push((domain, self.now));
+        self.begin(domain);
+        Ok(())
+    }
+
+    fn stop(&mut self, domain: DomainId) -> Result<(), Error> {
+        self.get(domain)?;
+        self.die(domain, Reason::Operator);
+        Ok(())
+    }
+
+    fn restart(&mut self, domain: DomainId) -> Result<(), Error> {
+        self.stop(domain)?;
+        if domain == SUPERVISOR {
+            return Ok(());
+        }
+        self.start(domain)
+    }
+
+    fn hold(&mut self, domain: DomainId) -> Result<(), Error> {
+        self.get(domain)?.state = DomainState::Held as u32;
+        Ok(())
+    }
+
+    fn release(&mut self, domain: DomainId) -> Result<(), Error> {
+        self.get(domain)?.state = DomainState::Dead as u32;
+        Ok(())
+    }
+
+    fn inject(&mut self, domain: DomainId, kind: Inject) -> Result<(), Error> {
+        self.get(domain)?;
+        let after = self.habits[usize::from(domain)].dies_after_ns;
+        let (after, reason) = match kind {
+            Inject::Panic => (after, Reason::Panic),
+            Inject::NullWrite => (after, Reason::Exception),
+            Inject::Loop => (100 * after, Reason::Watchdog),
+        };
+        self.dies_at[usize::from(domain)] = Some((self.now + after, reason));
+        Ok(())
+    }
+
+    fn crash_read(&mut self, sequence: u64) -> Result<Option<CrashRecord>, Error> {
+        Ok(self.records.iter().find(|r| r.sequence >= sequence).copied())
+    }
+
+    fn log_read(&mut self, cursor: u64, out: &mut [u8]) -> Result<u64, Error> {
+        let rest = self.console.get(cursor as usize..).unwrap_or_default();
+        // Whole entries only, as the hypervisor does it.
+        let mut len = 0;
+        let header = size_of::<LogHeader>();
+        while let Some(entry) = rest.get(len..len + header) {
+            let text = usize::from(u16::from_le_bytes([entry[2], entry[3]]));
+            if len + header + text > out.len() {
+                break;
+            }
+            len += header + text;
+        }
+        out[..len].copy_from_slice(&rest[..len]);
+        Ok(cursor + len as u64)
+    }
+
+    fn audit(&mut self, domain: DomainId) -> Result<u64, Error> {
+        self.get(domain)?;
+        Ok(self.violations)
+    }
+
+    fn shutdown(&mut self) -> Result<(), Error> {
+        self.off = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,41 @@
+//! What the supervisor can see and do: the hypervisor's supervisor calls.
+
+use ring_proto::{
+    DomainId,
+    crash::CrashRecord,
+    event::Inject,
+    hypercall::{ConnectionInfo, DomainInfo, Error, NodeInfo},
+};
+
+/// A node, as its hypervisor lets a supervisor see it.
+pub trait Node {
+    /// The node's clock, ns.
+    fn now_ns(&self) -> u64;
+    /// Fills `out` with domains from number 0 on; returns how many it wrote.
+    fn domains(&mut self, out: &mut [DomainInfo]) -> Result<usize, Error>;
+    /// Likewise for connections.
+    fn connections(&mut self, out: &mut [ConnectionInfo]) -> Result<usize, Error>;
+    /// The node as a whole.
+    fn info(&mut self) -> Result<NodeInfo, Error>;
+    /// Builds and runs a domain that is stopped or dead.
+    fn start(&mut self, domain: DomainId) -> Result<(), Error>;
+    /// Ends a running domain.
+    fn stop(&mut self, domain: DomainId) -> Result<(), Error>;
+    /// Stops it if it is alive, then starts it.
+    fn restart(&mut self, domain: DomainId) -> Result<(), Error>;
+    /// Marks it as not to be started.
+    fn hold(&mut self, domain: DomainId) -> Result<(), Error>;
+    /// Undoes a hold.
+    fn release(&mut self, domain: DomainId) -> Result<(), Error>;
+    /// Has it misbehave.
+    fn inject(&mut self, domain: DomainId, kind: Inject) -> Result<(), Error>;
+    /// The oldest kept crash record not below `sequence`.
+    fn crash_read(&mut self, sequence: u64) -> Result<Option<CrashRecord>, Error>;
+    /// Console text from `cursor` on; returns the next cursor. What it does
+    /// not write of `out` stays as it was.
+    fn log_read(&mut self, cursor: u64, out: &mut [u8]) -> Result<u64, Error>;
+    /// Number of violations in a domain's tables.
+    fn audit(&mut self, domain: DomainId) -> Result<u64, Error>;
+    /// Powers the node off.
+    fn shutdown(&mut self) -> Result<(), Error>;
+}

@@ -1,0 +1,515 @@
+//! The body of the supervisor's event loop.
+
+use heapless::{Deque, Vec};
+use ring_proto::{
+    DomainId, Generation, MAX_CONNECTIONS, MAX_DOMAINS,
+    bundle::Name,
+    control::{
+        self, Answer, Command, Decoder, DomainAudit, Event, FRAME_MAX, Failure, FailureKind,
+        FromNode, How, Info, MAX_TIMEOUT_MS, Reply, Request,
+    },
+    event::Inject,
+    hypercall::{ConnectionInfo, DomainInfo, DomainState, Error},
+};
+
+use crate::{
+    Node,
+    operation::{Operation, Order, Progress},
+    restart::{Decision, History, decide},
+    status,
+};
+
+/// Commands that can be under way at a time.
+const MAX_OPERATIONS: usize = 4;
+/// Bytes that can wait to be sent.
+const TX_BYTES: usize = 8 * 1024;
+/// How often a command under way is looked after. A domain's readiness and its
+/// connections show in shared memory, which signals nobody here.
+const OPERATION_POLL_NS: u64 = 500_000;
+/// How long to wait before a failed start is tried again.
+const RETRY_NS: u64 = 100_000_000;
+/// How long a farewell may take to leave the line.
+const FAREWELL_NS: u64 = 1_000_000_000;
+/// Records read at a time, so that a storm of deaths cannot keep the loop.
+const RECORDS_PER_LOOK: usize = 32;
+
+/// What ends this supervisor itself, once its answer has left the line.
+#[derive(Clone, Copy, Debug)]
+enum Farewell {
+    Restart,
+    Crash(Inject),
+    Shutdown,
+}
+
+/// The supervisor.
+#[derive(Debug)]
+pub struct Supervisor {
+    me: DomainId,
+    generation: Generation,
+    decoder: Decoder,
+    tx: Deque<u8, TX_BYTES>,
+    domains: Vec<DomainInfo, MAX_DOMAINS>,
+    connections: Vec<ConnectionInfo, MAX_CONNECTIONS>,
+    history: [History; MAX_DOMAINS],
+    /// No start of this domain before this time: the last attempt failed.
+    retry_at: [u64; MAX_DOMAINS],
+    operations: Vec<Operation, MAX_OPERATIONS>,
+    /// First crash record that was not looked at.
+    next_record: u64,
+    farewell: Option<(Farewell, u64)>,
+    bad_frames: u64,
+    lost_events: u64,
+}
+
+impl Supervisor {
+    /// The supervisor that is domain `me` in its `generation`. Deaths before
+    /// its time are taken note of by the domains' states alone.
+    pub fn new(me: DomainId, generation: Generation, node: &mut impl Node) -> Self {
+        let mut this = Self {
+            me,
+            generation,
+            decoder: Decoder::new(),
+            tx: Deque::new(),
+            domains: Vec::new(),
+            connections: Vec::new(),
+            history: [const { History::new() }; MAX_DOMAINS],
+            retry_at: [0; MAX_DOMAINS],
+            operations: Vec::new(),
+            next_record: node.info().map_or(0, |info| info.next_crash),
+            farewell: None,
+            bad_frames: 0,
+            lost_events: 0,
+        };
+        // Whatever a former generation left half sent ends here.
+        let _ = this.tx.push_back(0);
+        this.tell(Event::Started { generation });
+        this
+    }
+
+    /// Whether [`receive`](Self::receive) may be called: there is room for
+    /// its answer.
+    pub fn can_receive(&self) -> bool {
+        self.room() >= FRAME_MAX
+    }
+
+    /// Takes one byte from the control line and answers the request that it
+    /// completes, if it does.
+    pub fn receive(&mut self, node: &mut impl Node, byte: u8) {
+        let mut bytes: &[u8] = &[byte];
+        while let Some(result) = self.decoder.feed::<Request>(&mut bytes) {
+            match result {
+                Ok(request) => self.serve(node, request),
+                Err(why) => {
+                    log::warn!("control: frame dropped: {why:?}");
+                    self.bad_frames = self.bad_frames.saturating_add(1);
+                    self.tell(Event::BadFrame);
+                }
+            }
+        }
+    }
+
+    /// Bytes that are to be sent; tell with [`sent`](Self::sent) how many went.
+    pub fn to_send(&self) -> &[u8] {
+        self.tx.as_slices().0
+    }
+
+    /// The first `count` bytes of [`to_send`](Self::to_send) are on their way.
+    pub fn sent(&mut self, count: usize) {
+        for _ in 0..count {
+            self.tx.pop_front();
+        }
+    }
+
+    /// Whether this supervisor is about to end, as soon as the line is empty.
+    pub fn is_leaving(&self) -> bool {
+        self.farewell.is_some()
+    }
+
+    /// Looks at the node and acts: deaths, restarts, commands under way.
+    /// Returns when to come back (ns) if no event comes before.
+    pub fn poll(&mut self, node: &mut impl Node) -> u64 {
+        let now = node.now_ns();
+        if let Err(why) = self.look(node) {
+            log::error!("the hypervisor does not show its domains: {why:?}");
+            return now.saturating_add(RETRY_NS);
+        }
+        self.read_deaths(node);
+        let mut next = self.restart_the_dead(node, now);
+        if !self.operations.is_empty() {
+            self.finish_operations(node);
+            if !self.operations.is_empty() {
+                next = next.min(now.saturating_add(OPERATION_POLL_NS));
+            }
+        }
+        next.min(self.leave(node))
+    }
+
+    /// Reads the present state of domains and connections.
+    fn look(&mut self, node: &mut impl Node) -> Result<(), Error> {
+        let full = [DomainInfo::default(); MAX_DOMAINS];
+        self.domains = Vec::from_slice(&full).unwrap_or_default();
+        let count = node.domains(&mut self.domains)?;
+        self.domains.truncate(count);
+        let full = [ConnectionInfo::default(); MAX_CONNECTIONS];
+        self.connections = Vec::from_slice(&full).unwrap_or_default();
+        let count = node.connections(&mut self.connections)?;
+        self.connections.truncate(count);
+        Ok(())
+    }
+
+    /// Takes note of deaths since the last look: which command each belongs
+    /// to, or that it was unplanned.
+    fn read_deaths(&mut self, node: &mut impl Node) {
+        for _ in 0..RECORDS_PER_LOOK {
+            let record = match node.crash_read(self.next_record) {
+                Ok(Some(record)) if record.sequence >= self.next_record => record,
+                _ => return,
+            };
+            self.next_record = record.sequence.saturating_add(1);
+            let (domain, generation) = (record.domain, record.generation);
+            self.tell(Event::Died {
+                domain,
+                generation,
+                reason: record.report.reason,
+                sequence: record.sequence,
+            });
+            let mut ordered = false;
+            for operation in &mut self.operations {
+                if operation.explains(domain, generation) {
+                    operation.record = Some(record.sequence);
+                    ordered = true;
+                }
+            }
+            if !ordered && let Some(history) = self.history.get_mut(usize::from(domain)) {
+                history.record(record.detected_ns);
+            }
+        }
+    }
+
+    /// Starts or holds what is dead. Returns when the next start is due.
+    fn restart_the_dead(&mut self, node: &mut impl Node, now: u64) -> u64 {
+        let mut next = u64::MAX;
+        for index in 0..self.domains.len() {
+            let (Some(&info), Some(history)) = (self.domains.get(index), self.history.get(index))
+            else {
+                continue;
+            };
+            if info.id == self.me {
+                continue; // The hypervisor's own affair.
+            }
+            let retry_at = self.retry_at.get(index).copied().unwrap_or(0);
+            match decide(&info, history, now) {
+                Decision::Leave => {}
+                Decision::StartAt(at) if at.max(retry_at) > now => {
+                    next = next.min(at.max(retry_at))
+                }
+                Decision::StartAt(_) => match node.start(info.id) {
+                    Ok(()) => self.tell(Event::Restarted { domain: info.id }),
+                    Err(why) => {
+                        log::error!("{} cannot be started: {why:?}", status::name(&info));
+                        let at = now.saturating_add(RETRY_NS);
+                        next = next.min(at);
+                        if let Some(slot) = self.retry_at.get_mut(index) {
+                            *slot = at;
+                        }
+                    }
+                },
+                Decision::Hold(deaths) => match node.hold(info.id) {
+                    Ok(()) => {
+                        log::error!("{} died {deaths} times and is held", status::name(&info));
+                        self.tell(Event::Held { domain: info.id, deaths });
+                    }
+                    Err(why) => {
+                        log::error!("{} cannot be held: {why:?}", status::name(&info));
+                        next = next.min(now.saturating_add(RETRY_NS));
+                    }
+                },
+            }
+        }
+        next
+    }
+
+    /// Answers commands that are done, failed, or out of time.
+    fn finish_operations(&mut self, node: &mut impl Node) {
+        // The picture from before may lack what was just started or held.
+        if self.look(node).is_err() {
+            return;
+        }
+        let now = node.now_ns();
+        let mut index = 0;
+        while let Some(operation) = self.operations.get(index) {
+            if self.room() < FRAME_MAX {
+                return;
+            }
+            let result = match operation.progress(&self.domains, &self.connections) {
+                Progress::Serves => {
+                    let record = operation.record.and_then(|sequence| {
+                        let record = node.crash_read(sequence).ok().flatten();
+                        record.filter(|r| r.sequence == sequence)
+                    });
+                    Ok(operation.answer(&self.domains, record.as_ref(), now))
+                }
+                Progress::Failed(failure) => Err(failure),
+                Progress::Waiting(missing) if now >= operation.deadline_ns => {
+                    Err(operation.timed_out(missing, &self.domains))
+                }
+                Progress::Waiting(_) => {
+                    index += 1;
+                    continue;
+                }
+            };
+            let seq = operation.seq;
+            self.operations.swap_remove(index);
+            self.reply(seq, result);
+        }
+    }
+
+    /// Carries out what ends this supervisor, once the line is empty.
+    /// Returns when to come back.
+    fn leave(&mut self, node: &mut impl Node) -> u64 {
+        let Some((farewell, deadline)) = self.farewell else {
+            return u64::MAX;
+        };
+        if !self.tx.is_empty() && node.now_ns() < deadline {
+            return deadline;
+        }
+        self.farewell = None;
+        let result = match farewell {
+            Farewell::Restart => node.restart(self.me),
+            Farewell::Crash(kind) => node.inject(self.me, kind),
+            Farewell::Shutdown => node.shutdown(),
+        };
+        if let Err(why) = result {
+            log::error!("{farewell:?} of the supervisor failed: {why:?}");
+        }
+        u64::MAX
+    }
+
+    /// Carries out a request, or begins to.
+    fn serve(&mut self, node: &mut impl Node, request: Request) {
+        if let Err(why) = self.look(node) {
+            return self.reply(request.seq, Err(refused(why)));
+        }
+        let seq = request.seq;
+        match self.carry_out(node, seq, request.command) {
+            Ok(Some(answer)) => self.reply(seq, Ok(answer)),
+            Ok(None) => {} // Under way; answered later.
+            Err(failure) => self.reply(seq, Err(failure)),
+        }
+    }
+
+    fn carry_out(
+        &mut self,
+        node: &mut impl Node,
+        seq: u32,
+        command: Command,
+    ) -> Result<Option<Answer>, Failure> {
+        let answer = match command {
+            Command::Info => self.info(node)?,
+            Command::List { first } => {
+                Answer::Domains(status::page(&self.domains, first, status::domain))
+            }
+            Command::Connections { first } => {
+                Answer::Connections(status::page(&self.connections, first, status::connection))
+            }
+            Command::Log { cursor } => Answer::Log(status::log(node, cursor).map_err(refused)?),
+            Command::Audit => self.audit(node),
+            Command::Crashes { from } => self.crash(node, from)?,
+            Command::Hold { domain } => self.hold(node, &domain)?,
+            Command::Shutdown => {
+                self.say_farewell(node, Farewell::Shutdown);
+                Answer::Done
+            }
+            Command::Restart { domain, timeout_ms } => {
+                return self.begin(node, seq, &domain, Order::Restart, timeout_ms);
+            }
+            Command::Crash { domain, how, timeout_ms } => {
+                return self.begin(node, seq, &domain, Order::Crash(inject(how)), timeout_ms);
+            }
+            Command::Release { domain, timeout_ms } => {
+                return self.begin(node, seq, &domain, Order::Release, timeout_ms);
+            }
+        };
+        Ok(Some(answer))
+    }
+
+    fn info(&self, node: &mut impl Node) -> Result<Answer, Failure> {
+        let info = node.info().map_err(refused)?;
+        Ok(Answer::Info(Info {
+            cores: info.cores,
+            domains: info.domains,
+            memory: info.memory,
+            free: info.free,
+            now_ns: info.now_ns,
+            next_crash: info.next_crash,
+            shootdowns: info.shootdowns,
+            iotlb_flushes: info.iotlb_flushes,
+            supervisor: self.me,
+            generation: self.generation,
+            bad_frames: self.bad_frames,
+            lost_events: self.lost_events,
+        }))
+    }
+
+    fn audit(&self, node: &mut impl Node) -> Answer {
+        let mut results = Vec::new();
+        for info in &self.domains {
+            let violations = node.audit(info.id).map_err(|error| error as u64);
+            // As many as there can be domains.
+            let _ = results.push(DomainAudit { domain: status::name(info), violations });
+        }
+        Answer::Audit(results)
+    }
+
+    fn crash(&self, node: &mut impl Node, from: u64) -> Result<Answer, Failure> {
+        let record = node.crash_read(from).map_err(refused)?;
+        Ok(Answer::Crash(record.map(|record| {
+            let info = self.domains.iter().find(|d| d.id == record.domain);
+            status::crash(&record, info.map(status::name).unwrap_or_default())
+        })))
+    }
+
+    fn hold(&mut self, node: &mut impl Node, name: &Name) -> Result<Answer, Failure> {
+        let info = self.find(name)?;
+        if info.id == self.me {
+            return Err(Failure::new(
+                FailureKind::BadState,
+                format_args!("nobody would be left to release the supervisor"),
+            ));
+        }
+        if is(&info, DomainState::Running) {
+            node.stop(info.id).map_err(refused)?;
+        }
+        node.hold(info.id).map_err(refused)?;
+        Ok(Answer::Done)
+    }
+
+    /// Begins a command whose answer comes later (`None`), or at once.
+    fn begin(
+        &mut self,
+        node: &mut impl Node,
+        seq: u32,
+        name: &Name,
+        order: Order,
+        timeout_ms: u32,
+    ) -> Result<Option<Answer>, Failure> {
+        let info = self.find(name)?;
+        let bad_state = |text| Err(Failure::new(FailureKind::BadState, text));
+        let alive = is(&info, DomainState::Running);
+        match order {
+            Order::Crash(_) if !alive || info.ready == 0 => {
+                return bad_state(format_args!("{name} does not serve, so it cannot be crashed"));
+            }
+            Order::Restart if is(&info, DomainState::Held) => {
+                return bad_state(format_args!("{name} is held; `release` it"));
+            }
+            Order::Release if !is(&info, DomainState::Held) => {
+                return bad_state(format_args!("{name} is not held"));
+            }
+            _ => {}
+        }
+        if info.id == self.me {
+            let sequence = node.info().map_err(refused)?.next_crash;
+            self.say_farewell(
+                node,
+                match order {
+                    Order::Crash(kind) => Farewell::Crash(kind),
+                    Order::Restart | Order::Release => Farewell::Restart,
+                },
+            );
+            return Ok(Some(Answer::Leaving { generation: self.generation, sequence }));
+        }
+        if self.operations.is_full() || self.operations.iter().any(|o| o.domain == info.id) {
+            return Err(Failure::new(
+                FailureKind::Busy,
+                format_args!("an earlier command on {name} or others is still under way"),
+            ));
+        }
+        let now = node.now_ns();
+        match order {
+            Order::Crash(kind) => node.inject(info.id, kind),
+            Order::Restart => node.restart(info.id),
+            Order::Release => node.release(info.id).and_then(|()| node.start(info.id)),
+        }
+        .map_err(refused)?;
+        if order == Order::Release
+            && let Some(history) = self.history.get_mut(usize::from(info.id))
+        {
+            history.clear();
+        }
+        let timeout_ns = u64::from(timeout_ms.min(MAX_TIMEOUT_MS)) * 1_000_000;
+        // There is room, as checked above.
+        let _ = self.operations.push(Operation {
+            seq,
+            domain: info.id,
+            name: name.clone(),
+            order,
+            ends: alive.then_some(info.generation),
+            ordered_ns: now,
+            deadline_ns: now.saturating_add(timeout_ns),
+            record: None,
+        });
+        Ok(None)
+    }
+
+    fn say_farewell(&mut self, node: &impl Node, farewell: Farewell) {
+        let deadline = node.now_ns().saturating_add(FAREWELL_NS);
+        self.farewell = Some((farewell, deadline));
+    }
+
+    fn find(&self, name: &Name) -> Result<DomainInfo, Failure> {
+        let found = self.domains.iter().find(|d| status::name(d) == *name);
+        found.copied().ok_or_else(|| {
+            Failure::new(FailureKind::NotFound, format_args!("no domain is named `{name}`"))
+        })
+    }
+
+    fn room(&self) -> usize {
+        TX_BYTES - self.tx.len()
+    }
+
+    /// Queues a reply; the caller made sure that there is room.
+    fn reply(&mut self, seq: u32, result: Result<Answer, Failure>) {
+        self.send(&FromNode::Reply(Reply { seq, result }));
+    }
+
+    /// Queues an event, unless replies need the room more.
+    fn tell(&mut self, event: Event) {
+        if self.room() < 2 * FRAME_MAX {
+            self.lost_events = self.lost_events.saturating_add(1);
+        } else {
+            self.send(&FromNode::Event(event));
+        }
+    }
+
+    fn send(&mut self, message: &FromNode) {
+        match control::encode(message) {
+            Ok(frame) if frame.len() <= self.room() => {
+                for &byte in &frame {
+                    // There is room, as just checked.
+                    let _ = self.tx.push_back(byte);
+                }
+            }
+            _ => log::error!("a control message could not be sent"),
+        }
+    }
+}
+
+fn is(info: &DomainInfo, state: DomainState) -> bool {
+    DomainState::from_raw(info.state) == Some(state)
+}
+
+fn inject(how: How) -> Inject {
+    match how {
+        How::Panic => Inject::Panic,
+        How::NullWrite => Inject::NullWrite,
+        How::Loop => Inject::Loop,
+    }
+}
+
+fn refused(why: Error) -> Failure {
+    Failure::new(
+        FailureKind::Hypervisor(why as u64),
+        format_args!("the hypervisor refused: {why:?}"),
+    )
+}
