@@ -1,0 +1,95 @@
+//! Random grant operations against a model: the window and the table always
+//! describe the same set of mappings, and nothing is mapped twice.
+
+use std::collections::BTreeMap;
+
+use hv_core::grants::{Mapping, Source, Table, Window, check_map};
+use proptest::prelude::*;
+use ring_proto::{
+    grant::{COPY, DMA, GrantEntry, MAP, VALID, WRITE},
+    hypercall::Error,
+};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Map { gref: u32, page: u32 },
+    Unmap { page: u32 },
+    Revoke { gref: u32 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        (0u32..12, 0u32..12).prop_map(|(gref, page)| Op::Map { gref, page }),
+        (0u32..12).prop_map(|page| Op::Unmap { page }),
+        (0u32..12).prop_map(|gref| Op::Revoke { gref }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn window_and_table_agree(ops in proptest::collection::vec(op(), 0..200)) {
+        let (mut window, mut table) = (Window::new(8), Table::new(8));
+        // page -> Some(gref) while live, None once revoked
+        let mut model: BTreeMap<u32, Option<u32>> = BTreeMap::new();
+        for op in ops {
+            match op {
+                Op::Map { gref, page } => {
+                    let taken = model.values().any(|g| *g == Some(gref));
+                    let expect = page < 8 && gref < 8 && !model.contains_key(&page) && !taken;
+                    let ok = window.check_free(page, 1).is_ok() && table.insert(gref, 3, page).is_ok();
+                    if ok {
+                        let source = Some(Source { granter: 1, gref, frame: 0x1000 });
+                        let inserted = window.insert(page, Mapping { source, write: true, dma: false });
+                        prop_assert!(inserted.is_ok());
+                        model.insert(page, Some(gref));
+                    }
+                    prop_assert_eq!(ok, expect);
+                }
+                Op::Unmap { page } => {
+                    let was = window.remove(page);
+                    let model_was = model.remove(&page);
+                    prop_assert_eq!(was.map(|m| m.source.map(|s| s.gref)), model_was);
+                    if let Some(source) = was.and_then(|m| m.source) {
+                        prop_assert_eq!(table.remove(source.gref), Some((3, page)));
+                    }
+                }
+                Op::Revoke { gref } => {
+                    let at = table.remove(gref);
+                    let model_at = model.iter().find(|(_, g)| **g == Some(gref)).map(|(p, _)| *p);
+                    prop_assert_eq!(at.map(|(_, page)| page), model_at);
+                    if let Some((_, page)) = at {
+                        prop_assert!(window.revoke(page).is_some());
+                        prop_assert_eq!(window.get(page).unwrap().source, None);
+                        model.insert(page, None);
+                    }
+                }
+            }
+            prop_assert_eq!(window.used(), model.len());
+            let live = model.values().filter(|g| g.is_some()).count();
+            prop_assert_eq!((0..8).filter(|&g| table.get(g).is_some()).count(), live);
+            prop_assert_eq!(hv_core::audit::window_agrees(&window, 3, |_, gref| table.get(gref)), 0);
+        }
+    }
+
+    #[test]
+    fn ranges_never_overflow(page: u32, count: u32) {
+        let window = Window::new(8);
+        let inside = u64::from(page) + u64::from(count) <= 8;
+        prop_assert_eq!(window.check_free(page, count).is_ok(), inside);
+        prop_assert_eq!(window.check_range(page, count).is_ok(), inside);
+    }
+}
+
+#[test]
+fn an_entry_allows_what_it_says_and_no_more() {
+    let entry = GrantEntry::new(0x1234_5000, 7, MAP | WRITE);
+    assert_eq!((entry.address(), entry.grantee()), (0x1234_5000, 7));
+    assert_eq!(check_map(entry, 7, true, false), Ok(()));
+    assert_eq!(check_map(entry, 8, true, false), Err(Error::PeerGrant), "foreign");
+    assert_eq!(check_map(entry, 7, false, true), Err(Error::PeerGrant), "no DMA");
+    let read_only = GrantEntry::new(0x1000, 7, MAP | DMA);
+    assert_eq!(check_map(read_only, 7, true, false), Err(Error::PeerGrant), "read only");
+    let copy = GrantEntry::new(0x1000, 7, COPY);
+    assert_eq!(check_map(copy, 7, false, false), Err(Error::PeerGrant), "copy only");
+    assert_eq!(check_map(GrantEntry(entry.0 & !VALID), 7, false, false), Err(Error::PeerGrant), "not valid");
+}

@@ -1,0 +1,193 @@
+//! One good manifest and many bad ones, each with its exact complaint; and the
+//! memory layout that follows from the good one.
+
+use hv_core::{
+    bundle::{Item, ManifestError, Problem, validate},
+    memory::{Kind, Space, least_memory},
+};
+use ring_proto::{
+    bundle::{Connection, Device, Domain, Image, Node, Restart, Segment, Select},
+    conn::Protocol,
+    layout,
+};
+
+const TOTAL: u64 = 1 << 20;
+
+fn segment(address: u64, write: bool, execute: bool) -> Segment {
+    Segment { address, memory_len: 0x4000, file_offset: 0x1000, file_len: 0x3000, write, execute }
+}
+
+fn domain(name: &str, devices: &[u16]) -> Domain {
+    Domain {
+        name: name.try_into().unwrap(),
+        image: 0,
+        memory: 4 << 20,
+        dma_pool: 1 << 20,
+        capabilities: 0,
+        devices: heapless::Vec::from_slice(devices).unwrap(),
+        core: None,
+        weight: 256,
+        cap: 100,
+        watchdog_ms: 100,
+        grant_entries: 1024,
+        grant_window_pages: 1024,
+        restart: Restart { floor_ms: 5, backoff_percent: 200, budget: 5, window_s: 10, automatic: true },
+        args: Default::default(),
+        autostart: true,
+    }
+}
+
+fn connection(protocol: Protocol, volume: &str, mac: u8) -> Connection {
+    Connection {
+        protocol: protocol as u16,
+        frontend: 1,
+        backend: 0,
+        volume: volume.try_into().unwrap(),
+        mac: [2, 0, 0, 0, 0, mac],
+        weight: 1,
+        ops_limit: 0,
+        bandwidth_limit: 0,
+    }
+}
+
+fn good() -> Node {
+    let image = Image {
+        name: "blk".try_into().unwrap(),
+        entry: layout::IMAGE_BASE + 0x10,
+        segments: heapless::Vec::from_slice(&[
+            segment(layout::IMAGE_BASE, false, true),
+            segment(layout::IMAGE_BASE + 0x4000, false, false),
+            segment(layout::IMAGE_BASE + 0x9000, true, false),
+        ])
+        .unwrap(),
+    };
+    let device = |name: &str, index| Device {
+        name: name.try_into().unwrap(),
+        select: Select::Class { class: 1, index },
+    };
+    Node {
+        cores: 2,
+        images: heapless::Vec::from_slice(&[image]).unwrap(),
+        devices: heapless::Vec::from_slice(&[device("disk0", 0), device("disk1", 1)]).unwrap(),
+        domains: heapless::Vec::from_slice(&[domain("blk", &[0]), domain("kv", &[])]).unwrap(),
+        connections: heapless::Vec::from_slice(&[
+            connection(Protocol::Blk, "data", 1),
+            connection(Protocol::Net, "", 2),
+        ])
+        .unwrap(),
+    }
+}
+
+#[test]
+fn a_good_manifest_passes() {
+    assert_eq!(validate(&good(), TOTAL), Ok(()));
+}
+
+/// Changes the good manifest and expects one complaint.
+fn bad(item: Item, index: usize, problem: Problem, change: impl FnOnce(&mut Node)) {
+    let mut node = good();
+    change(&mut node);
+    assert_eq!(validate(&node, TOTAL), Err(ManifestError { item, index, problem }), "{problem}");
+}
+
+#[test]
+fn bad_images() {
+    use Item::Image;
+    bad(Image, 0, Problem::NoSegments, |n| n.images[0].segments.clear());
+    bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[1].address += 1);
+    bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[1].address -= 0x1000);
+    bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[0].memory_len = 0);
+    bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[0].file_len = 0x4001);
+    bad(Image, 0, Problem::SegmentRange, |n| n.images[0].segments[0].address = 0x1000);
+    bad(Image, 0, Problem::SegmentRange, |n| n.images[0].segments[2].memory_len = layout::IMAGE_END);
+    bad(Image, 0, Problem::SegmentRange, |n| n.images[0].segments[2].memory_len = u64::MAX & !0xfff);
+    bad(Image, 0, Problem::SegmentFile, |n| n.images[0].segments[2].file_offset = TOTAL);
+    bad(Image, 0, Problem::SegmentFile, |n| n.images[0].segments[2].file_offset = u64::MAX & !0xfff);
+    bad(Image, 0, Problem::WriteExecute, |n| n.images[0].segments[0].write = true);
+    bad(Image, 0, Problem::BadEntry, |n| n.images[0].entry = layout::IMAGE_BASE + 0x4000);
+}
+
+#[test]
+fn bad_domains() {
+    use Item::Domain;
+    bad(Item::Node, 0, Problem::NoDomains, |n| n.domains.clear());
+    bad(Domain, 1, Problem::DuplicateName, |n| n.domains[1].name = "blk".try_into().unwrap());
+    bad(Domain, 1, Problem::BadName, |n| n.domains[1].name = "k v".try_into().unwrap());
+    bad(Domain, 1, Problem::BadReference, |n| n.domains[1].image = 9);
+    bad(Domain, 0, Problem::BadReference, |n| n.domains[0].devices[0] = 2);
+    bad(Domain, 1, Problem::DeviceShared, |n| n.domains[1].devices.push(0).unwrap());
+    bad(Domain, 0, Problem::DeviceShared, |n| n.domains[0].devices.push(0).unwrap());
+    bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].memory += 1);
+    bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].memory = 1 << 40);
+    bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].dma_pool = u64::MAX & !0xfff);
+    bad(Domain, 0, Problem::BadGrantSize, |n| n.domains[0].grant_entries = 0);
+    bad(Domain, 0, Problem::BadGrantSize, |n| n.domains[0].grant_window_pages = 513);
+    bad(Domain, 0, Problem::BadCore, |n| n.domains[0].core = Some(2));
+    bad(Domain, 0, Problem::BadShare, |n| n.domains[0].weight = 0);
+    bad(Domain, 0, Problem::BadShare, |n| n.domains[0].cap = 101);
+    bad(Domain, 0, Problem::BadWatchdog, |n| n.domains[0].watchdog_ms = 0);
+    bad(Domain, 0, Problem::BadCapability, |n| n.domains[0].capabilities = 4);
+    bad(Domain, 1, Problem::TwoSupervisors, |n| {
+        n.domains[0].capabilities = 1;
+        n.domains[1].capabilities = 3;
+    });
+    let need = least_memory(&good().domains[0], &good().images[0]).unwrap();
+    bad(Domain, 0, Problem::MemoryTooSmall(need), |n| n.domains[0].memory = need - 0x1000);
+}
+
+#[test]
+fn bad_connections() {
+    use Item::Connection;
+    bad(Connection, 0, Problem::BadProtocol, |n| n.connections[0].protocol = 7);
+    bad(Connection, 0, Problem::BadReference, |n| n.connections[0].backend = 2);
+    bad(Connection, 0, Problem::SelfConnection, |n| n.connections[0].backend = 1);
+    bad(Connection, 0, Problem::BadVolume, |n| n.connections[0].volume.clear());
+    bad(Connection, 1, Problem::BadVolume, |n| n.connections[1].volume = "x".try_into().unwrap());
+    bad(Connection, 1, Problem::VolumeShared, |n| n.connections[1] = n.connections[0].clone());
+    bad(Connection, 1, Problem::BadMac, |n| n.connections[1].mac[0] = 3);
+    bad(Connection, 1, Problem::BadMac, |n| n.connections[1].mac[5] = 1);
+    bad(Connection, 0, Problem::BadShare, |n| n.connections[0].weight = 0);
+    bad(Item::Domain, 0, Problem::TooManyConnections, |n| {
+        for mac in 3..20 {
+            n.connections.push(connection(Protocol::Net, "", mac)).unwrap();
+        }
+    });
+}
+
+#[test]
+fn the_layout_covers_the_memory_exactly_once() {
+    let node = good();
+    let base = 0x4000_0000;
+    let space = Space::new(&node.domains[0], &node.images[0], base).unwrap();
+    let mut frames: Vec<u64> = space
+        .regions()
+        .iter()
+        .flat_map(|r| (r.hpa..r.hpa + r.len).step_by(4096))
+        .chain([space.scratch])
+        .collect();
+    frames.sort_unstable();
+    let all: Vec<u64> = (base..base + space.len).step_by(4096).collect();
+    assert_eq!(frames, all, "every frame has one place, and only one");
+    assert_eq!(space.find(Kind::Heap).unwrap().hpa % (2 << 20), 0);
+    assert!(space.regions().iter().all(|r| !(r.write && r.execute)));
+}
+
+#[test]
+fn translation_stays_in_one_region_and_respects_rights() {
+    let node = good();
+    let space = Space::new(&node.domains[0], &node.images[0], 0).unwrap();
+    let text = layout::IMAGE_BASE;
+    assert!(space.translate(text, 0x4000, false).is_some());
+    assert!(space.translate(text, 1, true).is_none(), "text is not writable");
+    assert!(space.translate(text + 0x3fff, 2, false).is_none(), "crosses a region");
+    assert!(space.translate(text + 0x8000, 1, false).is_none(), "a gap");
+    assert!(space.translate(0, 1, false).is_none(), "null");
+    assert!(space.translate(u64::MAX, 1, false).is_none());
+    assert!(space.translate(layout::HEAP, u64::MAX, false).is_none());
+    assert!(space.translate(layout::HEAP, space.heap_len, true).is_some());
+    assert!(space.translate(layout::HEAP, space.heap_len + 1, true).is_none());
+    assert!(space.grantable_page(layout::HEAP).is_some());
+    assert!(space.grantable_page(layout::HEAP + 8).is_none(), "not a page");
+    assert!(space.grantable_page(text).is_none(), "read-only memory is not granted");
+    assert!(space.grantable_page(layout::PAGE_TABLES).is_none());
+}

@@ -1,0 +1,320 @@
+//! The node: domains, their vCPUs and devices, and the loop of each core.
+//!
+//! There is one stack a core and no thread: a core picks a vCPU, runs it,
+//! handles its exit and picks again. All state is behind one lock that is held
+//! for short, bounded work only; a guest runs without it. While a vCPU runs,
+//! the core owns it (it is taken out of [`Node::vcpus`]), so a domain can be
+//! ended on its own core only; other cores ask for it and kick.
+
+mod audit;
+mod build;
+mod death;
+mod device;
+mod grant;
+mod hypercall;
+mod ram;
+mod restore;
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use hv_core::{
+    domain::{Domain, Life},
+    records::{Console, Deaths},
+    sched::{Decision, Scheduler},
+};
+use ring_proto::{
+    DomainId, Port, bundle, boot,
+    crash::Reason,
+    event, layout,
+    hypercall::NodeInfo,
+};
+use spin::{Mutex, MutexGuard, Once};
+
+use crate::{
+    apic, cpu, irq, time,
+    vt::{Exit, Vcpu, npt::NestedTable, svm::SvmVcpu},
+};
+
+pub use build::build;
+
+static NODE: Once<Mutex<Node>> = Once::new();
+
+/// Which domain each core has in guest mode, as number + 1; 0 = none. Set
+/// under the lock, cleared as soon as the guest has exited.
+static IN_GUEST: [AtomicU32; cpu::MAX_CORES] = [const { AtomicU32::new(0) }; cpu::MAX_CORES];
+
+/// What somebody asked a domain's own core to do with it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Orders {
+    /// End the generation.
+    end: Option<Reason>,
+    /// Then begin the next.
+    start: bool,
+}
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    domain: DomainId,
+    /// Which of the domain's connections it is.
+    slot: u16,
+    /// Machine address of the end's page.
+    page: u64,
+}
+
+#[derive(Debug)]
+struct Connection {
+    config: bundle::Connection,
+    frontend: End,
+    backend: End,
+}
+
+/// Everything that the hypervisor knows.
+pub struct Node {
+    cores: u16,
+    bundle: &'static [u8],
+    images: Vec<bundle::Image>,
+    domains: Vec<Domain>,
+    /// `None` while a core runs it.
+    vcpus: Vec<Option<SvmVcpu>>,
+    nested: Vec<NestedTable>,
+    /// Cached translations must go before the domain runs next.
+    flush: Vec<bool>,
+    orders: Vec<Orders>,
+    connections: Vec<Connection>,
+    /// Connection number by domain and slot.
+    slots: Vec<Vec<u16>>,
+    devices: device::Devices,
+    sched: Scheduler,
+    deaths: Deaths,
+    console: Console,
+    ram: ram::Ram,
+    info: NodeInfo,
+}
+
+fn lock() -> MutexGuard<'static, Node> {
+    match NODE.get() {
+        Some(node) => node.lock(),
+        // Cores enter `run` after `publish`.
+        None => unreachable!("the node is published before any core runs it"),
+    }
+}
+
+/// Makes the node known to all cores.
+pub fn publish(node: Node) {
+    NODE.call_once(|| Mutex::new(node));
+}
+
+enum Step {
+    Run(DomainId, SvmVcpu, u64),
+    Again,
+    Idle(u64),
+}
+
+/// The loop of one core.
+pub fn run(core: u16) -> ! {
+    let mut armed = u64::MAX;
+    let mut arm = |until: u64| {
+        if until != armed || until <= time::now_ns() {
+            match until {
+                u64::MAX => apic::disarm_timer(),
+                _ => apic::arm_timer(until),
+            }
+            armed = until;
+        }
+    };
+    let mut node = lock();
+    loop {
+        node.take_interrupts(core);
+        match node.step(core) {
+            Step::Run(domain, mut vcpu, until) => {
+                drop(node);
+                arm(until);
+                let from = time::now_ns();
+                let exit = vcpu.run();
+                IN_GUEST[usize::from(core)].store(0, Ordering::Release);
+                let to = time::now_ns();
+                if exit == Exit::Interrupt {
+                    cpu::interrupt_window();
+                }
+                node = lock();
+                node.ran(domain, vcpu, exit, to.saturating_sub(from), to);
+            }
+            Step::Again => {
+                // Let others have the lock, and interrupts in.
+                drop(node);
+                cpu::interrupt_window();
+                node = lock();
+            }
+            Step::Idle(until) => {
+                drop(node);
+                arm(until);
+                cpu::idle();
+                node = lock();
+            }
+        }
+    }
+}
+
+impl Node {
+    fn step(&mut self, core: u16) -> Step {
+        let now = time::now_ns();
+        if self.carry_out_orders(core, now) || self.restore_step(core) {
+            return Step::Again;
+        }
+        match self.sched.pick(core, now) {
+            Decision::Idle(until) => Step::Idle(until),
+            Decision::Run(domain, until) => {
+                let d = usize::from(domain);
+                let Some(mut vcpu) = self.vcpus.get_mut(d).and_then(Option::take) else {
+                    // Cannot be: a vCPU is bound to one core, and this core runs none now.
+                    self.sched.stop(domain);
+                    return Step::Again;
+                };
+                if let Some(flush) = self.flush.get_mut(d) {
+                    if core::mem::take(flush) {
+                        vcpu.flush_tlb();
+                    }
+                }
+                IN_GUEST[usize::from(core)].store(u32::from(domain) + 1, Ordering::SeqCst);
+                Step::Run(domain, vcpu, until)
+            }
+        }
+    }
+
+    fn ran(&mut self, domain: DomainId, vcpu: SvmVcpu, exit: Exit, ns: u64, now: u64) {
+        let d = usize::from(domain);
+        self.vcpus[d] = Some(vcpu);
+        self.domains[d].stats.exits += 1;
+        let hung = self.sched.charge(domain, ns, now);
+        match exit {
+            Exit::Resume | Exit::Interrupt => {}
+            Exit::Hypercall => self.hypercall(domain, now),
+            Exit::NestedFault(address) => self.fault(domain, Reason::NestedFault, address, 0, now),
+            Exit::Shutdown => self.fault(domain, Reason::Shutdown, 0, 0, now),
+            Exit::Forbidden(code) => self.fault(domain, Reason::Forbidden, 0, code, now),
+        }
+        // A hypercall may have been `wait`, which feeds the watchdog.
+        let hung = hung && self.sched.get(domain).is_some_and(|e| e.since_wait > e.watchdog);
+        if hung && self.domains[d].is_alive() {
+            self.fault(domain, Reason::Watchdog, 0, 0, now);
+        }
+    }
+
+    /// Turns interrupts that this core took into port events.
+    fn take_interrupts(&mut self, core: u16) {
+        for (word, bits) in irq::take_pending().0.into_iter().enumerate() {
+            let mut bits = bits;
+            while bits != 0 {
+                let vector = word as u32 * 64 + bits.trailing_zeros();
+                bits &= bits - 1;
+                if let Some((domain, port)) = self.devices.fired(vector as u8) {
+                    self.domains[usize::from(domain)].stats.interrupts += 1;
+                    self.raise(domain, port);
+                }
+            }
+        }
+    }
+
+    /// Sets a port bit in a domain's event page and wakes it.
+    fn raise(&mut self, domain: DomainId, port: Port) {
+        let d = usize::from(domain);
+        let Some(target) = self.domains.get(d) else { return };
+        if !target.is_alive() || port >= event::PORTS {
+            return;
+        }
+        let Some(page) = target.space.translate(layout::EVENT_PAGE, 4096, true) else { return };
+        if let Ok(word) = self.ram.word64(page + u64::from(port / 64) * 8) {
+            word.fetch_or(1 << (port % 64), Ordering::SeqCst);
+        }
+        self.wake(domain);
+    }
+
+    fn wake(&mut self, domain: DomainId) {
+        if let Some(core) = self.sched.wake(domain, time::now_ns()) {
+            self.kick(core);
+        }
+    }
+
+    /// Has another core look at its queue.
+    fn kick(&self, core: u16) {
+        if usize::from(core) != cpu::core() {
+            apic::send_kick(usize::from(core));
+        }
+    }
+
+    /// Raises the supervisor's life-cycle port.
+    fn tell_supervisor(&mut self) {
+        let supervisor = self.domains.iter().find(|d| d.config.capabilities & boot::CAP_SUPERVISOR != 0);
+        if let Some(id) = supervisor.map(|d| d.id) {
+            self.raise(id, event::PORT_LIFECYCLE);
+        }
+    }
+
+    /// Drops a domain's cached translations and returns once no core can use
+    /// them any more: if the domain is in guest mode elsewhere, its core is
+    /// interrupted, and it must pass this lock before it enters again.
+    fn shoot_down(&mut self, domain: DomainId) {
+        let d = usize::from(domain);
+        if let Some(vcpu) = self.vcpus.get_mut(d).and_then(Option::as_mut) {
+            vcpu.flush_tlb();
+            return;
+        }
+        if let Some(flush) = self.flush.get_mut(d) {
+            *flush = true;
+        }
+        let core = usize::from(self.domains[d].core);
+        let Some(in_guest) = IN_GUEST.get(core) else { return };
+        if core != cpu::core() && in_guest.load(Ordering::SeqCst) == u32::from(domain) + 1 {
+            self.info.shootdowns += 1;
+            apic::send_kick(core);
+            // Bounded: an interrupt ends guest mode, and no guest can mask it.
+            while in_guest.load(Ordering::SeqCst) == u32::from(domain) + 1 {
+                core::hint::spin_loop();
+            }
+        }
+    }
+
+    /// The other end of the connection at `slot` of `domain`.
+    fn peer(&self, domain: DomainId, slot: u16) -> Option<End> {
+        let number = *self.slots.get(usize::from(domain))?.get(usize::from(slot))?;
+        let c = self.connections.get(usize::from(number))?;
+        Some(if c.frontend.domain == domain { c.backend } else { c.frontend })
+    }
+
+    /// Carries out what others asked of this core's domains.
+    fn carry_out_orders(&mut self, core: u16, now: u64) -> bool {
+        let mut any = false;
+        for d in 0..self.domains.len() {
+            if self.domains[d].core != core {
+                continue;
+            }
+            let orders = core::mem::take(&mut self.orders[d]);
+            if let Some(reason) = orders.end {
+                any = true;
+                self.end_on_order(d as DomainId, reason, now);
+            }
+            if orders.start {
+                any = true;
+                if let Err(e) = self.domains[d].begin_build() {
+                    log::warn!("{}: not started: {e:?}", self.domains[d].config.name);
+                }
+            }
+        }
+        any
+    }
+
+    /// Ends a generation over something that the hypervisor saw.
+    fn fault(&mut self, domain: DomainId, reason: Reason, address: u64, exit_code: u64, now: u64) {
+        let report = self.describe(domain, reason);
+        self.end(domain, reason, report, address, exit_code, now);
+    }
+
+    fn is_running(&self, domain: DomainId) -> bool {
+        self.domains.get(usize::from(domain)).is_some_and(|d| d.life == Life::Running)
+    }
+}
+
+/// Counts IOTLB invalidations for [`NodeInfo`].
+static IOTLB_FLUSHES: AtomicU64 = AtomicU64::new(0);

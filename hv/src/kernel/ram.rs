@@ -1,0 +1,90 @@
+//! The hypervisor's only way to touch memory that belongs to domains.
+//!
+//! Every access is checked against the list of extents that were handed to
+//! domains when the node was built. The hypervisor's own memory is in none of
+//! them, so no address that a domain can bring about reaches it. Bytes are
+//! copied; no reference to memory that a domain or device can change is made,
+//! except to atomics.
+
+#![allow(unsafe_code)]
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use ring_proto::hypercall::Error;
+
+/// Machine memory that belongs to domains.
+#[derive(Debug, Default)]
+pub struct Ram {
+    extents: Vec<(u64, u64)>,
+}
+
+impl Ram {
+    /// Adds an extent while the node is being built. It must be RAM that the
+    /// boot-time allocator gave out and that holds no Rust object.
+    pub fn add(&mut self, base: u64, len: u64) {
+        self.extents.push((base, len));
+    }
+
+    fn check(&self, hpa: u64, len: u64) -> Result<*mut u8, Error> {
+        let inside = |&(base, size): &(u64, u64)| {
+            hpa.checked_sub(base).is_some_and(|offset| offset <= size && len <= size - offset)
+        };
+        if self.extents.iter().any(inside) { Ok(hpa as *mut u8) } else { Err(Error::BadAddress) }
+    }
+
+    /// Copies out of domain memory.
+    pub fn read(&self, hpa: u64, out: &mut [u8]) -> Result<(), Error> {
+        let from = self.check(hpa, out.len() as u64)?;
+        // SAFETY: the range is identity-mapped RAM of a domain, disjoint from
+        // every Rust object; a racing writer yields arbitrary bytes only.
+        unsafe { core::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        Ok(())
+    }
+
+    /// Copies into domain memory.
+    pub fn write(&self, hpa: u64, data: &[u8]) -> Result<(), Error> {
+        let to = self.check(hpa, data.len() as u64)?;
+        // SAFETY: as for `read`.
+        unsafe { core::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
+        Ok(())
+    }
+
+    /// Copies between two places of domain memory, which may overlap.
+    pub fn copy(&self, from: u64, to: u64, len: u64) -> Result<(), Error> {
+        let from = self.check(from, len)?;
+        let to = self.check(to, len)?;
+        // SAFETY: as for `read`, for both ranges.
+        unsafe { core::ptr::copy(from, to, len as usize) };
+        Ok(())
+    }
+
+    /// Zeroes a range.
+    pub fn zero(&self, hpa: u64, len: u64) -> Result<(), Error> {
+        let to = self.check(hpa, len)?;
+        // SAFETY: as for `read`.
+        unsafe { core::ptr::write_bytes(to, 0, len as usize) };
+        Ok(())
+    }
+
+    /// A 64-bit word that domain and hypervisor share.
+    pub fn word64(&self, hpa: u64) -> Result<&AtomicU64, Error> {
+        let at = self.check(hpa, 8)?;
+        if hpa % 8 != 0 {
+            return Err(Error::BadAddress);
+        }
+        // SAFETY: aligned, in RAM that lives as long as the node; all access
+        // from Rust is atomic or a raw copy.
+        Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
+    }
+
+    /// A 32-bit word that domain and hypervisor share.
+    pub fn word32(&self, hpa: u64) -> Result<&AtomicU32, Error> {
+        let at = self.check(hpa, 4)?;
+        if hpa % 4 != 0 {
+            return Err(Error::BadAddress);
+        }
+        // SAFETY: as for `word64`.
+        Ok(unsafe { AtomicU32::from_ptr(at.cast()) })
+    }
+}

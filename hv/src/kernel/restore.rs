@@ -1,0 +1,195 @@
+//! Restoring a domain's memory to the pristine image, in bounded steps.
+//!
+//! Nobody else reaches the memory meanwhile: a domain's grants are withdrawn
+//! and its device is blocked before its generation counts as ended.
+
+use hv_core::{domain::Life, memory::Kind};
+use ring_proto::{
+    DomainId, PAGE_SIZE, boot::{self, BarBoot, BootInfo, ConnectionBoot, DeviceBoot}, conn, layout,
+};
+use x86_64::instructions::random::RdRand;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::Node;
+use crate::{cpu, time, vt::Vcpu};
+
+/// Bytes restored in one step: bounds how long the core's other domains wait.
+const STEP: u64 = 64 << 10;
+
+impl Node {
+    /// Restores a piece of one of this core's domains. Returns whether there
+    /// was anything to do.
+    pub(super) fn restore_step(&mut self, core: u16) -> bool {
+        let next = self.domains.iter().find_map(|d| match d.life {
+            Life::Building(done) if d.core == core => Some((d.id, done)),
+            _ => None,
+        });
+        let Some((domain, done)) = next else { return false };
+        let d = usize::from(domain);
+        let (base, len) = (self.domains[d].space.base, self.domains[d].space.len);
+        let step = STEP.min(len.saturating_sub(done));
+        if step > 0 {
+            // The extent was registered when the node was built.
+            let _ = self.ram.zero(base + done, step);
+            self.overlay_image(domain, base + done, step);
+            self.domains[d].life = Life::Building(done + step);
+        } else {
+            self.birth(domain);
+        }
+        true
+    }
+
+    /// Copies those bytes of the image that belong to a machine range.
+    fn overlay_image(&mut self, domain: DomainId, from: u64, len: u64) {
+        let d = &self.domains[usize::from(domain)];
+        let Some(image) = self.images.get(usize::from(d.config.image)) else { return };
+        for (i, segment) in image.segments.iter().enumerate() {
+            let Some(region) = d.space.find(Kind::Image(i)) else { continue };
+            let start = region.hpa.max(from);
+            let end = (region.hpa + segment.file_len).min(from + len);
+            if start >= end {
+                continue;
+            }
+            let offset = (segment.file_offset + (start - region.hpa)) as usize;
+            // The manifest was validated against the bundle's length.
+            if let Some(bytes) = self.bundle.get(offset..offset + (end - start) as usize) {
+                let _ = self.ram.write(start, bytes);
+            }
+        }
+    }
+
+    /// The memory is pristine: tables, boot information, then the first
+    /// instruction.
+    fn birth(&mut self, domain: DomainId) {
+        let d = usize::from(domain);
+        self.write_page_tables(domain);
+        let info = self.boot_info(domain);
+        let space = &self.domains[d].space;
+        if let Some(page) = space.find(Kind::BootInfo).map(|r| r.hpa) {
+            let _ = self.ram.write(page, info.as_bytes());
+        }
+        let Some(entry) = self.images.get(usize::from(self.domains[d].config.image)).map(|i| i.entry) else {
+            return;
+        };
+        if let Some(vcpu) = self.vcpus[d].as_mut() {
+            vcpu.reset(entry);
+        }
+        let now = time::now_ns();
+        self.domains[d].born(now);
+        self.sched.start(domain, now);
+        let generation = self.domains[d].generation;
+        if let Some(record) = self.deaths.last_of(domain) {
+            if record.generation.wrapping_add(1) == generation {
+                record.restarted_ns = now;
+            }
+        }
+        self.tell_supervisor();
+    }
+
+    /// An identity map with 1 GiB pages. Protection is in the nested tables.
+    fn write_page_tables(&mut self, domain: DomainId) {
+        const PRESENT_WRITE: u64 = 3;
+        const ACCESSED_DIRTY_LARGE: u64 = 0xe0;
+        let Some(region) = self.domains[usize::from(domain)].space.find(Kind::PageTables) else { return };
+        let (pml4, pdpt) = (region.hpa, region.hpa + PAGE_SIZE as u64);
+        let _ = self.ram.write(pml4, &((layout::PAGE_TABLES + PAGE_SIZE as u64) | PRESENT_WRITE | 0x20).to_le_bytes());
+        for i in 0..layout::ADDRESS_SPACE >> 30 {
+            let entry = i << 30 | PRESENT_WRITE | ACCESSED_DIRTY_LARGE;
+            let _ = self.ram.write(pdpt + i * 8, &entry.to_le_bytes());
+        }
+    }
+
+    fn boot_info(&self, domain: DomainId) -> BootInfo {
+        let d = &self.domains[usize::from(domain)];
+        let mut info = BootInfo::new_zeroed();
+        info.magic = boot::MAGIC;
+        info.abi = boot::ABI;
+        info.generation = d.generation;
+        info.domain = domain;
+        info.cores = self.cores;
+        info.capabilities = d.config.capabilities;
+        info.tsc_base = time::tsc_base();
+        info.tsc_mult = time::tsc_mult();
+        info.heap_len = d.space.heap_len;
+        info.dma_len = d.config.dma_pool;
+        info.grant_entries = d.config.grant_entries;
+        info.grant_window_pages = d.config.grant_window_pages;
+        info.seed = random_seed();
+        copy_text(&mut info.name, &d.config.name);
+        copy_text(&mut info.args, &d.config.args);
+        let slots = self.slots.get(usize::from(domain)).map_or(&[][..], |s| s);
+        for (to, &number) in info.connections.iter_mut().zip(slots) {
+            if let Some(c) = self.connections.get(usize::from(number)) {
+                *to = self.connection_boot(domain, number, c);
+                info.connection_count += 1;
+            }
+        }
+        for (slot, to) in info.devices.iter_mut().enumerate() {
+            let Some(function) = self.devices.function(domain, slot) else { break };
+            *to = DeviceBoot {
+                bdf: function.bdf.0,
+                msix_entries: function.msix.as_ref().map_or(0, |m| m.entries),
+                reserved: 0,
+                bars: core::array::from_fn(|bar| {
+                    let len = function.bars.get(bar).map_or(0, |b| b.as_ref().map_or(0, |b| b.len));
+                    let address = layout::BARS + slot as u64 * layout::BAR_SLOT_STRIDE + bar as u64 * layout::BAR_STRIDE;
+                    BarBoot { address: if len == 0 { 0 } else { address }, len: len.min(layout::BAR_STRIDE) }
+                }),
+            };
+            info.device_count += 1;
+        }
+        info
+    }
+
+    fn connection_boot(&self, domain: DomainId, number: u16, c: &super::Connection) -> ConnectionBoot {
+        let front = c.frontend.domain == domain;
+        let (role, peer) =
+            if front { (conn::Role::Frontend, c.backend) } else { (conn::Role::Backend, c.frontend) };
+        let mut boot = ConnectionBoot {
+            id: number,
+            protocol: c.config.protocol,
+            role: role as u16,
+            peer: peer.domain,
+            weight: c.config.weight,
+            ops_limit: c.config.ops_limit,
+            bandwidth_limit: c.config.bandwidth_limit,
+            mac: c.config.mac,
+            reserved: [0; 2],
+            volume: [0; 40],
+            peer_name: [0; 24],
+        };
+        copy_text(&mut boot.volume, &c.config.volume);
+        if let Some(p) = self.domains.get(usize::from(peer.domain)) {
+            copy_text(&mut boot.peer_name, &p.config.name);
+        }
+        boot
+    }
+}
+
+/// Copies text, leaving at least one NUL after it.
+fn copy_text(to: &mut [u8], text: &str) {
+    let room = to.len().saturating_sub(1);
+    for (to, from) in to.iter_mut().take(room).zip(text.bytes()) {
+        *to = from;
+    }
+}
+
+/// 16 bytes that a domain may seed its port and sequence numbers with: from
+/// RDRAND where there is one, else stretched from the clock, which is no
+/// secret; nothing may take them for a key.
+fn random_seed() -> [u8; 16] {
+    let word = |i: u64| {
+        let random = cpu::features::get().rdrand.then(RdRand::new).flatten().and_then(RdRand::get_u64);
+        random.unwrap_or_else(|| {
+            // splitmix64.
+            let mut z = (time::now_ns() ^ i << 56).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ z >> 31
+        })
+    };
+    let mut seed = [0; 16];
+    seed[..8].copy_from_slice(&word(0).to_le_bytes());
+    seed[8..].copy_from_slice(&word(1).to_le_bytes());
+    seed
+}

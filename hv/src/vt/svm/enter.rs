@@ -1,0 +1,84 @@
+//! The world switch.
+
+#![allow(unsafe_code)]
+
+use core::{arch::naked_asm, mem::offset_of};
+
+use super::Registers;
+
+/// Runs a guest until its next exit.
+///
+/// VMRUN switches RAX, RSP, RIP, RFLAGS, the control registers and CS, SS, DS,
+/// ES; VMSAVE and VMLOAD the rest of the segment state; this function the
+/// general registers and the FPU. Interrupts are held off by GIF from before
+/// the guest's state is loaded until the host's is back (APM vol. 2, 15.17);
+/// the host's RFLAGS.IF is set across VMRUN so that a physical interrupt ends
+/// the run (V_INTR_MASKING, 15.21.1).
+///
+/// # Safety
+/// `vmcb` and `host_vmcb` are physical addresses of VMCB frames, identity
+/// mapped; `registers` belongs to the same vCPU; no other core uses them; SVM
+/// is enabled on this core; interrupts are off.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn run(vmcb: u64, registers: *mut Registers, host_vmcb: u64) {
+    naked_asm!(
+        "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
+        "push rdx", "push rsi", "push rdi",
+        "clgi",
+        "mov rax, rdx",
+        "vmsave rax",
+        "fxrstor64 [rsi + {fpu}]",
+        "mov rax, rdi",
+        "vmload rax",
+        "mov rbx, [rsi]",
+        "mov rcx, [rsi + 8]",
+        "mov rdx, [rsi + 16]",
+        "mov rdi, [rsi + 32]",
+        "mov rbp, [rsi + 40]",
+        "mov r8,  [rsi + 48]",
+        "mov r9,  [rsi + 56]",
+        "mov r10, [rsi + 64]",
+        "mov r11, [rsi + 72]",
+        "mov r12, [rsi + 80]",
+        "mov r13, [rsi + 88]",
+        "mov r14, [rsi + 96]",
+        "mov r15, [rsi + 104]",
+        "mov rsi, [rsi + 24]",
+        "sti",
+        "vmrun rax",
+        "cli",
+        "vmsave rax",
+        // Guest RSI goes through the stack to free a pointer register.
+        "push rsi",
+        "mov rsi, [rsp + 16]",
+        "mov [rsi], rbx",
+        "mov [rsi + 8], rcx",
+        "mov [rsi + 16], rdx",
+        "mov [rsi + 32], rdi",
+        "mov [rsi + 40], rbp",
+        "mov [rsi + 48], r8",
+        "mov [rsi + 56], r9",
+        "mov [rsi + 64], r10",
+        "mov [rsi + 72], r11",
+        "mov [rsi + 80], r12",
+        "mov [rsi + 88], r13",
+        "mov [rsi + 96], r14",
+        "mov [rsi + 104], r15",
+        "pop rax",
+        "mov [rsi + 24], rax",
+        "fxsave64 [rsi + {fpu}]",
+        "mov rax, [rsp + 16]",
+        "vmload rax",
+        "stgi",
+        // The guest's FPU modes must not govern the hypervisor's code, nor its
+        // registers reach the next domain.
+        "fninit",
+        "push 0x1f80",
+        "ldmxcsr [rsp]",
+        "add rsp, 8",
+        "pop rdi", "pop rsi", "pop rdx",
+        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
+        "ret",
+        fpu = const offset_of!(Registers, fpu),
+    )
+}
