@@ -1,0 +1,81 @@
+#![allow(unsafe_code)]
+//! The connections of this domain.
+
+use ring_proto::{
+    PAGE_SIZE, Port,
+    boot::ConnectionBoot,
+    conn::{Pages, Protocol, Role},
+    event::PORT_CONNECTIONS,
+    layout,
+    shm::SharedMem,
+};
+
+use crate::start::{boot, text};
+
+/// A connection that the manifest gives this domain.
+#[derive(Clone, Copy)]
+pub struct Connection {
+    /// Its slot.
+    pub slot: usize,
+    /// What the hypervisor told of it.
+    pub boot: &'static ConnectionBoot,
+}
+
+impl Connection {
+    /// The port that the peer's notifications arrive at.
+    pub fn port(&self) -> Port {
+        port(self.slot)
+    }
+
+    /// Its two pages.
+    pub fn pages(&self) -> Pages {
+        pages(self.slot)
+    }
+
+    /// Name of the domain at the other end.
+    pub fn peer_name(&self) -> &'static str {
+        text(&self.boot.peer_name)
+    }
+
+    /// blk: label of the volume.
+    pub fn volume(&self) -> &'static str {
+        text(&self.boot.volume)
+    }
+}
+
+/// The connections of `protocol` in which this domain has `role`.
+pub fn all(protocol: Protocol, role: Role) -> impl Iterator<Item = Connection> {
+    let boot = boot();
+    let count = boot.connection_count as usize;
+    boot.connections
+        .iter()
+        .take(count)
+        .enumerate()
+        .filter(move |(_, c)| c.protocol == protocol as u16 && c.role == role as u16)
+        .map(|(slot, boot)| Connection { slot, boot })
+}
+
+/// The port of connection slot `slot`.
+pub fn port(slot: usize) -> Port {
+    PORT_CONNECTIONS + slot as Port
+}
+
+/// The pages of connection slot `slot`.
+///
+/// # Panics
+///
+/// If this domain has no such connection: the number is the program's own.
+pub fn pages(slot: usize) -> Pages {
+    let count = boot().connection_count as usize;
+    assert!(slot < count, "no connection {slot}");
+    let own = layout::CONNECTIONS + slot as u64 * 2 * PAGE_SIZE as u64;
+    let view = |address: u64| {
+        // SAFETY: the hypervisor maps both pages for the domain's whole life
+        // and nothing makes a reference to them; the peer's is only read.
+        unsafe { SharedMem::new(address as *mut u8, PAGE_SIZE) }
+    };
+    match Pages::new(view(own), view(own + PAGE_SIZE as u64)) {
+        Some(pages) => pages,
+        None => unreachable!("a page holds an EndPage"),
+    }
+}

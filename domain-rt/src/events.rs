@@ -1,0 +1,155 @@
+#![allow(unsafe_code)]
+//! Events, waiting, and the misbehaviour that an operator may order.
+//!
+//! The usual loop of a driver:
+//!
+//! ```ignore
+//! loop {
+//!     let events = events::take_all();
+//!     // … work on what `events` names, note whether there is more …
+//!     if more { events::breathe() } else { events::wait(deadline) }
+//! }
+//! ```
+//!
+//! No wakeup is lost: `wait` returns at once if an event came after `take_all`.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ring_proto::{
+    Port,
+    event::{EventPage, Inject, PORTS, WORDS},
+    layout,
+};
+
+use crate::{hypercall, time};
+
+/// Bits that were moved out of the page and not yet handed to anybody.
+static TAKEN: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
+/// When `wait` was last called.
+static LAST_WAIT: AtomicU64 = AtomicU64::new(0);
+
+/// A busy loop calls `wait` at least this often, for the watchdog's sake.
+const BREATH_NS: u64 = time::MS;
+
+pub(crate) fn page() -> &'static EventPage {
+    // SAFETY: the page is mapped for the domain's whole life and consists of
+    // atomics.
+    unsafe { &*(layout::EVENT_PAGE as *const EventPage) }
+}
+
+/// Ports that had an event.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Events([u64; WORDS]);
+
+impl Events {
+    /// Whether `port` is among them.
+    pub fn has(&self, port: Port) -> bool {
+        self.0.get(usize::from(port / 64)).is_some_and(|word| word & (1 << (port % 64)) != 0)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|&word| word == 0)
+    }
+
+    /// The ports, ascending.
+    pub fn ports(self) -> impl Iterator<Item = Port> {
+        (0..PORTS).filter(move |&port| self.has(port))
+    }
+}
+
+fn collect() {
+    for (pending, taken) in page().pending.iter().zip(&TAKEN) {
+        // The plain load spares a locked instruction when nothing came.
+        if pending.load(Ordering::Relaxed) != 0 {
+            let bits = pending.swap(0, Ordering::Acquire);
+            taken.store(taken.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Takes all pending events.
+pub fn take_all() -> Events {
+    collect();
+    Events(core::array::from_fn(|i| {
+        let bits = TAKEN[i].load(Ordering::Relaxed);
+        TAKEN[i].store(0, Ordering::Relaxed);
+        bits
+    }))
+}
+
+/// Takes the event of one port, if it is pending.
+pub fn take(port: Port) -> bool {
+    collect();
+    let Some(word) = TAKEN.get(usize::from(port / 64)) else {
+        return false;
+    };
+    let bits = word.load(Ordering::Relaxed);
+    let bit = 1 << (port % 64);
+    word.store(bits & !bit, Ordering::Relaxed);
+    bits & bit != 0
+}
+
+/// What is pending, without taking it.
+pub(crate) fn peek() -> Events {
+    collect();
+    Events(core::array::from_fn(|i| TAKEN[i].load(Ordering::Relaxed)))
+}
+
+/// Whether any event is pending.
+pub fn any_pending() -> bool {
+    !peek().is_empty()
+}
+
+/// Sleeps until an event is pending or the clock reaches `deadline_ns`.
+///
+/// Events of ports that nobody asks about keep it from sleeping: a program
+/// takes them all with [`take_all`].
+pub fn wait(deadline_ns: u64) {
+    obey();
+    if any_pending() {
+        breathe();
+    } else {
+        sleep(deadline_ns);
+    }
+}
+
+/// Sleeps without regard to events that were already taken out of the page.
+pub(crate) fn sleep(deadline_ns: u64) {
+    let now = hypercall::wait(deadline_ns);
+    LAST_WAIT.store(now, Ordering::Relaxed);
+    obey();
+}
+
+/// For loops that are busy for long: feeds the watchdog now and then and does
+/// what the operator ordered. Cheap.
+pub fn breathe() {
+    obey();
+    if time::now_ns().saturating_sub(LAST_WAIT.load(Ordering::Relaxed)) >= BREATH_NS {
+        sleep(0);
+    }
+}
+
+/// Misbehaves if the operator ordered it.
+fn obey() {
+    let word = &page().inject;
+    if word.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    match Inject::from_raw(word.swap(0, Ordering::Relaxed)) {
+        Some(Inject::Panic) => panic!("ordered by the operator"),
+        Some(Inject::NullWrite) => null_write(),
+        Some(Inject::Loop) => loop {
+            core::hint::spin_loop();
+        },
+        None => {}
+    }
+}
+
+fn null_write() {
+    // SAFETY: not sound by any rule of Rust, and meant so: address 0 is never
+    // mapped in a domain, so the store ends this generation with a nested fault
+    // and nothing runs after it. In assembly, as the compiler may assume that
+    // a null store does not happen.
+    unsafe { core::arch::asm!("mov dword ptr [{0}], 0", in(reg) 0u64, options(nostack)) };
+}

@@ -1,0 +1,80 @@
+#![allow(unsafe_code)]
+//! The first instructions of a domain, and what it was told about itself.
+
+use core::sync::atomic::Ordering;
+
+use ring_proto::{boot::BootInfo, layout};
+
+use crate::{console, events, fault, heap, hypercall};
+
+// RDI holds the address of the boot information. RSP is undefined.
+core::arch::global_asm!(
+    ".section .text.entry, \"ax\", @progbits",
+    ".global _domain_start",
+    "_domain_start:",
+    "lea rsp, [rip + __stack_top]",
+    "xor ebp, ebp",
+    "cld",
+    "call __domain_main",
+    "ud2",
+    ".text",
+);
+
+/// Makes a program of `main: fn(&'static BootInfo) -> !`.
+///
+/// The crate needs `bare-support` among its dependencies, and a build script
+/// that includes `domain-rt/link/build.rs`.
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        // The memory functions that the compiler expects.
+        use bare_support as _;
+
+        #[global_allocator]
+        static __DOMAIN_HEAP: $crate::heap::Heap = $crate::heap::Heap::new();
+
+        #[panic_handler]
+        fn __domain_panic(info: &core::panic::PanicInfo<'_>) -> ! {
+            $crate::panic::report(info)
+        }
+
+        #[allow(unsafe_code)]
+        #[unsafe(no_mangle)]
+        extern "C" fn __domain_main(_boot: u64) -> ! {
+            let main: fn(&'static $crate::ring_proto::boot::BootInfo) -> ! = $main;
+            main($crate::start::init(&__DOMAIN_HEAP))
+        }
+    };
+}
+
+/// What the hypervisor told this domain about itself.
+pub fn boot() -> &'static BootInfo {
+    // SAFETY: the hypervisor maps this page read-only before the first
+    // instruction and never changes it; every bit pattern is a BootInfo.
+    unsafe { &*(layout::BOOT_INFO as *const BootInfo) }
+}
+
+/// Text of a NUL-padded field of the boot information, up to the first NUL.
+pub fn text(field: &[u8]) -> &str {
+    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
+    core::str::from_utf8(&field[..end]).unwrap_or("?")
+}
+
+/// Sets up what [`entry!`] promises. Called once, before `main`.
+#[doc(hidden)]
+pub fn init(heap: &heap::Heap) -> &'static BootInfo {
+    let boot = boot();
+    fault::init();
+    if boot.magic != ring_proto::boot::MAGIC || boot.abi != ring_proto::boot::ABI {
+        // Nothing here can be relied on, not even the heap's length.
+        hypercall::exit(1);
+    }
+    heap.init(layout::HEAP, boot.heap_len);
+    console::init();
+    boot
+}
+
+/// Tells the hypervisor that this generation serves.
+pub fn set_ready() {
+    events::page().ready.store(1, Ordering::Release);
+}

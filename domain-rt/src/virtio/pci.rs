@@ -1,0 +1,137 @@
+//! Configuration space of an own function, with the BARs where this domain
+//! sees them.
+
+use core::cell::Cell;
+
+use ring_proto::boot::DeviceBoot;
+use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
+
+use crate::hypercall;
+
+const BAR0: u8 = 0x10;
+const BAR_END: u8 = 0x28;
+/// Low bits of a 64-bit memory BAR.
+const MEMORY_64: u32 = 0b100;
+
+/// Reads pass through to the hypervisor, except for BARs: those are answered
+/// from the boot information, all as 64-bit ones, with the guest-physical
+/// address of their window. Writes go nowhere but to the sizing of those BARs;
+/// the hypervisor would refuse them anyway.
+#[derive(Clone)]
+pub(super) struct Config {
+    pub slot: usize,
+    pub device: &'static DeviceBoot,
+    /// BAR that is being sized, and whether each of its halves is.
+    sizing: Cell<Option<(u8, bool, bool)>>,
+}
+
+impl Config {
+    pub(super) fn new(slot: usize, device: &'static DeviceBoot) -> Self {
+        Self { slot, device, sizing: Cell::new(None) }
+    }
+
+    pub(super) fn function(&self) -> DeviceFunction {
+        let bdf = self.device.bdf;
+        DeviceFunction {
+            bus: (bdf >> 8) as u8,
+            device: (bdf >> 3) as u8 & 0x1f,
+            function: bdf as u8 & 7,
+        }
+    }
+
+    /// The register of a BAR at its place `index`.
+    fn bar(&self, index: u8) -> u32 {
+        let at = |i: u8| self.device.bars.get(usize::from(i)).filter(|b| b.address != 0);
+        if let Some((sized, low, high)) = self.sizing.get()
+            && let Some(bar) = at(sized)
+        {
+            let mask = !bar.len.wrapping_sub(1);
+            if index == sized {
+                let bits = if low { mask } else { bar.address };
+                return bits as u32 & !0xf | MEMORY_64;
+            }
+            if index == sized + 1 {
+                let bits = if high { mask } else { bar.address };
+                return (bits >> 32) as u32;
+            }
+        }
+        at(index).map_or(0, |bar| bar.address as u32 & !0xf | MEMORY_64)
+    }
+}
+
+impl ConfigurationAccess for Config {
+    fn read_word(&self, _: DeviceFunction, offset: u8) -> u32 {
+        if (BAR0..BAR_END).contains(&offset) {
+            return self.bar((offset - BAR0) / 4);
+        }
+        hypercall::pci_config_read(self.slot, u16::from(offset), 4).unwrap_or(u32::MAX)
+    }
+
+    fn write_word(&mut self, _: DeviceFunction, offset: u8, data: u32) {
+        if !(BAR0..BAR_END).contains(&offset) {
+            return;
+        }
+        let index = (offset - BAR0) / 4;
+        let all = data == u32::MAX;
+        self.sizing.set(match self.sizing.get() {
+            // The other half of the BAR that is being sized.
+            Some((bar, low, _)) if index == bar + 1 => Some((bar, low, all)),
+            _ => all.then_some((index, true, false)),
+        });
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn unsafe_clone(&self) -> Self {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ring_proto::boot::BarBoot;
+    use virtio_drivers::transport::pci::bus::PciRoot;
+
+    use super::*;
+
+    #[test]
+    fn sizing_finds_address_and_length() {
+        let mut device = DeviceBoot {
+            bdf: 0x108,
+            msix_entries: 2,
+            reserved: 0,
+            bars: [BarBoot { address: 0, len: 0 }; 6],
+        };
+        let windows = [(1, 0x30_1000_0000, 0x1000), (2, 0x30_2000_0000, 0x8000)];
+        for (i, address, len) in windows {
+            device.bars[i] = BarBoot { address, len };
+        }
+        let config = Config::new(0, std::boxed::Box::leak(std::boxed::Box::new(device)));
+        let function = config.function();
+        assert_eq!((function.bus, function.device, function.function), (1, 1, 0));
+        let mut root = PciRoot::new(NoCommand(config));
+        for (i, address, len) in windows {
+            let info = root.bar_info(function, i as u8).unwrap().unwrap();
+            assert_eq!(info.memory_address_size(), Some((address, len)));
+        }
+        assert_eq!(root.bar_info(function, 0).unwrap(), None);
+        assert_eq!(root.bar_info(function, 5).unwrap(), None);
+    }
+
+    /// Answers the command register without a hypervisor.
+    struct NoCommand(Config);
+
+    impl ConfigurationAccess for NoCommand {
+        fn read_word(&self, function: DeviceFunction, offset: u8) -> u32 {
+            if offset < BAR0 { 6 } else { self.0.read_word(function, offset) }
+        }
+
+        fn write_word(&mut self, function: DeviceFunction, offset: u8, data: u32) {
+            self.0.write_word(function, offset, data);
+        }
+
+        #[allow(unsafe_code)]
+        unsafe fn unsafe_clone(&self) -> Self {
+            Self(self.0.clone())
+        }
+    }
+}
