@@ -383,11 +383,23 @@ impl<Q: Slot, S: Slot> BackRing<Q, S> {
         Ok(item)
     }
 
+    /// Slots of each ring.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
     /// Asks for a notification of the next request. True if one is there
     /// already, in which case do not sleep.
     #[must_use = "do not sleep if there is work"]
     pub fn arm(&mut self) -> Result<bool, PeerMisbehaved> {
         self.requests.arm(self.slots - self.unanswered)
+    }
+
+    /// Whether a request is there; only if not, asks for a notification of it.
+    #[must_use = "do not sleep if there is work"]
+    pub fn look_or_arm(&mut self) -> Result<bool, PeerMisbehaved> {
+        let limit = self.slots - self.unanswered;
+        Ok(self.requests.refresh(limit)? != 0 || self.requests.arm(limit)?)
     }
 
     /// Asks for no notifications of requests until armed.

@@ -1,0 +1,385 @@
+//! The block frontend: submits, completes, and replays after a crash.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use ring_proto::blk::{
+    FEATURE_DISCARD, FEATURE_FLUSH, FEATURE_WRITE_ZEROES, MAX_REQUEST_BYTES, MAX_SEGMENTS, Op,
+    Request, Response, SECTOR, Segment, Status,
+};
+use ring_proto::conn::{BackBody, BackHello, Pages, Protocol};
+use ring_proto::ring::FrontRing;
+use ring_proto::{DomainId, Port};
+
+use crate::conn::{FrontLink, FrontStep, Region};
+use crate::{ConfigError, Counters, Env, Progress, pieces};
+
+/// What a frontend is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct FrontendConfig {
+    /// The connection's pages.
+    pub pages: Pages,
+    /// The connection's port.
+    pub port: Port,
+    /// The backend's domain.
+    pub peer: DomainId,
+    /// Memory of the ring, at least [`super::ring_pages`].
+    pub ring: Region,
+    /// Memory that segments point into.
+    pub pool: Region,
+    /// Slots, a power of two up to [`super::MAX_SLOTS`]; also the number of
+    /// requests that can be in flight.
+    pub slots: u32,
+}
+
+/// What the backend said about the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Capacity in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Start and length of requests must be multiples of this.
+    pub block_size: u32,
+    /// No writes.
+    pub read_only: bool,
+    /// `FEATURE_*` bits that may be used.
+    pub features: u32,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Io<'a> {
+    /// Operation.
+    pub op: Op,
+    /// First sector.
+    pub sector: u64,
+    /// Discard, write-zeroes: sectors. Otherwise 0.
+    pub sectors: u64,
+    /// Read, write: where the data is in the pool. They belong to the
+    /// request until its completion, over reconnects too.
+    pub segments: &'a [Segment],
+}
+
+/// Why a submission was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubmitError {
+    /// As many requests as there are slots are in flight: take completions.
+    Full,
+    /// Malformed: segments, lengths or operation.
+    Invalid,
+}
+
+/// A request that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// As given to `submit`.
+    pub token: u64,
+    /// How it ended.
+    pub status: Status,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Free,
+    /// Not in the ring.
+    Waiting,
+    /// In the ring.
+    Sent,
+    /// Ended, not yet taken.
+    Done(Status),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    stage: Stage,
+    token: u64,
+    /// Order of submission.
+    sequence: u64,
+    request: Request,
+}
+
+/// The block frontend.
+#[derive(Debug)]
+pub struct Frontend {
+    link: FrontLink,
+    config: FrontendConfig,
+    ring: Option<FrontRing<Request, Response>>,
+    geometry: Option<Geometry>,
+    entries: Vec<Entry>,
+    free: Vec<u16>,
+    /// In order of submission.
+    waiting: VecDeque<u16>,
+    done: VecDeque<u16>,
+    sequence: u64,
+    counters: Counters,
+}
+
+impl Frontend {
+    /// A frontend that connects as soon as it is polled.
+    pub fn new(config: FrontendConfig) -> Result<Self, ConfigError> {
+        let pages = super::ring_pages(config.slots).ok_or(ConfigError::Slots)?;
+        if !config.ring.is_whole() || config.ring.pages() < pages {
+            return Err(ConfigError::Ring);
+        }
+        if !config.pool.is_whole() || u32::try_from(config.pool.mem.len()).is_err() {
+            return Err(ConfigError::Pool);
+        }
+        let mut rings = heapless::Vec::new();
+        rings.push((config.ring, config.slots)).map_err(|_| ConfigError::Slots)?;
+        let features = FEATURE_FLUSH | FEATURE_DISCARD | FEATURE_WRITE_ZEROES;
+        let link = FrontLink::new(
+            config.pages,
+            config.port,
+            config.peer,
+            Protocol::Blk,
+            features,
+            rings,
+            config.pool,
+        );
+        let slots = config.slots as usize;
+        let entry =
+            Entry { stage: Stage::Free, token: 0, sequence: 0, request: empty_request(Op::Flush) };
+        Ok(Self {
+            link,
+            config,
+            ring: None,
+            geometry: None,
+            entries: alloc::vec![entry; slots],
+            free: (0..config.slots as u16).rev().collect(),
+            waiting: VecDeque::with_capacity(slots),
+            done: VecDeque::with_capacity(slots),
+            sequence: 0,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Drives the handshake, takes responses, sends what waits. Takes at most
+    /// as many responses as there are slots.
+    pub fn poll(&mut self, env: &mut impl Env) -> Progress {
+        let mut again = false;
+        match self.link.step(env, &mut self.counters) {
+            FrontStep::Waiting => {}
+            FrontStep::Prepare => {
+                self.ring = FrontRing::new(self.config.ring.mem, self.config.slots);
+                self.link.offer(env);
+            }
+            FrontStep::Answered(hello) => {
+                again = true;
+                match check_answer(&hello) {
+                    Some(geometry) => self.geometry = Some(geometry),
+                    None => self.misbehaved(env),
+                }
+            }
+            FrontStep::Up => again = self.take_responses(env),
+            FrontStep::Lost => {
+                again = true;
+                self.forget_ring();
+            }
+        }
+        self.kick(env);
+        Progress { again, deadline: self.link.deadline() }
+    }
+
+    /// Takes a request. It is sent by the next `kick` or `poll` while
+    /// connected, otherwise after the next connect.
+    pub fn submit(&mut self, io: Io<'_>, token: u64) -> Result<(), SubmitError> {
+        let request = self.check_io(&io).ok_or(SubmitError::Invalid)?;
+        let index = self.free.pop().ok_or(SubmitError::Full)?;
+        let Some(entry) = self.entries.get_mut(usize::from(index)) else {
+            return Err(SubmitError::Full);
+        };
+        // The upper half tells uses of an entry apart, so that a repeated
+        // response is recognised.
+        let uses = (entry.request.id >> 16).wrapping_add(1);
+        let id = (uses << 16) | u32::from(index);
+        self.sequence += 1;
+        *entry = Entry {
+            stage: Stage::Waiting,
+            token,
+            sequence: self.sequence,
+            request: Request { id, ..request },
+        };
+        self.waiting.push_back(index);
+        Ok(())
+    }
+
+    /// Sends what was submitted, with at most one notification.
+    pub fn kick(&mut self, env: &mut impl Env) {
+        if !self.link.is_up() {
+            return;
+        }
+        let (Some(ring), Some(geometry)) = (&mut self.ring, &self.geometry) else { return };
+        while let Some(&index) = self.waiting.front() {
+            let Some(entry) = self.entries.get_mut(usize::from(index)) else { break };
+            if !in_range(geometry, &entry.request) {
+                entry.stage = Stage::Done(Status::IoError);
+                self.done.push_back(index);
+            } else if ring.push(&entry.request).is_ok() {
+                entry.stage = Stage::Sent;
+                self.counters.requests += 1;
+            } else {
+                break;
+            }
+            self.waiting.pop_front();
+        }
+        if ring.unpublished() > 0 {
+            let notify = ring.publish();
+            self.counters.published(env, self.link.port(), notify);
+        }
+    }
+
+    /// The next request that ended, in the order in which they ended.
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        let index = self.done.pop_front()?;
+        let entry = self.entries.get_mut(usize::from(index))?;
+        let Stage::Done(status) = entry.stage else { return None };
+        entry.stage = Stage::Free;
+        self.free.push(index);
+        Some(Completion { token: entry.token, status })
+    }
+
+    /// The volume, once a backend has answered for the first time. It stays
+    /// while the backend is away, and may be another after a reconnect.
+    pub fn geometry(&self) -> Option<Geometry> {
+        self.geometry
+    }
+
+    /// Whether requests reach a backend at the moment.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// How many more requests can be submitted.
+    pub fn room(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Requests submitted whose completion was not taken.
+    pub fn in_flight(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Why the backend last refused, in its own words (foreign text).
+    pub fn refusal(&self) -> Option<&str> {
+        self.link.refusal()
+    }
+
+    /// Counts since the beginning.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Returns whether to poll again before sleeping.
+    fn take_responses(&mut self, env: &mut impl Env) -> bool {
+        let Some(ring) = &mut self.ring else { return false };
+        let mut taken = false;
+        for _ in 0..self.config.slots {
+            let response = match ring.pop() {
+                Ok(Some(response)) => response,
+                Ok(None) => break,
+                Err(_) => {
+                    self.misbehaved(env);
+                    return true;
+                }
+            };
+            taken = true;
+            let index = response.id as u16;
+            let entry = self.entries.get_mut(usize::from(index));
+            let status = Status::from_raw(response.status);
+            match (entry, status) {
+                (Some(entry), Some(status))
+                    if entry.stage == Stage::Sent && entry.request.id == response.id =>
+                {
+                    entry.stage = Stage::Done(status);
+                    self.done.push_back(index);
+                }
+                _ => {
+                    self.misbehaved(env);
+                    return true;
+                }
+            }
+        }
+        if taken {
+            return true;
+        }
+        match ring.arm() {
+            Ok(more) => more,
+            Err(_) => {
+                self.misbehaved(env);
+                true
+            }
+        }
+    }
+
+    fn misbehaved(&mut self, env: &mut impl Env) {
+        self.link.misbehaved(env, &mut self.counters);
+        self.forget_ring();
+    }
+
+    /// What was in the ring waits again, in the order of submission.
+    fn forget_ring(&mut self) {
+        self.ring = None;
+        self.waiting.clear();
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            if entry.stage == Stage::Sent {
+                entry.stage = Stage::Waiting;
+                self.counters.replayed += 1;
+            }
+            if entry.stage == Stage::Waiting {
+                self.waiting.push_back(index as u16);
+            }
+        }
+        let entries = &self.entries;
+        let order = |i: &u16| entries.get(usize::from(*i)).map(|e| e.sequence);
+        self.waiting.make_contiguous().sort_unstable_by_key(order);
+    }
+
+    fn check_io(&self, io: &Io<'_>) -> Option<Request> {
+        let mut request = empty_request(io.op);
+        request.sector = io.sector;
+        request.segments.get_mut(..io.segments.len())?.copy_from_slice(io.segments);
+        request.segment_count = io.segments.len() as u8;
+        let with_data = matches!(io.op, Op::Read | Op::Write);
+        let with_range = matches!(io.op, Op::Discard | Op::WriteZeroes);
+        if with_data == io.segments.is_empty() || with_range == (io.sectors == 0) {
+            return None;
+        }
+        let pool = &self.config.pool.mem;
+        let (_, total) = pieces::validate::<MAX_SEGMENTS>(
+            pool,
+            &request.segments,
+            request.segment_count,
+            SECTOR as u32,
+        )?;
+        request.sectors = io.sectors;
+        (total <= u64::from(MAX_REQUEST_BYTES)).then_some(request)
+    }
+}
+
+fn empty_request(op: Op) -> Request {
+    Request {
+        id: 0,
+        op: op as u8,
+        segment_count: 0,
+        reserved: 0,
+        sector: 0,
+        sectors: 0,
+        segments: [Segment::default(); MAX_SEGMENTS],
+    }
+}
+
+fn check_answer(hello: &BackHello) -> Option<Geometry> {
+    let BackBody::Blk { sectors, block_size, read_only } = hello.body else { return None };
+    let plausible = block_size.is_power_of_two()
+        && block_size >= SECTOR as u32
+        && block_size <= MAX_REQUEST_BYTES
+        && sectors <= u64::MAX / SECTOR;
+    plausible.then_some(Geometry { sectors, block_size, read_only, features: hello.features })
+}
+
+/// Whether the request's sectors are on the volume.
+fn in_range(geometry: &Geometry, request: &Request) -> bool {
+    let bytes: u64 = request.segments.iter().map(|s| u64::from(s.len)).sum();
+    let end =
+        request.sector.checked_add(request.sectors).and_then(|end| end.checked_add(bytes / SECTOR));
+    request.op == Op::Flush as u8 || end.is_some_and(|end| end <= geometry.sectors)
+}

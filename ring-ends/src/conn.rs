@@ -1,0 +1,32 @@
+//! The handshake: how two ends find each other, again and again.
+//!
+//! ```text
+//!              frontend                                backend
+//!   Down ──(grants revoked, backoff over)──►
+//!   Offered: fresh ring, hello, epoch + 1,
+//!            state Initialising  ─────────►  Idle: maps, attaches, answers
+//!   Up: state Connected          ◄─────────  Up: state Connected, names the pair
+//!   …
+//!   loss: state Closing, revoke  ─────────►  Draining: device I/O ends, unmap, Idle
+//! ```
+//!
+//! Each side looks at the other's page at every poll; a changed generation,
+//! epoch or state is a loss. [`FrontLink`] and [`BackLink`] do this and hold
+//! the grants and mappings; what is in the rings is the protocol's business.
+
+mod back;
+mod front;
+
+pub use back::{BackLink, BackStep, Mapped, QueueKind, Rules, Window};
+pub use front::{FrontLink, FrontStep, Region};
+
+/// Shortest pause of a frontend after a loss without a new backend generation, ns.
+pub const BACKOFF_FIRST_NS: u64 = 10_000_000;
+/// Longest such pause, ns.
+pub const BACKOFF_MOST_NS: u64 = 1_000_000_000;
+/// A connection that stood as long as this sets the pause back to the first, ns.
+pub const STABLE_NS: u64 = 2_000_000_000;
+/// Least time between two answers of a backend to one frontend generation, ns.
+pub const ANSWER_INTERVAL_NS: u64 = 1_000_000;
+/// Pause before a failed revocation or unmapping is tried again, ns.
+pub const RETRY_NS: u64 = 1_000_000;

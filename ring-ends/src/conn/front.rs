@@ -1,0 +1,287 @@
+//! The frontend's side of the handshake, and its grants.
+
+use ring_proto::conn::{
+    BackBody, BackHello, FrontHello, HelloError, Pages, Pair, Protocol, QueueHello, State, VERSION,
+};
+use ring_proto::shm::SharedMem;
+use ring_proto::{DomainId, GrantRef, PAGE_SIZE, Port, conn::GrantRange, grant};
+
+use super::{BACKOFF_FIRST_NS, BACKOFF_MOST_NS, RETRY_NS, STABLE_NS};
+use crate::{Counters, Env};
+
+/// Own memory that is granted page by page with consecutive references.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    /// Whole, page-aligned pages.
+    pub mem: SharedMem,
+    /// Reference of the first page's grant.
+    pub first: GrantRef,
+}
+
+impl Region {
+    /// Number of pages.
+    pub fn pages(&self) -> u32 {
+        (self.mem.len() / PAGE_SIZE) as u32
+    }
+
+    /// Whether it is whole pages.
+    pub fn is_whole(&self) -> bool {
+        !self.mem.is_empty()
+            && self.mem.len().is_multiple_of(PAGE_SIZE)
+            && self.mem.as_ptr().addr().is_multiple_of(PAGE_SIZE)
+    }
+
+    fn range(&self) -> GrantRange {
+        GrantRange { first: self.first, pages: self.pages() }
+    }
+
+    fn grant(&self, env: &mut impl Env, grantee: DomainId, flags: u64) {
+        for page in 0..self.pages() {
+            let address = self.mem.address() + u64::from(page) * PAGE_SIZE as u64;
+            env.grant(self.first + page, address, grantee, flags);
+        }
+    }
+}
+
+/// What happened to the connection.
+#[derive(Debug)]
+pub enum FrontStep {
+    /// Nothing to do but wait.
+    Waiting,
+    /// All grants are withdrawn: make fresh rings and call [`FrontLink::offer`].
+    Prepare,
+    /// The backend answered: validate the answer, then use the rings; or call
+    /// [`FrontLink::misbehaved`].
+    Answered(BackHello),
+    /// Up and serving.
+    Up,
+    /// The connection just went down: forget the rings.
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Not offered. Waits until `not_before` or for another backend generation.
+    Down { not_before: u64, generation: u32 },
+    /// Offered, not answered.
+    Offered,
+    /// Answered by this hello of the backend.
+    Up { backend: Pair, since: u64 },
+}
+
+/// Handshake machine and grants of a frontend.
+#[derive(Debug)]
+pub struct FrontLink {
+    pages: Pages,
+    port: Port,
+    peer: DomainId,
+    protocol: Protocol,
+    features: u32,
+    rings: heapless::Vec<(Region, u32), 4>,
+    pool: Region,
+    phase: Phase,
+    epoch: u32,
+    granted: bool,
+    /// Losses in a row without a new backend generation.
+    losses: u32,
+    refusal: Option<heapless::String<96>>,
+}
+
+impl FrontLink {
+    /// A frontend that is down. `rings`: the memory and slots of each queue.
+    pub fn new(
+        pages: Pages,
+        port: Port,
+        peer: DomainId,
+        protocol: Protocol,
+        features: u32,
+        rings: heapless::Vec<(Region, u32), 4>,
+        pool: Region,
+    ) -> Self {
+        Self {
+            pages,
+            port,
+            peer,
+            protocol,
+            features,
+            rings,
+            pool,
+            phase: Phase::Down { not_before: 0, generation: 0 },
+            epoch: 0,
+            granted: false,
+            losses: 0,
+            refusal: None,
+        }
+    }
+
+    /// Port of the connection.
+    pub fn port(&self) -> Port {
+        self.port
+    }
+
+    /// Whether the rings may be used.
+    pub fn is_up(&self) -> bool {
+        matches!(self.phase, Phase::Up { .. })
+    }
+
+    /// Why the backend last refused, in its own words (foreign text).
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
+    /// When to step again without an event.
+    pub fn deadline(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Down { not_before, .. } => Some(not_before),
+            _ => None,
+        }
+    }
+
+    /// Looks at the peer and goes one step.
+    pub fn step(&mut self, env: &mut impl Env, counters: &mut Counters) -> FrontStep {
+        let seen = self.pages.peer.glance();
+        match self.phase {
+            Phase::Down { not_before, generation } => {
+                let now = env.now_ns();
+                if now < not_before && seen.pair.generation == generation {
+                    return FrontStep::Waiting;
+                }
+                if self.granted {
+                    if !self.revoke(env) {
+                        self.phase = Phase::Down {
+                            not_before: now.saturating_add(RETRY_NS),
+                            generation: seen.pair.generation,
+                        };
+                        return FrontStep::Waiting;
+                    }
+                    self.granted = false;
+                }
+                FrontStep::Prepare
+            }
+            Phase::Offered => {
+                if seen.answers != self.own_pair() {
+                    return FrontStep::Waiting;
+                }
+                if seen.is(State::Closing) {
+                    self.refusal = match self.pages.peer.hello(&seen) {
+                        Ok(BackHello { body: BackBody::Refused { why }, .. }) => Some(why),
+                        _ => None,
+                    };
+                    self.down(env, counters);
+                    return FrontStep::Lost;
+                }
+                if !seen.is(State::Connected) {
+                    return FrontStep::Waiting;
+                }
+                match self.pages.peer.hello::<BackHello>(&seen) {
+                    Ok(hello)
+                        if hello.version == VERSION && hello.features & !self.features == 0 =>
+                    {
+                        self.phase = Phase::Up { backend: seen.pair, since: env.now_ns() };
+                        self.refusal = None;
+                        self.pages.own.set_state(State::Connected);
+                        counters.connects += 1;
+                        FrontStep::Answered(hello)
+                    }
+                    // It is changing its page and signals when it is done.
+                    Err(HelloError::Unsettled) => FrontStep::Waiting,
+                    Ok(_) | Err(HelloError::Malformed) => {
+                        self.misbehaved(env, counters);
+                        FrontStep::Lost
+                    }
+                }
+            }
+            Phase::Up { backend, .. } => {
+                if seen.pair == backend
+                    && seen.is(State::Connected)
+                    && seen.answers == self.own_pair()
+                {
+                    return FrontStep::Up;
+                }
+                self.down(env, counters);
+                FrontStep::Lost
+            }
+        }
+    }
+
+    /// Grants everything and publishes the hello. The rings are fresh.
+    pub fn offer(&mut self, env: &mut impl Env) {
+        let mut queues = heapless::Vec::new();
+        for (region, slots) in &self.rings {
+            region.grant(env, self.peer, grant::MAP | grant::WRITE);
+            let pushed = queues.push(QueueHello { ring: region.range(), slots: *slots });
+            debug_assert!(pushed.is_ok());
+        }
+        self.pool.grant(env, self.peer, grant::MAP | grant::WRITE | grant::DMA);
+        self.granted = true;
+        let hello = FrontHello {
+            version: VERSION,
+            protocol: self.protocol as u16,
+            features: self.features,
+            queues,
+            pool: self.pool.range(),
+        };
+        self.epoch = self.epoch.wrapping_add(1);
+        // A FrontHello is always far shorter than HELLO_MAX.
+        let published = self.pages.own.publish(
+            &hello,
+            self.epoch,
+            Pair::default(),
+            State::Closing,
+            State::Initialising,
+        );
+        debug_assert!(published.is_ok());
+        self.phase = Phase::Offered;
+        env.notify(self.port);
+    }
+
+    /// Disconnects a backend that broke the protocol.
+    pub fn misbehaved(&mut self, env: &mut impl Env, counters: &mut Counters) {
+        counters.misbehaviours += 1;
+        self.down(env, counters);
+    }
+
+    fn own_pair(&self) -> Pair {
+        Pair { generation: self.pages.own.generation(), epoch: self.epoch }
+    }
+
+    /// First the state, then the revocation: a live backend that reads junk
+    /// from a revoked page can see why.
+    fn down(&mut self, env: &mut impl Env, counters: &mut Counters) {
+        let now = env.now_ns();
+        let generation = self.pages.peer.glance().pair.generation;
+        self.pages.own.set_state(State::Closing);
+        self.granted = !self.revoke(env);
+        let known = match self.phase {
+            Phase::Up { backend, since } => {
+                counters.disconnects += 1;
+                if now.saturating_sub(since) >= STABLE_NS {
+                    self.losses = 0;
+                }
+                backend.generation
+            }
+            _ => generation,
+        };
+        let not_before = if known == generation {
+            // It lives (or its end is not yet recorded, in which case the
+            // generation changes soon and cuts the pause short).
+            let pause = BACKOFF_FIRST_NS << self.losses.min(10);
+            self.losses = self.losses.saturating_add(1);
+            now.saturating_add(pause.min(BACKOFF_MOST_NS))
+        } else {
+            self.losses = 0;
+            now
+        };
+        self.phase = Phase::Down { not_before, generation };
+        env.notify(self.port);
+    }
+
+    /// Whether all grants are withdrawn now.
+    fn revoke(&self, env: &mut impl Env) -> bool {
+        let mut done = true;
+        for (region, _) in &self.rings {
+            done &= env.revoke(region.first, region.pages()).is_ok();
+        }
+        done & env.revoke(self.pool.first, self.pool.pages()).is_ok()
+    }
+}

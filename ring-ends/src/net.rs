@@ -1,0 +1,56 @@
+//! The network protocol's two ends.
+
+mod backend;
+mod frontend;
+mod receive;
+mod transmit;
+
+pub use backend::{Backend, BackendConfig, DeliverError, Tag, TxFrame, Vif};
+pub use frontend::{Frontend, FrontendConfig, NetInfo};
+pub use receive::Received;
+pub use transmit::{SendError, TxBuffer};
+
+use ring_proto::conn::Protocol;
+use ring_proto::net::{RxRequest, RxResponse, TxRequest, TxResponse};
+
+use crate::conn::{QueueKind, Rules};
+
+/// Most slots of a queue that a backend takes.
+pub const MAX_SLOTS: u32 = 256;
+/// Bytes of each buffer into which a frontend cuts its pool.
+pub const BUFFER: usize = 2048;
+
+const RULES: Rules = Rules {
+    protocol: Protocol::Net,
+    queues: &[
+        QueueKind { request: size_of::<TxRequest>(), response: size_of::<TxResponse>() },
+        QueueKind { request: size_of::<RxRequest>(), response: size_of::<RxResponse>() },
+    ],
+    max_slots: MAX_SLOTS,
+};
+
+/// Pages of ring memory that the tx queue needs. `None` if `slots` is not valid.
+pub fn tx_ring_pages(slots: u32) -> Option<u32> {
+    pages(slots, 0)
+}
+
+/// Likewise the rx queue.
+pub fn rx_ring_pages(slots: u32) -> Option<u32> {
+    pages(slots, 1)
+}
+
+fn pages(slots: u32, queue: usize) -> Option<u32> {
+    let kind = RULES.queues.get(queue)?;
+    ring_proto::ring::layout(slots, kind.request, kind.response)
+        .filter(|l| l.slots <= MAX_SLOTS)
+        .map(|l| l.pages())
+}
+
+/// Checksum to be filled in, as the virtio specification has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checksum {
+    /// Where the checksum begins.
+    pub start: u16,
+    /// Where, after `start`, it is stored.
+    pub offset: u16,
+}
