@@ -1,0 +1,284 @@
+//! Power cuts at every step, under concurrent puts, gets and deletes.
+
+mod sim;
+
+use std::cell::RefCell;
+
+use kv_store::{Error, PutError, Store};
+use sim::exec::give_up_after;
+use sim::{Disk, End, Exec, Model, Rng, run_one, seeds};
+
+const KEYS: u64 = 6;
+const BLOCKS: u64 = 256;
+
+/// What the tasks of a run do.
+#[derive(Clone, Copy)]
+struct Plan {
+    tasks: u64,
+    ops: u64,
+    /// Most blocks of a value.
+    blocks: u64,
+    /// Whether the device may report errors.
+    errors: bool,
+}
+
+fn random_len(rng: &mut Rng, blocks: u64) -> usize {
+    let len = match rng.below(8) {
+        0 => 0,
+        1 => rng.below(4),
+        2 | 3 => 4096 * (1 + rng.below(blocks)) + rng.below(3) - 1,
+        _ => rng.below(4096 * blocks),
+    };
+    len as usize
+}
+
+/// One client: random operations, each checked against the model.
+async fn client(store: &Store<Disk>, model: &RefCell<Model>, plan: Plan, mut rng: Rng) {
+    for _ in 0..plan.ops {
+        let key = format!("key{}", rng.below(KEYS));
+        match rng.below(10) {
+            0..5 => put(store, model, plan, &mut rng, &key).await,
+            5 | 6 => {
+                let token = model.borrow_mut().delete(&key);
+                match store.delete(&key).await {
+                    Ok(_) => model.borrow_mut().acknowledge(&key, token),
+                    Err(error) => assert!(plan.errors && error == Error::Device, "{error}"),
+                }
+            }
+            7 => {
+                let polls = 1 + rng.below(6);
+                give_up_after(polls, put(store, model, plan, &mut rng, &key)).await;
+            }
+            _ => {
+                let since = model.borrow_mut().now();
+                let step = 1 + rng.below(20_000) as usize;
+                let found = match sim::get(store, &key, step).await {
+                    Some(Ok(bytes)) => Some(bytes),
+                    Some(Err(error)) => panic!("get of {key}: {error}"),
+                    None => None,
+                };
+                model.borrow().check(&key, found.as_deref(), since).unwrap();
+            }
+        }
+    }
+}
+
+async fn put(store: &Store<Disk>, model: &RefCell<Model>, plan: Plan, rng: &mut Rng, key: &str) {
+    let len = random_len(rng, plan.blocks);
+    let mut put = match store.begin_put(key, len as u64) {
+        Ok(put) => put,
+        Err(PutError::Full) => return,
+        Err(error) => panic!("put of {key}: {error}"),
+    };
+    let (data, token) = model.borrow_mut().put(key, len);
+    let abort_at = rng.chance(10).then(|| rng.below(len as u64 + 1) as usize);
+    let step = 1 + rng.below(30_000) as usize;
+    let mut sent = 0;
+    for piece in data.chunks(step) {
+        if abort_at.is_some_and(|at| sent >= at) {
+            model.borrow_mut().abort(key, token);
+            return;
+        }
+        if let Err(error) = put.write(piece).await {
+            assert!(plan.errors && error == Error::Device, "{error}");
+            model.borrow_mut().abort(key, token);
+            return;
+        }
+        sent += piece.len();
+    }
+    match put.commit().await {
+        Ok(_) => model.borrow_mut().acknowledge(key, token),
+        Err(error) => assert!(plan.errors && error == Error::Device, "{error}"),
+    }
+}
+
+/// Mounts what a power cut left, with more power cuts during the mount.
+fn recover(mut disk: Disk, rng: &mut Rng) -> (Disk, Store<Disk>) {
+    while rng.chance(30) {
+        disk.cut_at(rng.below(14));
+        let mounted = run_one(&disk, rng, Store::mount(disk.clone()));
+        drop(mounted);
+        disk = disk.after_power_cut(rng);
+    }
+    let mounted = run_one(&disk, rng, Store::mount(disk.clone())).expect("no power cut");
+    let store = mounted.unwrap_or_else(|error| panic!("mount: {error}"));
+    (disk, store)
+}
+
+/// Checks everything that a power cut left, and makes it the new truth.
+fn check_recovered(disk: &Disk, store: &Store<Disk>, model: &RefCell<Model>, rng: &mut Rng) {
+    let listed: Vec<String> = sim::list(store).into_iter().map(|(key, _)| key).collect();
+    let mut keys = model.borrow().keys();
+    keys.extend(listed.iter().filter(|key| !keys.contains(key)).cloned().collect::<Vec<_>>());
+    for key in keys {
+        let found = run_one(disk, rng, sim::get(store, &key, 50_000)).expect("no power cut");
+        let found = found.map(|result| result.unwrap_or_else(|error| panic!("{key}: {error}")));
+        assert_eq!(found.is_some(), listed.contains(&key));
+        let mut model = model.borrow_mut();
+        let now = model.now();
+        model.check(&key, found.as_deref(), now).unwrap();
+        model.settle(&key, found.as_deref());
+    }
+    sim::assert_no_leak(store);
+}
+
+/// One life of the store: from mount to power cut or until all tasks end.
+fn live(
+    disk: &Disk,
+    store: &Store<Disk>,
+    model: &RefCell<Model>,
+    plan: Plan,
+    rng: &mut Rng,
+) -> End {
+    let mut exec = Exec::default();
+    for _ in 0..plan.tasks {
+        exec.spawn(client(store, model, plan, Rng::new(rng.next())));
+    }
+    exec.run(disk, rng)
+}
+
+/// The same run again and again from `disk`, cut after each of its steps, with
+/// `samples` images of each cut.
+fn cut_at_every_step(seed: u64, disk: &Disk, model_of: &dyn Fn() -> Model, plan: Plan) -> u64 {
+    let mut cuts = 0;
+    for cut in 1.. {
+        let mut rng = Rng::new(seed);
+        let disk = disk.copy();
+        let model = RefCell::new(model_of());
+        let store = run_one(&disk, &mut rng, Store::mount(disk.clone())).unwrap().unwrap();
+        let from = disk.events();
+        disk.cut_at(from + cut);
+        let end = live(&disk, &store, &model, plan, &mut rng);
+        drop(store);
+        cuts += 1;
+        let mut rng = Rng::new(seed ^ cut << 32);
+        let (disk, store) = recover(disk.after_power_cut(&mut rng), &mut rng);
+        check_recovered(&disk, &store, &model, &mut rng);
+        if end == End::Finished {
+            break;
+        }
+    }
+    cuts
+}
+
+#[test]
+fn every_step_of_formatting() {
+    for seed in seeds(40) {
+        println!("KV_SEED={seed}");
+        for cut in 0..30 {
+            let mut rng = Rng::new(seed << 8 | cut);
+            let disk = Disk::new(BLOCKS);
+            disk.cut_at(cut);
+            let _ = run_one(&disk, &mut rng, Store::mount(disk.clone()));
+            let (_, store) = recover(disk.after_power_cut(&mut rng), &mut rng);
+            assert_eq!(store.stats().keys, 0);
+        }
+    }
+}
+
+#[test]
+fn every_step_of_short_histories() {
+    let mut cuts = 0;
+    for seed in seeds(40) {
+        println!("KV_SEED={seed}");
+        let mut rng = Rng::new(seed);
+        let disk = Disk::new(BLOCKS);
+        run_one(&disk, &mut rng, Store::mount(disk.clone())).unwrap().unwrap();
+        let plan = Plan { tasks: 1 + seed % 4, ops: 6, blocks: 12, errors: false };
+        cuts += cut_at_every_step(seed, &disk, &Model::default, plan);
+    }
+    println!("{cuts} power cuts");
+}
+
+#[test]
+fn every_step_of_compaction() {
+    let mut cuts = 0;
+    for seed in seeds(15) {
+        println!("KV_SEED={seed}");
+        let mut rng = Rng::new(seed);
+        let disk = Disk::new(BLOCKS);
+        // Deletes and puts of small values until the journal is about full.
+        let fill = |model: &mut Model, rng: &mut Rng, store: &Store<Disk>, disk: &Disk| {
+            for n in 0..42 {
+                let key = format!("key{}", n % KEYS);
+                let (data, token) = model.put(&key, 900);
+                run_one(disk, rng, sim::put(store, &key, &data, 512)).unwrap().unwrap();
+                model.acknowledge(&key, token);
+            }
+        };
+        let mut model = Model::default();
+        let store = run_one(&disk, &mut rng, Store::mount(disk.clone())).unwrap().unwrap();
+        fill(&mut model, &mut rng, &store, &disk);
+        drop(store);
+        let model_of = || {
+            let mut model = Model::default();
+            for n in 0..42 {
+                let key = format!("key{}", n % KEYS);
+                let (_, token) = model.put(&key, 900);
+                model.acknowledge(&key, token);
+            }
+            model
+        };
+        let plan = Plan { tasks: 1 + seed % 3, ops: 10, blocks: 3, errors: false };
+        cuts += cut_at_every_step(seed, &disk, &model_of, plan);
+    }
+    println!("{cuts} power cuts");
+}
+
+/// Several lives of one volume, each cut at a random step.
+fn lives(seed: u64, plan: Plan, rounds: u64, errors: u64) -> u64 {
+    let mut rng = Rng::new(seed);
+    let model = RefCell::new(Model::default());
+    let mut disk = Disk::new(BLOCKS);
+    let mut cuts = 0;
+    for _ in 0..rounds {
+        let (mounted, store) = recover(disk, &mut rng);
+        disk = mounted;
+        check_recovered(&disk, &store, &model, &mut rng);
+        disk.fail_percent(errors);
+        disk.cut_at(disk.events() + rng.below(1500));
+        let end = live(&disk, &store, &model, plan, &mut rng);
+        if end == End::Finished {
+            // Bring aborted puts to their end, and look for leaks.
+            disk.fail_percent(0);
+            disk.cut_at(u64::MAX);
+            let (data, token) = model.borrow_mut().put("last", 1);
+            run_one(&disk, &mut rng, sim::put(&store, "last", &data, 1)).unwrap().unwrap();
+            model.borrow_mut().acknowledge("last", token);
+            while disk.has_pending() {
+                disk.step(&mut rng);
+            }
+            run_one(&disk, &mut rng, sim::get(&store, "last", 1)).unwrap().unwrap().unwrap();
+            if errors == 0 {
+                sim::assert_no_leak(&store);
+            }
+        } else {
+            cuts += 1;
+        }
+        drop(store);
+        disk = disk.after_power_cut(&mut rng);
+    }
+    cuts
+}
+
+#[test]
+fn random_lives() {
+    let mut cuts = 0;
+    for seed in seeds(60) {
+        println!("KV_SEED={seed}");
+        let plan = Plan { tasks: 1 + seed % 6, ops: 60, blocks: 20, errors: false };
+        cuts += lives(seed, plan, 8, 0);
+    }
+    println!("{cuts} power cuts");
+}
+
+#[test]
+fn random_lives_with_device_errors() {
+    let mut cuts = 0;
+    for seed in seeds(60) {
+        println!("KV_SEED={seed}");
+        let plan = Plan { tasks: 1 + seed % 6, ops: 60, blocks: 12, errors: true };
+        cuts += lives(seed, plan, 8, 4);
+    }
+    println!("{cuts} power cuts");
+}
