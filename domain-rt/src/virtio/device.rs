@@ -57,6 +57,8 @@ pub enum Error {
     BadCapability,
     /// It did not come out of reset.
     ResetTimeout,
+    /// It does not answer a request.
+    Timeout,
     /// It lacks VERSION_1 or refused the features that it offered.
     Features,
     /// It has no such queue, or one too small.
@@ -81,6 +83,7 @@ impl fmt::Display for Error {
             Self::Pci(error) => write!(f, "{error}"),
             Self::BadCapability => f.write_str("a capability points out of its BAR"),
             Self::ResetTimeout => f.write_str("the device does not come out of reset"),
+            Self::Timeout => f.write_str("the device does not answer"),
             Self::Features => f.write_str("the device refuses the features that it offers"),
             Self::NoQueue(queue) => write!(f, "the device lacks queue {queue}"),
             Self::NoVector => f.write_str("the device refuses an interrupt vector"),

@@ -1,12 +1,9 @@
-//! The blk driver domain's program.
+//! The program of the blk driver domain.
 #![no_std]
 #![no_main]
 
 domain_rt::entry!(main);
 
-fn main(boot: &'static domain_rt::ring_proto::boot::BootInfo) -> ! {
-    log::info!("hello {}", boot.domain);
-    loop {
-        domain_rt::events::wait(u64::MAX)
-    }
+fn main(boot: &'static ring_proto::boot::BootInfo) -> ! {
+    driver_blk::service::run(boot)
 }

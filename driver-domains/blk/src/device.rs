@@ -1,0 +1,395 @@
+//! The driver of a virtio disk (virtio 1.2, section 5.2).
+//!
+//! It knows nothing of rings and guests, so it also works linked straight into
+//! a program. Data moves by DMA between the disk and addresses that the caller
+//! names: memory of the DMA pool, or granted memory.
+
+use alloc::{boxed::Box, vec::Vec};
+use core::sync::atomic::Ordering;
+
+use domain_rt::{
+    dma, events,
+    time::{MS, now_ns},
+    virtio::{
+        Device, DeviceQueue, DeviceType, Error,
+        queue::{Buffer, Misbehaved},
+    },
+};
+use ring_proto::{
+    Port,
+    blk::{MAX_SEGMENTS, Op, SECTOR, Status},
+    shm::SharedMem,
+};
+use zerocopy::{Immutable, IntoBytes};
+
+const F_SIZE_MAX: u64 = 1 << 1;
+const F_SEG_MAX: u64 = 1 << 2;
+const F_RO: u64 = 1 << 5;
+const F_BLK_SIZE: u64 = 1 << 6;
+const F_FLUSH: u64 = 1 << 9;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+
+// Offsets in the device's configuration.
+const CAPACITY: usize = 0;
+const SIZE_MAX: usize = 8;
+const SEG_MAX: usize = 12;
+const BLK_SIZE: usize = 20;
+const MAX_DISCARD: usize = 36;
+const MAX_WRITE_ZEROES: usize = 48;
+
+const T_IN: u32 = 0;
+const T_OUT: u32 = 1;
+const T_FLUSH: u32 = 4;
+const T_DISCARD: u32 = 11;
+const T_WRITE_ZEROES: u32 = 13;
+
+const S_OK: u8 = 0;
+const S_UNSUPPORTED: u8 = 2;
+/// No status that a device writes: shows that it wrote none.
+const S_NONE: u8 = 0xff;
+
+/// Most requests at a time.
+const DEPTH: u16 = 128;
+/// Bytes of the DMA pool that belong to one request.
+const SLOT: usize = 64;
+const SLOT_RANGE: usize = 16;
+const SLOT_STATUS: usize = 32;
+/// Buffers of a request beside its data: header and status.
+const EXTRA: usize = 2;
+/// An interrupt that was lost is noticed after this time.
+pub const POLL_NS: u64 = 100 * MS;
+/// A disk that finished nothing for so long is given up.
+pub const STUCK_NS: u64 = 30_000 * MS;
+/// MSI-X entry that is used.
+const VECTOR: u16 = 0;
+
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct Header {
+    kind: u32,
+    reserved: u32,
+    sector: u64,
+}
+
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct Range {
+    sector: u64,
+    sectors: u32,
+    flags: u32,
+}
+
+/// A piece of memory that the disk reads or writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Device address.
+    pub address: u64,
+    /// Bytes, a multiple of 512, not 0.
+    pub len: u32,
+}
+
+/// A request to the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Io<'a> {
+    /// What to do.
+    pub op: Op,
+    /// First sector of 512 bytes.
+    pub sector: u64,
+    /// Discard, write-zeroes: sectors, at most [`VirtioBlk::max_range`].
+    pub sectors: u32,
+    /// Read, write: the data, at most [`MAX_SEGMENTS`] pieces.
+    pub pieces: &'a [Piece],
+    /// Comes back with the completion.
+    pub cookie: u32,
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// No room; take completions first.
+    Full,
+    /// Its parts do not fit together, or it leaves the disk.
+    Invalid,
+    /// The disk does not offer this.
+    Unsupported,
+}
+
+/// A request that the disk finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Of the request.
+    pub cookie: u32,
+    /// How it ended.
+    pub status: Status,
+}
+
+/// A virtio disk.
+pub struct VirtioBlk {
+    device: Device,
+    queue: DeviceQueue,
+    port: Port,
+    slots: SharedMem,
+    free_slots: Vec<u16>,
+    /// For each token: slot and cookie of its request.
+    requests: Box<[Option<(u16, u32)>]>,
+    features: u64,
+    sectors: u64,
+    block_size: u32,
+    max_discard: u32,
+    max_write_zeroes: u32,
+}
+
+impl VirtioBlk {
+    /// Opens the disk at a device slot of this domain.
+    pub fn open(slot: usize) -> Result<Self, Error> {
+        let mut device = Device::open(slot, DeviceType::Block)?;
+        let features = device.negotiate(
+            F_SIZE_MAX | F_SEG_MAX | F_RO | F_BLK_SIZE | F_FLUSH | F_DISCARD | F_WRITE_ZEROES,
+        )?;
+        let has = |feature| features & feature != 0;
+        let number = |feature, offset, otherwise| {
+            if has(feature) { device.config::<u32>(offset) } else { Ok(otherwise) }
+        };
+        let sectors = u64::from(device.config::<u32>(CAPACITY)?)
+            | u64::from(device.config::<u32>(CAPACITY + 4)?) << 32;
+        let block_size = number(F_BLK_SIZE, BLK_SIZE, SECTOR as u32)?;
+        let segments = number(F_SEG_MAX, SEG_MAX, MAX_SEGMENTS as u32)?;
+        let segment_len = number(F_SIZE_MAX, SIZE_MAX, u32::MAX)?;
+        let max_discard = number(F_DISCARD, MAX_DISCARD, 0)?;
+        let max_write_zeroes = number(F_WRITE_ZEROES, MAX_WRITE_ZEROES, 0)?;
+        let valid = block_size.is_power_of_two()
+            && (SECTOR as u32..=65536).contains(&block_size)
+            && segments as usize >= MAX_SEGMENTS
+            && segment_len >= ring_proto::blk::MAX_REQUEST_BYTES;
+        if !valid {
+            return Err(Error::Features);
+        }
+        let port = device.bind(VECTOR)?;
+        let queue = device.queue(0, DEPTH, VECTOR)?;
+        let size = queue.queue.size();
+        let slots = dma::alloc(usize::from(size) * SLOT).ok_or(Error::NoMemory)?;
+        device.start();
+        domain_rt::hypercall::irq_unmask(port)?;
+        Ok(Self {
+            device,
+            queue,
+            port,
+            slots,
+            free_slots: (0..size).collect(),
+            requests: (0..size).map(|_| None).collect(),
+            features,
+            sectors,
+            block_size,
+            max_discard,
+            max_write_zeroes,
+        })
+    }
+
+    /// Port of the disk's interrupt.
+    pub fn port(&self) -> Port {
+        self.port
+    }
+
+    /// Capacity in sectors of 512 bytes.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Requests must begin and end at a multiple of this.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Whether the disk takes no writes.
+    pub fn read_only(&self) -> bool {
+        self.features & F_RO != 0
+    }
+
+    /// Most sectors of one discard or write-zeroes; 0 = not offered.
+    pub fn max_range(&self, op: Op) -> u32 {
+        match op {
+            Op::Discard => self.max_discard,
+            Op::WriteZeroes => self.max_write_zeroes,
+            _ => 0,
+        }
+    }
+
+    /// Whether there is a cache that a flush empties. Without one, what
+    /// completed is durable.
+    pub fn has_cache(&self) -> bool {
+        self.features & F_FLUSH != 0
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> u16 {
+        self.queue.queue.in_flight()
+    }
+
+    /// Whether a request of any kind fits now.
+    pub fn has_room(&self) -> bool {
+        !self.free_slots.is_empty() && self.queue.queue.fits(MAX_SEGMENTS + EXTRA)
+    }
+
+    /// Puts a request into the queue; [`Self::kick`] starts it.
+    pub fn submit(&mut self, io: &Io<'_>) -> Result<(), Refused> {
+        let (kind, to_memory) = match io.op {
+            Op::Read => (T_IN, true),
+            Op::Write => (T_OUT, false),
+            Op::Flush => (T_FLUSH, false),
+            Op::Discard => (T_DISCARD, false),
+            Op::WriteZeroes => (T_WRITE_ZEROES, false),
+        };
+        self.check(io)?;
+        if !self.has_room() {
+            return Err(Refused::Full);
+        }
+        let slot = self.free_slots.pop().ok_or(Refused::Full)?;
+        let at = usize::from(slot) * SLOT;
+        let place = |offset| self.slots.address() + (at + offset) as u64;
+        let header = Header { kind, reserved: 0, sector: io.sector };
+        let range = Range { sector: io.sector, sectors: io.sectors, flags: 0 };
+        let mut buffers = heapless::Vec::<Buffer, { MAX_SEGMENTS + EXTRA }>::new();
+        let mut put = |address, len, device_writes| {
+            // There is room for all pieces that `check` lets through.
+            let _ = buffers.push(Buffer { address, len, device_writes });
+        };
+        let head_len = size_of::<Header>() as u32;
+        match io.op {
+            Op::Discard | Op::WriteZeroes => {
+                put(place(0), head_len, false);
+                put(place(SLOT_RANGE), size_of::<Range>() as u32, false);
+            }
+            _ => put(place(0), head_len, false),
+        }
+        for piece in io.pieces {
+            put(piece.address, piece.len, to_memory);
+        }
+        put(place(SLOT_STATUS), 1, true);
+        // The ranges lie in the slot, so the writes do not fail.
+        let header = match io.op {
+            Op::Read | Op::Write => header,
+            _ => Header { sector: 0, ..header },
+        };
+        let _ = self.slots.write(at, &header);
+        let _ = self.slots.write(at + SLOT_RANGE, &range);
+        let _ = self.slots.write(at + SLOT_STATUS, &S_NONE);
+        match self.queue.queue.add(&buffers) {
+            Ok(token) => {
+                if let Some(request) = self.requests.get_mut(usize::from(token)) {
+                    *request = Some((slot, io.cookie));
+                }
+                Ok(())
+            }
+            Err(_) => {
+                self.free_slots.push(slot);
+                Err(Refused::Full)
+            }
+        }
+    }
+
+    fn check(&self, io: &Io<'_>) -> Result<(), Refused> {
+        let pieces = io.pieces.iter();
+        let sectors = match io.op {
+            Op::Read | Op::Write => {
+                let aligned =
+                    pieces.clone().all(|p| p.len != 0 && u64::from(p.len).is_multiple_of(SECTOR));
+                if !aligned || io.pieces.is_empty() || io.pieces.len() > MAX_SEGMENTS {
+                    return Err(Refused::Invalid);
+                }
+                pieces.map(|p| u64::from(p.len)).sum::<u64>() / SECTOR
+            }
+            Op::Flush if self.has_cache() => return Ok(()),
+            Op::Flush => return Err(Refused::Unsupported),
+            Op::Discard | Op::WriteZeroes if self.max_range(io.op) == 0 => {
+                return Err(Refused::Unsupported);
+            }
+            Op::Discard | Op::WriteZeroes => {
+                if io.sectors == 0 || io.sectors > self.max_range(io.op) || !io.pieces.is_empty() {
+                    return Err(Refused::Invalid);
+                }
+                u64::from(io.sectors)
+            }
+        };
+        match io.sector.checked_add(sectors) {
+            Some(end) if end <= self.sectors => Ok(()),
+            _ => Err(Refused::Invalid),
+        }
+    }
+
+    /// Starts what was submitted.
+    pub fn kick(&mut self) {
+        self.queue.kick();
+    }
+
+    /// The next request that the disk finished.
+    pub fn next_done(&mut self) -> Result<Option<Done>, Misbehaved> {
+        let Some(used) = self.queue.queue.pop()? else {
+            return Ok(None);
+        };
+        let request = self.requests.get_mut(usize::from(used.token));
+        let (slot, cookie) = request.and_then(Option::take).ok_or(Misbehaved)?;
+        self.free_slots.push(slot);
+        let at = usize::from(slot) * SLOT + SLOT_STATUS;
+        let status = match self.slots.read::<u8>(at) {
+            Ok(S_OK) => Status::Ok,
+            Ok(S_UNSUPPORTED) => Status::Unsupported,
+            _ => Status::IoError,
+        };
+        Ok(Some(Done { cookie, status }))
+    }
+
+    /// Switches the interrupt on before a sleep, and off while completions are
+    /// taken anyway. Returns whether something is finished already: then do
+    /// not sleep.
+    pub fn set_interrupts(&mut self, on: bool) -> bool {
+        self.queue.queue.set_interrupts(on)
+    }
+
+    /// Whether the disk gave up.
+    pub fn needs_reset(&self) -> bool {
+        self.device.needs_reset()
+    }
+
+    /// Does one request and waits for it. Only while nothing else is in flight.
+    pub fn run(&mut self, io: &Io<'_>) -> Result<Status, Error> {
+        if self.submit(io).is_err() {
+            return Ok(Status::Invalid);
+        }
+        self.kick();
+        let give_up = now_ns().saturating_add(STUCK_NS);
+        loop {
+            if let Some(done) = self.next_done().map_err(|_| Error::Misbehaved)? {
+                return Ok(done.status);
+            }
+            let now = now_ns();
+            if now > give_up {
+                return Err(Error::Timeout);
+            }
+            events::take(self.port);
+            if !self.set_interrupts(true) {
+                events::wait(now.saturating_add(POLL_NS));
+            }
+        }
+    }
+
+    /// Reads whole blocks into private memory, by way of `bounce` in the DMA
+    /// pool.
+    pub fn read(&mut self, block: u64, to: &mut [u8], bounce: SharedMem) -> Result<(), Status> {
+        let sectors = u64::from(self.block_size) / SECTOR;
+        let mut sector = block.checked_mul(sectors).ok_or(Status::Invalid)?;
+        for part in to.chunks_mut(bounce.len()) {
+            let pieces = [Piece { address: bounce.address(), len: part.len() as u32 }];
+            let io = Io { op: Op::Read, sector, sectors: 0, pieces: &pieces, cookie: 0 };
+            match self.run(&io) {
+                Ok(Status::Ok) => {}
+                Ok(status) => return Err(status),
+                Err(_) => return Err(Status::IoError),
+            }
+            core::sync::atomic::fence(Ordering::Acquire);
+            bounce.copy_from(0, part).map_err(|_| Status::Invalid)?;
+            sector += part.len() as u64 / SECTOR;
+        }
+        Ok(())
+    }
+}
