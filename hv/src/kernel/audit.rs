@@ -33,12 +33,16 @@ impl Node {
                 }
             }
         });
-        self.devices.for_each_dma(domain, |iova, hpa, write| {
+        let walked = self.devices.for_each_dma(domain, |iova, hpa, write| {
             let leaf = Leaf { gpa: iova, hpa, write, execute: false };
             if !audit::iommu_leaf(space, window, leaf) {
                 complain("IOMMU table:", leaf);
             }
         });
+        if walked.is_err() {
+            bad += 1;
+            log::error!("audit: {}: the IOMMU table is broken", target.config.name);
+        }
         let expected = audit::nested_pages(space, window);
         if pages != expected {
             bad += 1;

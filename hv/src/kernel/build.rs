@@ -101,7 +101,12 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
             node.domains[d].life = Life::Building(0);
         }
         node.show_closed(d as u16);
+        if Devices::wants_uart(&node.domains[d].config) {
+            let core = node.domains[d].core;
+            node.devices.route_uart(d as u16, core)?;
+        }
     }
+    node.info.free = memmap::free_bytes();
     Ok(node)
 }
 

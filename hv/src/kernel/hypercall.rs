@@ -7,17 +7,19 @@ use ring_proto::{
     crash::{CrashReport, Reason},
     event::{self, Inject},
     hypercall::{
-        ConnectionInfo, DomainInfo, Error, GrantCopyOp, HYPERVISOR, MAX_CONSOLE_WRITE, MAX_COPY_BATCH, NodeInfo, Nr,
+        ConnectionInfo, DomainInfo, Error, GrantCopyOp, MAX_CONSOLE_WRITE, MAX_COPY_BATCH, NodeInfo, Nr,
     },
     layout,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::Node;
-use crate::{memmap, serial, time, vt::Vcpu};
+use crate::{serial, vt::Vcpu};
 
 /// Largest piece of the log that one `LogRead` copies.
 const LOG_CHUNK: usize = 2048;
+/// What `power_off` tells QEMU after an orderly end.
+const EXIT_ORDERLY: u8 = 0x10;
 
 /// What to do with the caller after the call.
 enum Outcome {
@@ -102,7 +104,7 @@ impl Node {
             Nr::LogRead => self.log_read(caller, a, b, c).into(),
             Nr::Audit => self.checked(a).map(|d| self.audit(d)).into(),
             Nr::NodeInfo => self.node_info(caller, a, now).into(),
-            Nr::Shutdown => crate::power_off(),
+            Nr::Shutdown => crate::power_off(EXIT_ORDERLY),
         }
     }
 
@@ -289,7 +291,6 @@ impl Node {
         let info = NodeInfo {
             cores: self.cores.into(),
             domains: self.domains.len() as u32,
-            free: memmap::free_bytes(),
             now_ns: now,
             iotlb_flushes: self.devices.iotlb_flushes(),
             ..self.info
@@ -298,8 +299,4 @@ impl Node {
         Ok(0)
     }
 
-    /// A line of the hypervisor's own in the console log.
-    pub(super) fn note(&mut self, text: &[u8]) {
-        self.console.push(HYPERVISOR, 0, time::now_ns(), text);
-    }
 }

@@ -16,7 +16,7 @@ mod ram;
 mod restore;
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use hv_core::{
     domain::{Domain, Life},
@@ -37,6 +37,7 @@ use crate::{
 };
 
 pub use build::build;
+pub use device::Devices;
 
 static NODE: Once<Mutex<Node>> = Once::new();
 
@@ -85,7 +86,7 @@ pub struct Node {
     connections: Vec<Connection>,
     /// Connection number by domain and slot.
     slots: Vec<Vec<u16>>,
-    devices: device::Devices,
+    devices: Devices,
     sched: Scheduler,
     deaths: Deaths,
     console: Console,
@@ -204,31 +205,37 @@ impl Node {
 
     /// Turns interrupts that this core took into port events.
     fn take_interrupts(&mut self, core: u16) {
-        for (word, bits) in irq::take_pending().0.into_iter().enumerate() {
+        for (word, bits) in irq::take_pending(core.into()).into_iter().enumerate() {
             let mut bits = bits;
             while bits != 0 {
                 let vector = word as u32 * 64 + bits.trailing_zeros();
                 bits &= bits - 1;
                 if let Some((domain, port)) = self.devices.fired(vector as u8) {
                     self.domains[usize::from(domain)].stats.interrupts += 1;
-                    self.raise(domain, port);
+                    if self.raise(domain, port) {
+                        self.devices.throttle(vector as u8);
+                    }
                 }
             }
         }
     }
 
-    /// Sets a port bit in a domain's event page and wakes it.
-    fn raise(&mut self, domain: DomainId, port: Port) {
+    /// Sets a port bit in a domain's event page and wakes it. Returns whether
+    /// the bit was set already: the domain has not looked since.
+    fn raise(&mut self, domain: DomainId, port: Port) -> bool {
         let d = usize::from(domain);
-        let Some(target) = self.domains.get(d) else { return };
+        let Some(target) = self.domains.get(d) else { return false };
         if !target.is_alive() || port >= event::PORTS {
-            return;
+            return false;
         }
-        let Some(page) = target.space.translate(layout::EVENT_PAGE, 4096, true) else { return };
-        if let Ok(word) = self.ram.word64(page + u64::from(port / 64) * 8) {
-            word.fetch_or(1 << (port % 64), Ordering::SeqCst);
-        }
+        let Some(page) = target.space.translate(layout::EVENT_PAGE, 4096, true) else { return false };
+        let bit = 1 << (port % 64);
+        let before = match self.ram.word64(page + u64::from(port / 64) * 8) {
+            Ok(word) => word.fetch_or(bit, Ordering::SeqCst),
+            Err(_) => 0,
+        };
         self.wake(domain);
+        before & bit != 0
     }
 
     fn wake(&mut self, domain: DomainId) {
@@ -315,6 +322,3 @@ impl Node {
         self.domains.get(usize::from(domain)).is_some_and(|d| d.life == Life::Running)
     }
 }
-
-/// Counts IOTLB invalidations for [`NodeInfo`].
-static IOTLB_FLUSHES: AtomicU64 = AtomicU64::new(0);

@@ -5,7 +5,10 @@
 mod enter;
 mod vmcb;
 
-use core::arch::x86_64::__cpuid_count;
+use core::{
+    arch::x86_64::__cpuid_count,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use ring_proto::{crash::CrashReport, layout};
 use vmcb::{Segment, Vmcb, exit};
@@ -27,6 +30,10 @@ struct Registers {
     /// FXSAVE image.
     fpu: [u8; 512],
 }
+
+const VM_CR: u32 = 0xc001_0114;
+const VM_CR_SVMDIS: u64 = 1 << 4;
+const VM_HSAVE_PA: u32 = 0xc001_0117;
 
 const RCX: usize = 1;
 const RDX: usize = 2;
@@ -60,13 +67,14 @@ impl Maps {
     }
 }
 
-/// Turns SVM on for this core.
+/// Where VMRUN keeps the host's state, by core; 0 = not prepared.
+static SAVE_AREAS: [AtomicU64; cpu::MAX_CORES] = [const { AtomicU64::new(0) }; cpu::MAX_CORES];
+
+/// Checks that the CPU can do it, and allocates what the cores need.
 ///
 /// # Errors
-/// A sentence for people, if the CPU lacks it.
-pub fn enable_on_this_core() -> Result<(), &'static str> {
-    const VM_CR: u32 = 0xc001_0114;
-    const VM_HSAVE_PA: u32 = 0xc001_0117;
+/// A sentence for people.
+pub fn prepare(cores: usize) -> Result<(), &'static str> {
     let features = cpu::features::get();
     if !features.svm {
         return Err("this CPU has no AMD SVM (with QEMU: -cpu EPYC or -cpu max)");
@@ -74,17 +82,27 @@ pub fn enable_on_this_core() -> Result<(), &'static str> {
     if !features.nested_paging {
         return Err("this CPU has no nested paging");
     }
+    if !features.gib_pages {
+        return Err("this CPU has no 1 GiB pages, which domains' page tables use");
+    }
     // SAFETY: reading VM_CR is allowed where CPUID offers SVM.
-    if unsafe { Msr::new(VM_CR).read() } & (1 << 4) != 0 {
+    if unsafe { Msr::new(VM_CR).read() } & VM_CR_SVMDIS != 0 {
         return Err("SVM is disabled by the firmware");
     }
-    let save_area = memmap::alloc_frames(1, 4096).ok_or("no memory for the host save area")?;
-    // SAFETY: SVM is there; the save area is a frame of its own.
-    unsafe {
-        Efer::update(|f| f.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE | EferFlags::NO_EXECUTE_ENABLE));
-        Msr::new(VM_HSAVE_PA).write(save_area);
+    for area in SAVE_AREAS.iter().take(cores) {
+        area.store(memmap::alloc_frames(1, 4096).ok_or("no memory for host save areas")?, Ordering::Release);
     }
     Ok(())
+}
+
+/// Turns SVM on for this core, after [`prepare`].
+pub fn enable_on_this_core() {
+    let Some(area) = SAVE_AREAS.get(cpu::core()) else { return };
+    // SAFETY: `prepare` found SVM; the save area is a frame of this core's own.
+    unsafe {
+        Efer::update(|f| f.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE | EferFlags::NO_EXECUTE_ENABLE));
+        Msr::new(VM_HSAVE_PA).write(area.load(Ordering::Acquire));
+    }
 }
 
 /// A vCPU under SVM.

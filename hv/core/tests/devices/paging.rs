@@ -1,0 +1,97 @@
+//! I/O page tables.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use crate::iommu::amd_vi::page_table::{Error, IoTable, Leaf};
+use crate::phys::PhysIo;
+use crate::sim::Machine;
+
+const PAGE: u64 = 4096;
+
+fn table(frames: u64) -> (Machine, IoTable<Machine>) {
+    let machine = Machine::new();
+    let base = machine.alloc(frames as usize).unwrap();
+    (machine.clone(), IoTable::new(machine, base, frames).unwrap())
+}
+
+fn leaves(table: &IoTable<Machine>) -> Vec<Leaf> {
+    let mut all = Vec::new();
+    table.leaves(&mut |leaf| all.push(leaf)).unwrap();
+    all
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    let (_, mut table) = table(8);
+    assert_eq!(table.map(1, 0, true), Err(Error::BadArgument));
+    assert_eq!(table.map(0, 1, true), Err(Error::BadArgument));
+    assert_eq!(table.map(1 << 48, 0, true), Err(Error::BadArgument));
+    assert_eq!(table.map(0, 1 << 52, true), Err(Error::BadArgument));
+    assert_eq!(table.unmap(0), Err(Error::Absent));
+    table.map(0, PAGE, true).unwrap();
+    assert_eq!(table.map(0, PAGE, true), Err(Error::Mapped));
+    assert_eq!(table.replace(0, 2 * PAGE, false), Ok(PAGE));
+    assert_eq!(table.lookup(0x123), Some(Leaf { iova: 0, phys: 2 * PAGE, write: false }));
+}
+
+#[test]
+fn the_pool_suffices_for_the_ranges_it_was_sized_for() {
+    let ranges = [(0x20_0000_0000, 256), (0x40_0000_0000, 4096), (0x3f_ffff_f000, 2)];
+    let frames = IoTable::<Machine>::frames_for(&ranges);
+    let (_, mut table) = table(frames);
+    // The last range overlaps the second one.
+    for &(start, pages) in &ranges[..2] {
+        for page in 0..pages {
+            table.map(start + page * PAGE, 0x1000_0000 + page * PAGE, true).unwrap();
+        }
+    }
+    table.map(0x3f_ffff_f000, 0, true).unwrap();
+    assert_eq!(leaves(&table).len(), 256 + 4096 + 1);
+    table.clear();
+    assert!(leaves(&table).is_empty());
+}
+
+#[test]
+fn the_walk_finds_foreign_entries() {
+    let (machine, mut table) = table(8);
+    table.map(0x5000, 0x9000, true).unwrap();
+    // A root entry that leads out of the table's own frames.
+    machine.write64(table.root() + 8, 0x8000 | 3 << 9 | 3 << 61 | 1);
+    assert_eq!(table.leaves(&mut |_| ()), Err(Error::Corrupt));
+    assert_eq!(table.lookup(1 << 39), None);
+}
+
+proptest! {
+    #[test]
+    fn it_behaves_like_a_map(
+        steps in prop::collection::vec((0_u64..40, 0_u64..1000, any::<bool>(), 0_u8..3), 1..200),
+    ) {
+        let (_, mut table) = table(200);
+        let mut model = BTreeMap::new();
+        for (slot, phys, write, what) in steps {
+            // Spread over several tables of each level.
+            let iova = (slot % 4) << 39 | (slot % 3) << 30 | (slot % 5) << 21 | slot << 12;
+            let phys = phys * PAGE;
+            match what {
+                0 => {
+                    let expected = if model.contains_key(&iova) { Err(Error::Mapped) } else { Ok(()) };
+                    prop_assert_eq!(table.map(iova, phys, write), expected);
+                    model.entry(iova).or_insert((phys, write));
+                }
+                1 => prop_assert_eq!(table.unmap(iova).ok(), model.remove(&iova).map(|e| e.0)),
+                _ => {
+                    let old = model.get(&iova).map(|e: &(u64, bool)| e.0);
+                    prop_assert_eq!(table.replace(iova, phys, write).ok(), old);
+                    if let Some(entry) = model.get_mut(&iova) {
+                        *entry = (phys, write);
+                    }
+                }
+            }
+        }
+        let seen: BTreeMap<_, _> =
+            leaves(&table).into_iter().map(|l| (l.iova, (l.phys, l.write))).collect();
+        prop_assert_eq!(seen, model);
+    }
+}

@@ -1,0 +1,423 @@
+//! Devices of domains: ownership, DMA, interrupts, configuration space.
+
+use alloc::{format, string::String, vec::Vec};
+
+use hv_core::memory::{Kind, Space};
+use ring_proto::{
+    DomainId, PAGE_SIZE, Port, boot,
+    bundle::{self, Select},
+    event,
+    hypercall::Error,
+    layout,
+};
+
+use crate::{
+    acpi::{Line, Platform},
+    cpu,
+    ioapic::IoApics,
+    iommu::{
+        self, Iommu,
+        amd_vi::{AmdVi, page_table::{IoTable, LEVELS}},
+    },
+    irq, memmap,
+    pci::{Bdf, Function, Pci},
+    phys::Identity,
+};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Legacy interrupt of the second UART.
+const UART_IRQ: u8 = 3;
+
+/// Where a vector's interrupt comes from and goes to.
+#[derive(Clone, Copy, Debug)]
+struct Binding {
+    domain: DomainId,
+    port: Port,
+    source: Source,
+    /// The domain asked for it to be unmasked.
+    open: bool,
+    /// Masked because it came again before the domain looked.
+    throttled: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    MsiX { bdf: Bdf, entry: u16 },
+    Uart { gsi: u32 },
+}
+
+/// One function that a domain owns.
+#[derive(Clone, Copy, Debug)]
+struct Owned {
+    domain: DomainId,
+    bdf: Bdf,
+    attached: bool,
+}
+
+/// All that has to do with devices.
+pub struct Devices {
+    io: Identity,
+    pci: Pci<Identity>,
+    iommu: Option<AmdVi<Identity>>,
+    ioapics: IoApics<Identity>,
+    uart: (u32, Line),
+    /// BDF by the manifest's device index.
+    named: Vec<Bdf>,
+    owned: Vec<Owned>,
+    /// By domain.
+    tables: Vec<Option<IoTable<Identity>>>,
+    /// By vector.
+    bindings: Vec<Option<Binding>>,
+    /// Bindings that are throttled now.
+    throttled: usize,
+}
+
+/// The IOMMU's number for a domain; 0 is not allowed.
+fn iommu_domain(domain: DomainId) -> u16 {
+    domain + 1
+}
+
+fn hardware(error: iommu::Error) -> Error {
+    log::error!("IOMMU: {error:?}");
+    Error::Hardware
+}
+
+impl Devices {
+    /// Everything that was found at boot.
+    pub fn new(
+        io: Identity,
+        platform: &Platform,
+        pci: Pci<Identity>,
+        iommu: Option<AmdVi<Identity>>,
+        ioapics: IoApics<Identity>,
+    ) -> Self {
+        let mut bindings = Vec::new();
+        bindings.resize(256, None);
+        Self {
+            io,
+            uart: platform.isa_irq(UART_IRQ),
+            pci,
+            iommu,
+            ioapics,
+            named: Vec::new(),
+            owned: Vec::new(),
+            tables: Vec::new(),
+            bindings,
+            throttled: 0,
+        }
+    }
+
+    /// Finds the functions that a manifest names.
+    pub fn resolve(&mut self, manifest: &bundle::Node) -> Result<(), String> {
+        for device in &manifest.devices {
+            let found = match device.select {
+                Select::Bdf(bdf) => self.pci.function(Bdf(bdf)).filter(|f| f.assignable()),
+                Select::Class { class, index } => self.pci.by_class(class, index.into()),
+            };
+            let function = found.ok_or_else(|| format!("device {}: there is no such PCI function", device.name))?;
+            if self.named.contains(&function.bdf) {
+                return Err(format!("device {}: {} is another device already", device.name, function.bdf));
+            }
+            self.named.push(function.bdf);
+        }
+        if !manifest.devices.is_empty() && self.iommu.is_none() {
+            return Err("there is no IOMMU: no device can be given to a domain".into());
+        }
+        Ok(())
+    }
+
+    /// Gives the next domain its functions and the IOMMU table that confines
+    /// them: its DMA pool, and room for its grant window.
+    pub fn add_domain(&mut self, domain: DomainId, space: &Space, config: &bundle::Domain) -> Result<(), String> {
+        for &index in &config.devices {
+            let bdf = *self.named.get(usize::from(index)).ok_or("device missing")?;
+            self.owned.push(Owned { domain, bdf, attached: false });
+        }
+        if config.devices.is_empty() {
+            self.tables.push(None);
+            return Ok(());
+        }
+        let short = || format!("no memory for the IOMMU tables of {}", config.name);
+        let pool = space.find(Kind::DmaPool);
+        let window = (layout::GRANT_WINDOW, u64::from(config.grant_window_pages));
+        let ranges = [(layout::DMA_POOL, pool.map_or(0, |r| r.len / PAGE)), window];
+        // All frames that the table can ever need: mapping cannot run out later.
+        let frames = IoTable::<Identity>::frames_for(&ranges);
+        let base = memmap::alloc_frames(frames as usize, PAGE).ok_or_else(short)?;
+        let mut table = IoTable::new(self.io, base, frames).map_err(|_| short())?;
+        if let Some(region) = pool {
+            for offset in (0..region.len).step_by(PAGE_SIZE) {
+                table.map(region.gpa + offset, region.hpa + offset, true).map_err(|_| short())?;
+            }
+        }
+        self.tables.push(Some(table));
+        Ok(())
+    }
+
+    /// The function in a domain's device slot.
+    pub fn function(&self, domain: DomainId, slot: usize) -> Option<&Function> {
+        let owned = self.owned.iter().filter(|o| o.domain == domain).nth(slot)?;
+        self.pci.function(owned.bdf)
+    }
+
+    fn bdf(&self, domain: DomainId, slot: u64) -> Result<Bdf, Error> {
+        let slot = usize::try_from(slot).map_err(|_| Error::NotFound)?;
+        self.function(domain, slot).map(|f| f.bdf).ok_or(Error::NotFound)
+    }
+
+    /// `pci_config`.
+    pub fn config(&self, domain: DomainId, args: [u64; 5]) -> Result<u64, Error> {
+        let [slot, offset, width, write, value] = args;
+        let bdf = self.bdf(domain, slot)?;
+        let function = self.pci.function(bdf).ok_or(Error::NotFound)?;
+        let offset = u16::try_from(offset).ok().filter(|o| *o < 4096).ok_or(Error::BadArgument)?;
+        let width = match width {
+            1 | 2 | 4 => width as u8,
+            _ => return Err(Error::BadArgument),
+        };
+        match write {
+            // Machine addresses are none of the domain's business.
+            0 if (0x10..0x28).contains(&offset) => Ok(0),
+            0 => Ok(self.pci.config_read(bdf, offset, width).into()),
+            1 => {
+                let value = u32::try_from(value).map_err(|_| Error::BadArgument)?;
+                self.pci.domain_config_write(function, offset, width, value).map_err(|_| Error::NotPermitted)?;
+                Ok(0)
+            }
+            _ => Err(Error::BadArgument),
+        }
+    }
+
+    /// `irq_bind`: the message arrives on `core` as an event on `port`.
+    pub fn bind(&mut self, domain: DomainId, core: u16, slot: u64, entry: u64, port: u64) -> Result<u64, Error> {
+        let bdf = self.bdf(domain, slot)?;
+        let port = Port::try_from(port).map_err(|_| Error::BadArgument)?;
+        let entry = u16::try_from(entry).map_err(|_| Error::BadArgument)?;
+        if !(event::PORT_IRQ..event::PORTS).contains(&port) {
+            return Err(Error::BadArgument);
+        }
+        let function = self.pci.function(bdf).ok_or(Error::NotFound)?;
+        if function.msix.as_ref().is_none_or(|m| entry >= m.entries) {
+            return Err(Error::NotFound);
+        }
+        let source = Source::MsiX { bdf, entry };
+        if self.bindings.iter().flatten().any(|b| b.source == source || (b.domain == domain && b.port == port)) {
+            return Err(Error::Busy);
+        }
+        let vector = self.free_vector().ok_or(Error::Exhausted)?;
+        self.attach(domain, bdf)?;
+        let iommu = self.iommu.as_mut().ok_or(Error::Hardware)?;
+        let message =
+            iommu.interrupt_map(bdf, entry, vector, cpu_apic_id(core)).map_err(hardware)?;
+        let function = self.pci.function(bdf).ok_or(Error::NotFound)?;
+        self.pci.msix_program(function, entry, message).map_err(|_| Error::Hardware)?;
+        self.pci.msix_enable(function).map_err(|_| Error::Hardware)?;
+        let binding = Binding { domain, port, source, open: false, throttled: false };
+        if let Some(place) = self.bindings.get_mut(usize::from(vector)) {
+            *place = Some(binding);
+        }
+        Ok(0)
+    }
+
+    /// `irq_unmask`.
+    pub fn unmask(&mut self, domain: DomainId, port: u64) -> Result<u64, Error> {
+        let found = self.bindings.iter().flatten().position(|b| b.domain == domain && u64::from(b.port) == port);
+        let index = found.ok_or(Error::NotFound)?;
+        let Some(binding) = self.bindings.iter_mut().flatten().nth(index) else { return Err(Error::NotFound) };
+        binding.open = true;
+        if core::mem::take(&mut binding.throttled) {
+            self.throttled -= 1;
+        }
+        let source = binding.source;
+        self.set_mask(source, false);
+        Ok(0)
+    }
+
+    /// `device_enable`: bus mastering.
+    pub fn enable(&mut self, domain: DomainId, slot: u64, on: u64) -> Result<u64, Error> {
+        let bdf = self.bdf(domain, slot)?;
+        if on > 1 {
+            return Err(Error::BadArgument);
+        }
+        if on == 1 {
+            self.attach(domain, bdf)?;
+        }
+        if let Some(function) = self.pci.function(bdf) {
+            self.pci.set_bus_master(function, on == 1);
+        }
+        Ok(0)
+    }
+
+    /// Gives a function its domain's IOMMU context, if it has none now.
+    fn attach(&mut self, domain: DomainId, bdf: Bdf) -> Result<(), Error> {
+        let owned = self.owned.iter_mut().find(|o| o.bdf == bdf).ok_or(Error::NotFound)?;
+        if owned.attached {
+            return Ok(());
+        }
+        let table = self.tables.get(usize::from(domain)).and_then(Option::as_ref).ok_or(Error::Hardware)?;
+        let iommu = self.iommu.as_mut().ok_or(Error::Hardware)?;
+        iommu.attach(bdf, iommu_domain(domain), table.root(), LEVELS).map_err(hardware)?;
+        owned.attached = true;
+        Ok(())
+    }
+
+    /// Takes everything from a dead domain's devices: bus mastering, then the
+    /// IOMMU context, then interrupts. When this returns, no DMA and no
+    /// interrupt of theirs is on its way any more.
+    pub fn quiesce(&mut self, domain: DomainId) {
+        for owned in self.owned.iter_mut().filter(|o| o.domain == domain) {
+            if let Some(function) = self.pci.function(owned.bdf) {
+                self.pci.set_bus_master(function, false);
+                // A function without MSI-X has none to mask.
+                let _ = self.pci.msix_disable(function);
+            }
+            if core::mem::take(&mut owned.attached) {
+                if let Some(Err(error)) = self.iommu.as_mut().map(|i| i.detach(owned.bdf)) {
+                    // The device may be loose. Nothing on this node is safe any more.
+                    panic!("IOMMU cannot block {}: {error:?}", owned.bdf);
+                }
+            }
+        }
+        for place in &mut self.bindings {
+            if place.is_some_and(|b| b.domain == domain && matches!(b.source, Source::MsiX { .. })) {
+                if place.take().is_some_and(|b| b.throttled) {
+                    self.throttled -= 1;
+                }
+            }
+        }
+    }
+
+    /// Routes the control UART's interrupt to its owner, for good.
+    pub fn route_uart(&mut self, domain: DomainId, core: u16) -> Result<(), String> {
+        let vector = self.free_vector().ok_or("no interrupt vector for the control UART")?;
+        let (gsi, line) = self.uart;
+        let iommu = self.iommu.as_mut().map(|i| i as &mut dyn Iommu);
+        self.ioapics
+            .route(gsi, line, vector, cpu_apic_id(core), iommu)
+            .map_err(|e| format!("control UART's interrupt cannot be routed: {e:?}"))?;
+        if let Some(place) = self.bindings.get_mut(usize::from(vector)) {
+            let source = Source::Uart { gsi };
+            *place = Some(Binding { domain, port: event::PORT_UART, source, open: true, throttled: false });
+        }
+        self.ioapics.set_mask(gsi, false).map_err(|e| format!("control UART's interrupt: {e:?}"))
+    }
+
+    fn free_vector(&self) -> Option<u8> {
+        (irq::DEVICE_FIRST..=irq::DEVICE_LAST).find(|v| self.bindings.get(usize::from(*v)).is_some_and(Option::is_none))
+    }
+
+    fn set_mask(&mut self, source: Source, masked: bool) {
+        match source {
+            Source::MsiX { bdf, entry } => {
+                if let Some(function) = self.pci.function(bdf) {
+                    // The entry was checked when it was bound.
+                    let _ = self.pci.msix_set_mask(function, entry, masked);
+                }
+            }
+            Source::Uart { gsi } => {
+                let _ = self.ioapics.set_mask(gsi, masked);
+            }
+        }
+    }
+
+    /// Who gets the interrupt that arrived as `vector`.
+    pub fn fired(&self, vector: u8) -> Option<(DomainId, Port)> {
+        let binding = self.bindings.get(usize::from(vector))?.as_ref()?;
+        Some((binding.domain, binding.port))
+    }
+
+    /// The interrupt came again before its domain looked: mask it until the
+    /// domain's next `wait`, so that a storm costs no more than one interrupt
+    /// a turn.
+    pub fn throttle(&mut self, vector: u8) {
+        let Some(Some(binding)) = self.bindings.get_mut(usize::from(vector)) else { return };
+        // A masked ISA line would lose its edge.
+        if let Source::MsiX { .. } = binding.source {
+            if core::mem::replace(&mut binding.throttled, true) {
+                return;
+            }
+            self.throttled += 1;
+            let source = binding.source;
+            self.set_mask(source, true);
+        }
+    }
+
+    /// Unmasks what [`Self::throttle`] masked.
+    pub fn rearm(&mut self, domain: DomainId) {
+        if self.throttled == 0 {
+            return;
+        }
+        for i in 0..self.bindings.len() {
+            let Some(Some(binding)) = self.bindings.get_mut(i) else { continue };
+            if binding.domain == domain && binding.open && binding.throttled {
+                binding.throttled = false;
+                self.throttled -= 1;
+                let source = binding.source;
+                self.set_mask(source, false);
+            }
+        }
+    }
+
+    /// Lets a domain's devices reach a granted page. False if it has none.
+    pub fn map_dma(&mut self, domain: DomainId, iova: u64, hpa: u64, write: bool) -> bool {
+        let Some(Some(table)) = self.tables.get_mut(usize::from(domain)) else { return false };
+        if table.map(iova, hpa, write).is_err() {
+            return false;
+        }
+        match self.iommu.as_mut().map(|i| i.flush_added(iommu_domain(domain), iova, 1)) {
+            Some(Err(error)) => {
+                log::error!("IOMMU: {error:?}");
+                let _ = table.unmap(iova);
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// Removes a page from a domain's IOMMU table. [`Self::flush_dma`] follows.
+    pub fn unmap_dma(&mut self, domain: DomainId, iova: u64) {
+        if let Some(Some(table)) = self.tables.get_mut(usize::from(domain)) {
+            // A page that was never mapped needs no removal.
+            let _ = table.unmap(iova);
+        }
+    }
+
+    /// After removals: returns when no device uses a removed page any more.
+    pub fn flush_dma(&mut self, domain: DomainId) {
+        if let Some(Err(error)) = self.iommu.as_mut().map(|i| i.flush_all(iommu_domain(domain))) {
+            panic!("IOMMU cannot flush: {error:?}");
+        }
+    }
+
+    /// Invalidations so far.
+    pub fn iotlb_flushes(&self) -> u64 {
+        self.iommu.as_ref().map_or(0, |i| i.flushes())
+    }
+
+    /// Shows every page that a domain's devices can reach.
+    ///
+    /// # Errors
+    /// The table leads anywhere but to frames of its own.
+    pub fn for_each_dma(&self, domain: DomainId, mut visit: impl FnMut(u64, u64, bool)) -> Result<(), Error> {
+        match self.tables.get(usize::from(domain)) {
+            Some(Some(table)) => {
+                table.leaves(&mut |leaf| visit(leaf.iova, leaf.phys, leaf.write)).map_err(|_| Error::Hardware)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The next thing that a device was not allowed to do.
+    pub fn poll_event(&mut self) -> Option<iommu::Event> {
+        self.iommu.as_mut()?.poll_event()
+    }
+
+    /// Whether a domain has the control UART.
+    pub fn wants_uart(config: &bundle::Domain) -> bool {
+        config.capabilities & boot::CAP_CONTROL_UART != 0
+    }
+}
+
+fn cpu_apic_id(core: u16) -> u32 {
+    cpu::get(core.into()).map_or(0, cpu::PerCpu::apic_id)
+}

@@ -1,0 +1,117 @@
+//! Bringing the machine up, step by step, on the boot processor.
+#![allow(unsafe_code)]
+
+use core::arch::asm;
+
+use alloc::format;
+use alloc::string::String;
+
+
+use crate::cpu::{self, features, stack::Stack};
+use crate::ioapic::IoApics;
+use crate::memmap::Kind;
+use crate::pci::Pci;
+use crate::phys::Identity;
+use crate::vt::svm;
+use crate::{acpi, apic, iommu, irq, kernel, memmap, paging, say, selftest, serial, smp, time};
+
+/// First Rust code of the boot processor, on the early map and boot stack.
+#[unsafe(no_mangle)]
+extern "C" fn hv_main(start_info: u64) -> ! {
+    time::start();
+    serial::init();
+    let boot = memmap::init(start_info);
+    paging::init(boot);
+    // SAFETY: the final stack is mapped now, and nothing on the old one is
+    // used again.
+    unsafe {
+        asm!("mov rsp, {}", "xor ebp, ebp", "call {}", "ud2",
+            in(reg) Stack::Main.top(0), sym on_final_stack, options(noreturn))
+    }
+}
+
+extern "C" fn on_final_stack() -> ! {
+    let boot = memmap::boot();
+    cpu::init(0);
+    irq::mask_legacy();
+    apic::init();
+    // SAFETY: the final tables map RAM and registers at their addresses; it is
+    // handed to code that reads firmware tables.
+    let phys = unsafe { Identity::new() };
+    let platform = match acpi::discover(&phys, boot.rsdp) {
+        Ok(platform) => platform,
+        Err(e) => panic!("{e}"),
+    };
+    let source = time::calibrate(platform.pm_timer.map(|t| (t.port, t.wide)));
+    cpu::this().set_online();
+    report(source);
+    let max_cores = boot.option("cores").and_then(|n| n.parse().ok()).unwrap_or(cpu::MAX_CORES);
+    let cores = smp::start(&platform.cpus, max_cores);
+    for cpu in (0..cores).filter_map(cpu::get) {
+        say!("core {}: APIC id {}", cpu.number(), cpu.apic_id());
+    }
+    match selftest::timer() {
+        Ok(late) => say!("timer: {late} ns late"),
+        Err(e) => panic!("the local APIC's timer {e}"),
+    }
+    if let Some(order) = boot.option("selftest") {
+        selftest::run(order);
+    }
+    if let Err(e) = bring_up(phys, &platform, cores) {
+        panic!("{e}");
+    }
+    memmap::seal();
+    smp::release();
+    run(0)
+}
+
+/// Blocks all devices, then builds the node from its bundle.
+fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(), String> {
+    svm::prepare(cores)?;
+    let ecam = platform.ecam.ok_or("the firmware names no PCI configuration space (MCFG)")?;
+    let pci = Pci::enumerate(phys, ecam).map_err(|e| format!("PCI: {e:?}"))?;
+    let mut frames = |count, align: u64| memmap::alloc_frames(count, align);
+    let iommu = iommu::init(phys, platform, &pci, &mut frames).map_err(|e| format!("IOMMU: {e:?}"))?;
+    for bar in pci.functions().iter().flat_map(|f| f.bars.iter().flatten()).filter(|b| b.is_memory()) {
+        paging::map_mmio(bar.address, bar.len);
+    }
+    say!("{} PCI functions, IOMMU {}", pci.functions().len(), if iommu.is_some() { "AMD-Vi" } else { "none" });
+    let ioapics = IoApics::new(phys, platform);
+    let devices = kernel::Devices::new(phys, platform, pci, iommu, ioapics);
+    let node = kernel::build(memmap::boot().bundle(), cores as u16, devices)?;
+    kernel::publish(node);
+    Ok(())
+}
+
+fn report(source: time::Source) {
+    let boot = memmap::boot();
+    say!("Bulkhead {}", env!("CARGO_PKG_VERSION"));
+    for region in &boot.regions {
+        if region.kind != Kind::Reserved {
+            say!("RAM {:#012x}..{:#012x} {:?}", region.range.start, region.range.end, region.kind);
+        }
+    }
+    let image = memmap::image();
+    say!(
+        "image {} KiB, bundle {} KiB at {:#x}, free {} MiB",
+        image.len() >> 10,
+        boot.bundle.len() >> 10,
+        boot.bundle.start,
+        memmap::free_bytes() >> 20
+    );
+    // ns × 2³² / mult, for kHz: 10⁶ ns a ms.
+    let khz = (1_000_000u64 << 32) / time::tsc_mult();
+    let apic_khz = (apic::timer_rate() * 1000 >> 16) * 1000 >> 16;
+    say!("TSC {khz} kHz, local APIC timer {apic_khz} kHz by {source:?}");
+    log::debug!("{:?}", features::get());
+}
+
+/// Where an application processor goes after its start.
+pub fn ap_main(core: usize) -> ! {
+    run(core)
+}
+
+fn run(core: usize) -> ! {
+    svm::enable_on_this_core();
+    kernel::run(core as u16)
+}
