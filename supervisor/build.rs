@@ -1,1 +1,3 @@
+//! Links the program with the layout of all domains.
+
 include!("../domain-rt/link/build.rs");

@@ -17,7 +17,7 @@ use ring_proto::hypercall::{DomainInfo, DomainState};
 /// Longest wait before a restart, whatever the backoff says: 60 s.
 pub const MAX_DELAY_NS: u64 = 60_000_000_000;
 /// Deaths that are remembered for each domain; larger budgets count as this.
-pub const MAX_BUDGET: usize = 64;
+pub const MAX_BUDGET: usize = 128;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;

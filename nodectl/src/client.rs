@@ -1,0 +1,416 @@
+//! The client.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use ring_proto::{
+    DomainId, Generation,
+    bundle::Name,
+    control::{
+        Answer, Command, ConnectionStatus, CrashEntry, Decoder, DomainAudit, DomainStatus, Event,
+        FrameError, FromNode, How, Info, LogPage, MAX_TIMEOUT_MS, Page, Recovery, Request, Times,
+        encode,
+    },
+};
+
+use crate::Error;
+
+/// How long the supervisor may take for a command that it answers at once.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A question that changes nothing is asked again after this time, in case it
+/// or its answer was lost on the line.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
+/// What a command with a time limit of its own may take beyond it.
+const MARGIN: Duration = Duration::from_secs(10);
+/// Pause between looks at something that is not there yet.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Events that are kept for [`Client::take_events`].
+const EVENTS_MAX: usize = 1024;
+
+/// A connection to a node's supervisor.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    path: PathBuf,
+    decoder: Decoder,
+    /// Bytes that were read and not yet decoded.
+    input: VecDeque<u8>,
+    seq: u32,
+    generation: Generation,
+    events: VecDeque<Event>,
+}
+
+impl Client {
+    /// Connects to the control socket `path`; true once the supervisor
+    /// answered, within `patience`.
+    ///
+    /// # Errors
+    ///
+    /// No socket, nobody behind it, or no answer.
+    pub fn connect(path: impl AsRef<Path>, patience: Duration) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let failed = |why| Error::Connect(path.to_owned(), why);
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)
+            .map_err(failed)?;
+        // For Unix sockets the send timeout bounds `connect` too, which waits
+        // while the listener's queue is full.
+        socket.set_write_timeout(Some(patience)).map_err(failed)?;
+        let address = socket2::SockAddr::unix(path).map_err(failed)?;
+        socket.connect(&address).map_err(failed)?;
+        Self::greet(std::os::fd::OwnedFd::from(socket).into(), path, patience)
+    }
+
+    /// The same over a stream that is connected already.
+    ///
+    /// # Errors
+    ///
+    /// The supervisor does not answer.
+    pub fn over(stream: UnixStream, patience: Duration) -> Result<Self, Error> {
+        Self::greet(stream, Path::new("the control line"), patience)
+    }
+
+    fn greet(stream: UnixStream, path: &Path, patience: Duration) -> Result<Self, Error> {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let mut this = Self {
+            stream,
+            path: path.to_owned(),
+            decoder: Decoder::new(),
+            input: VecDeque::new(),
+            // Answers to a former client's questions must not be taken for ours.
+            seq: since_1970.map_or(1, |time| time.as_micros() as u32),
+            generation: 0,
+            events: VecDeque::new(),
+        };
+        this.await_supervisor(0, patience)?;
+        Ok(this)
+    }
+
+    /// Generation of the supervisor that answered last.
+    pub fn supervisor_generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Events that came since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        self.events.drain(..).collect()
+    }
+
+    /// Waits until a supervisor of a generation above `above` answers.
+    fn await_supervisor(&mut self, above: Generation, patience: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + patience;
+        let silent = Error::Silent(self.path.clone(), patience);
+        // Whatever stands half on the line ends here.
+        let zero = self.stream.write_all(&[0]);
+        while Instant::now() < deadline && zero.is_ok() {
+            let attempt = (Instant::now() + ASK_AGAIN / 3).min(deadline);
+            match self.ask(&Command::Info, attempt) {
+                Ok(Answer::Info(info)) if info.generation > above => {
+                    self.generation = info.generation;
+                    return Ok(());
+                }
+                Ok(_) => std::thread::sleep(PAUSE),
+                Err(Error::NoAnswer(_) | Error::SupervisorRestarted) => {}
+                Err(why) => return Err(why),
+            }
+        }
+        match zero {
+            Ok(()) => Err(silent),
+            Err(why) => Err(closed_or(why)),
+        }
+    }
+
+    /// Sends one command and waits for its answer until `deadline`.
+    fn ask(&mut self, command: &Command, deadline: Instant) -> Result<Answer, Error> {
+        let begin = Instant::now();
+        self.seq = self.seq.wrapping_add(1);
+        let seq = self.seq;
+        let request = Request { seq, command: command.clone() };
+        let frame = encode(&request).map_err(|_| Error::Unexpected("possible"))?;
+        let left = deadline.saturating_duration_since(begin).max(PAUSE);
+        self.stream.set_write_timeout(Some(left)).map_err(Error::Io)?;
+        self.stream.write_all(&frame).map_err(closed_or)?;
+        loop {
+            match self.receive(deadline)? {
+                None => return Err(Error::NoAnswer(begin.elapsed())),
+                Some(FromNode::Reply(reply)) if reply.seq == seq => {
+                    return reply.result.map_err(|failure| Error::Refused(failure.into()));
+                }
+                // To a question that was given up.
+                Some(FromNode::Reply(_)) => {}
+                Some(FromNode::Event(event)) => {
+                    let started = match event {
+                        Event::Started { generation } => Some(generation),
+                        _ => None,
+                    };
+                    if self.events.len() >= EVENTS_MAX {
+                        self.events.pop_front();
+                    }
+                    self.events.push_back(event);
+                    if started.is_some_and(|generation| generation != self.generation) {
+                        self.generation = started.unwrap_or_default();
+                        return Err(Error::SupervisorRestarted);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next message; `None` at the deadline.
+    fn receive(&mut self, deadline: Instant) -> Result<Option<FromNode>, Error> {
+        loop {
+            while let Some(byte) = self.input.pop_front() {
+                match self.decoder.feed::<FromNode>(&mut &[byte][..]) {
+                    Some(Ok(message)) => return Ok(Some(message)),
+                    Some(Err(FrameError::Version(version))) => return Err(Error::Version(version)),
+                    // Noise; what was in it is asked for again or times out.
+                    Some(Err(_)) | None => {}
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.stream.set_read_timeout(Some(left)).map_err(Error::Io)?;
+            let mut chunk = [0; 4096];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(Error::Closed),
+                Ok(count) => self.input.extend(chunk.iter().take(count)),
+                Err(why) if is_timeout(&why) || why.kind() == io::ErrorKind::Interrupted => {}
+                Err(why) => return Err(closed_or(why)),
+            }
+        }
+    }
+
+    /// Asks what changes nothing: again if the line or the supervisor lost it.
+    fn query(&mut self, command: &Command) -> Result<Answer, Error> {
+        let begin = Instant::now();
+        let deadline = begin + PATIENCE;
+        loop {
+            let attempt = (Instant::now() + ASK_AGAIN).min(deadline);
+            match self.ask(command, attempt) {
+                Err(Error::NoAnswer(_) | Error::SupervisorRestarted)
+                    if Instant::now() < deadline => {}
+                Err(Error::NoAnswer(_)) => return Err(Error::NoAnswer(begin.elapsed())),
+                result => return result,
+            }
+        }
+    }
+
+    /// The node and its supervisor.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]; likewise for all other calls.
+    pub fn info(&mut self) -> Result<Info, Error> {
+        match self.query(&Command::Info)? {
+            Answer::Info(info) => Ok(info),
+            _ => Err(Error::Unexpected("about the node")),
+        }
+    }
+
+    /// All domains.
+    pub fn domains(&mut self) -> Result<Vec<DomainStatus>, Error> {
+        self.pages(
+            |first| Command::List { first },
+            |answer| match answer {
+                Answer::Domains(page) => Some(page),
+                _ => None,
+            },
+        )
+    }
+
+    /// The domain of this name, if there is one.
+    pub fn domain(&mut self, name: &str) -> Result<Option<DomainStatus>, Error> {
+        Ok(self.domains()?.into_iter().find(|domain| domain.name == name))
+    }
+
+    /// All connections.
+    pub fn connections(&mut self) -> Result<Vec<ConnectionStatus>, Error> {
+        self.pages(
+            |first| Command::Connections { first },
+            |answer| match answer {
+                Answer::Connections(page) => Some(page),
+                _ => None,
+            },
+        )
+    }
+
+    fn pages<T>(
+        &mut self,
+        command: impl Fn(u16) -> Command,
+        page: impl Fn(Answer) -> Option<Page<T>>,
+    ) -> Result<Vec<T>, Error> {
+        let mut all = Vec::new();
+        let mut first = 0;
+        loop {
+            let answer = self.query(&command(first))?;
+            let page = page(answer).ok_or(Error::Unexpected("a list"))?;
+            all.extend(page.entries);
+            match page.next {
+                Some(next) if next > first => first = next,
+                _ => return Ok(all),
+            }
+        }
+    }
+
+    /// Stops a domain if it is alive and starts its next generation; returns
+    /// once that serves.
+    pub fn restart(&mut self, domain: &str, timeout: Duration) -> Result<Recovery, Error> {
+        let timeout_ms = millis(timeout);
+        self.recover(Command::Restart { domain: name(domain)?, timeout_ms }, domain, timeout)
+    }
+
+    /// Has a domain misbehave; returns once its next generation serves.
+    pub fn crash(&mut self, domain: &str, how: How, timeout: Duration) -> Result<Recovery, Error> {
+        let timeout_ms = millis(timeout);
+        self.recover(Command::Crash { domain: name(domain)?, how, timeout_ms }, domain, timeout)
+    }
+
+    /// Undoes a hold and starts the domain; returns once it serves.
+    pub fn release(&mut self, domain: &str, timeout: Duration) -> Result<Recovery, Error> {
+        let timeout_ms = millis(timeout);
+        self.recover(Command::Release { domain: name(domain)?, timeout_ms }, domain, timeout)
+    }
+
+    fn recover(
+        &mut self,
+        command: Command,
+        domain: &str,
+        timeout: Duration,
+    ) -> Result<Recovery, Error> {
+        match self.ask(&command, Instant::now() + timeout + MARGIN)? {
+            Answer::Serving(recovery) => Ok(recovery),
+            Answer::Leaving { generation, sequence } => {
+                self.follow_supervisor(domain, generation, sequence, timeout)
+            }
+            _ => Err(Error::Unexpected("about a recovery")),
+        }
+    }
+
+    /// Waits for the supervisor's next generation and reads in the crash
+    /// record how it went.
+    fn follow_supervisor(
+        &mut self,
+        domain: &str,
+        ended: Generation,
+        sequence: u64,
+        timeout: Duration,
+    ) -> Result<Recovery, Error> {
+        let deadline = Instant::now() + timeout;
+        self.await_supervisor(ended, timeout)?;
+        loop {
+            let record = self.death_of(domain, ended, sequence)?;
+            let is_complete = record.as_ref().is_some_and(|record| record.ready_ns != 0);
+            if is_complete || Instant::now() >= deadline {
+                let times = record.as_ref().map_or(Times::default(), |record| Times {
+                    ordered: record.detected_ns,
+                    detected: record.detected_ns,
+                    quiesced: record.quiesced_ns,
+                    restarted: record.restarted_ns,
+                    ready: record.ready_ns,
+                    connected: record.ready_ns,
+                });
+                return Ok(Recovery {
+                    domain: name(domain)?,
+                    generation: self.generation,
+                    ended,
+                    reason: record.map_or(0, |record| record.reason),
+                    times,
+                });
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn death_of(
+        &mut self,
+        domain: &str,
+        generation: Generation,
+        from: u64,
+    ) -> Result<Option<CrashEntry>, Error> {
+        let mut records = self.crashes(from)?.into_iter();
+        Ok(records.find(|record| record.name == domain && record.generation == generation))
+    }
+
+    /// Ends a domain; it is not started again until released.
+    pub fn hold(&mut self, domain: &str) -> Result<(), Error> {
+        let command = Command::Hold { domain: name(domain)? };
+        match self.ask(&command, Instant::now() + PATIENCE)? {
+            Answer::Done => Ok(()),
+            _ => Err(Error::Unexpected("about a hold")),
+        }
+    }
+
+    /// One page of console text from `cursor` on; 0 = the oldest kept.
+    pub fn log_page(&mut self, cursor: u64) -> Result<LogPage, Error> {
+        match self.query(&Command::Log { cursor })? {
+            Answer::Log(page) => Ok(page),
+            _ => Err(Error::Unexpected("a log")),
+        }
+    }
+
+    /// Checks all tables of the node.
+    pub fn audit(&mut self) -> Result<Vec<DomainAudit>, Error> {
+        match self.query(&Command::Audit)? {
+            Answer::Audit(all) => Ok(all.into_iter().collect()),
+            _ => Err(Error::Unexpected("an audit")),
+        }
+    }
+
+    /// All kept crash records from sequence number `from` on.
+    pub fn crashes(&mut self, from: u64) -> Result<Vec<CrashEntry>, Error> {
+        let mut all = Vec::new();
+        let mut from = from;
+        loop {
+            match self.query(&Command::Crashes { from })? {
+                Answer::Crash(Some(entry)) if entry.sequence >= from => {
+                    from = entry.sequence.saturating_add(1);
+                    all.push(entry);
+                }
+                Answer::Crash(_) => return Ok(all),
+                _ => return Err(Error::Unexpected("a crash record")),
+            }
+        }
+    }
+
+    /// Powers the node off.
+    pub fn shutdown(&mut self) -> Result<(), Error> {
+        match self.ask(&Command::Shutdown, Instant::now() + PATIENCE) {
+            Ok(Answer::Done) => Ok(()),
+            Ok(_) => Err(Error::Unexpected("about a shutdown")),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Names of all domains by number.
+    pub fn names(&mut self) -> Result<Vec<(DomainId, String)>, Error> {
+        let domains = self.domains()?.into_iter();
+        Ok(domains.map(|domain| (domain.id, domain.name.to_string())).collect())
+    }
+}
+
+fn name(text: &str) -> Result<Name, Error> {
+    Name::try_from(text).map_err(|_| Error::BadName(text.to_owned()))
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX).min(MAX_TIMEOUT_MS)
+}
+
+fn is_timeout(why: &io::Error) -> bool {
+    matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// A line that the other end closed, or another trouble.
+fn closed_or(why: io::Error) -> Error {
+    match why.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Closed,
+        _ if is_timeout(&why) => Error::NoAnswer(PATIENCE),
+        _ => Error::Io(why),
+    }
+}

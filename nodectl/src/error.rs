@@ -1,0 +1,82 @@
+//! Why the node's answer is not what was hoped for.
+
+use std::{fmt, io, path::PathBuf, time::Duration};
+
+use ring_proto::control::{Failure, VERSION};
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum Error {
+    /// There is no such socket, or nobody listens.
+    Connect(PathBuf, io::Error),
+    /// Connected, but the supervisor did not answer the first question.
+    Silent(PathBuf, Duration),
+    /// The supervisor did not answer this question in time.
+    NoAnswer(Duration),
+    /// The node closed the line: it ended.
+    Closed,
+    /// Reading or writing the socket failed.
+    Io(io::Error),
+    /// The node speaks another version of the protocol.
+    Version(u8),
+    /// The supervisor restarted while it was busy with the command.
+    SupervisorRestarted,
+    /// The answer is of the wrong kind.
+    Unexpected(&'static str),
+    /// A domain's name that no domain can have.
+    BadName(String),
+    /// The node says no.
+    Refused(Box<Failure>),
+}
+
+impl Error {
+    /// Exit code for a command line: 1 = the node said no, 3 = it could not be
+    /// asked or did not answer.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused(_) | Self::BadName(_) => 1,
+            _ => 3,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(path, why) if why.kind() == io::ErrorKind::NotFound => {
+                write!(f, "there is no control socket {}; does the node run?", path.display())
+            }
+            Self::Connect(path, why) if why.kind() == io::ErrorKind::ConnectionRefused => {
+                write!(f, "nobody listens on {}; the node has ended", path.display())
+            }
+            Self::Connect(path, why) if why.kind() == io::ErrorKind::WouldBlock => {
+                write!(f, "{} is taken by other clients; it serves one at a time", path.display())
+            }
+            Self::Connect(path, why) => write!(f, "can't connect to {}: {why}", path.display()),
+            Self::Silent(path, time) => write!(
+                f,
+                "no answer on {} within {} s: another client holds it (it serves one at a time), \
+                 or the node's supervisor is not up",
+                path.display(),
+                time.as_secs_f32()
+            ),
+            Self::NoAnswer(time) => {
+                write!(f, "the supervisor did not answer within {} s", time.as_secs_f32())
+            }
+            Self::Closed => f.write_str("the node closed the control line: it ended"),
+            Self::Io(why) => write!(f, "the control line failed: {why}"),
+            Self::Version(version) => write!(
+                f,
+                "the node speaks version {version} of the control protocol, and this is version {VERSION}"
+            ),
+            Self::SupervisorRestarted => {
+                f.write_str("the supervisor restarted, so nobody knows what came of the command")
+            }
+            Self::Unexpected(what) => write!(f, "the node's answer is not {what}"),
+            Self::BadName(name) => write!(f, "no domain can be named `{name}`"),
+            Self::Refused(failure) => f.write_str(&failure.text),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

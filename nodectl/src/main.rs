@@ -1,0 +1,222 @@
+//! `nodectl`: operate a running node.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use nodectl::{Client, Error, control::How, report};
+use serde_json::{Value, json};
+
+/// Pause between two looks at the log of a node that has nothing new.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
+
+/// Operate a running Bulkhead node.
+///
+/// Exit codes: 0 = done; 1 = the node said no, or the audit found violations;
+/// 2 = wrong usage; 3 = the node can't be reached or does not answer.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The node's control socket.
+    #[arg(long, value_name = "SOCKET", default_value = "run/control.sock", global = true)]
+    control: PathBuf,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Seconds that the node may take to answer at all.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, global = true)]
+    patience: u64,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show domains and connections.
+    List,
+    /// End a domain's generation and wait until the next one serves.
+    Restart {
+        /// Name of the domain.
+        domain: String,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Have a domain misbehave and wait until its next generation serves.
+    Crash {
+        /// Name of the domain.
+        domain: String,
+        /// In which way.
+        #[arg(long, value_enum)]
+        how: Way,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// End a domain and keep it down until it is released.
+    Hold {
+        /// Name of the domain.
+        domain: String,
+    },
+    /// Undo a hold and wait until the domain serves.
+    Release {
+        /// Name of the domain.
+        domain: String,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Show what hypervisor and domains wrote.
+    Log {
+        /// Go on as more is written.
+        #[arg(long, short)]
+        follow: bool,
+        /// Only this domain (`hv` is the hypervisor).
+        #[arg(long)]
+        domain: Option<String>,
+    },
+    /// Check all nested and IOMMU tables against the hypervisor's books.
+    Audit,
+    /// Show the node's figures.
+    Info,
+    /// Show the records of deaths.
+    Crashes {
+        /// First sequence number.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+    },
+    /// Power the node off in good order.
+    Shutdown,
+}
+
+#[derive(clap::Args)]
+struct Limit {
+    /// Seconds that it may take until the domain serves.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    timeout: u64,
+}
+
+impl Limit {
+    fn duration(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Way {
+    /// A Rust panic.
+    Panic,
+    /// A write through a null pointer.
+    NullWrite,
+    /// An endless loop, which the watchdog ends.
+    Loop,
+}
+
+impl From<Way> for How {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Panic => Self::Panic,
+            Way::NullWrite => Self::NullWrite,
+            Way::Loop => Self::Loop,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => ExitCode::from(code),
+        // Whoever read our output has seen enough.
+        Err(Error::Io(why)) if why.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(why) => {
+            if arguments.json {
+                eprintln!("{}", json!({ "error": why.to_string() }));
+            } else {
+                eprintln!("nodectl: {why}");
+            }
+            ExitCode::from(why.exit_code())
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<u8, Error> {
+    let patience = Duration::from_secs(arguments.patience.max(1));
+    let mut client = Client::connect(&arguments.control, patience)?;
+    let show = |text: String, json: Value| {
+        if arguments.json { print(&format!("{json}\n")) } else { print(&text) }
+    };
+    match &arguments.command {
+        Command::List => {
+            let (domains, connections) = (client.domains()?, client.connections()?);
+            show(report::list(&domains, &connections), report::list_json(&domains, &connections))?;
+        }
+        Command::Restart { domain, limit } => {
+            let recovery = client.restart(domain, limit.duration())?;
+            show(report::recovery(&recovery), report::recovery_json(&recovery))?;
+        }
+        Command::Crash { domain, how, limit } => {
+            let recovery = client.crash(domain, (*how).into(), limit.duration())?;
+            show(report::recovery(&recovery), report::recovery_json(&recovery))?;
+        }
+        Command::Hold { domain } => {
+            client.hold(domain)?;
+            show(format!("{domain} is held\n"), json!({ "domain": domain, "held": true }))?;
+        }
+        Command::Release { domain, limit } => {
+            let recovery = client.release(domain, limit.duration())?;
+            show(report::recovery(&recovery), report::recovery_json(&recovery))?;
+        }
+        Command::Log { follow, domain } => {
+            log(&mut client, *follow, domain.as_deref(), arguments.json)?;
+        }
+        Command::Audit => {
+            let all = client.audit()?;
+            show(report::audit(&all), report::audit_json(&all))?;
+            return Ok(if report::is_clean(&all) { 0 } else { 1 });
+        }
+        Command::Info => {
+            let info = client.info()?;
+            show(report::info(&info), report::info_json(&info))?;
+        }
+        Command::Crashes { from } => {
+            let all = client.crashes(*from)?;
+            let text = match all.as_slice() {
+                [] => "no deaths\n".to_owned(),
+                all => all.iter().map(report::crash).collect(),
+            };
+            show(text, all.iter().map(report::crash_json).collect())?;
+        }
+        Command::Shutdown => {
+            client.shutdown()?;
+            show("the node shuts down\n".to_owned(), json!({ "shutdown": true }))?;
+        }
+    }
+    Ok(0)
+}
+
+/// Prints the log; with `follow` until the node ends or we are interrupted.
+fn log(client: &mut Client, follow: bool, domain: Option<&str>, json: bool) -> Result<(), Error> {
+    let names = client.names()?;
+    let mut cursor = 0;
+    loop {
+        let page = client.log_page(cursor)?;
+        for entry in report::log_entries(&page, &names) {
+            if domain.is_none_or(|domain| domain == entry.domain) {
+                print(&if json { format!("{}\n", entry.json()) } else { entry.show() })?;
+            }
+        }
+        if page.next == cursor {
+            if !follow {
+                return Ok(());
+            }
+            std::thread::sleep(FOLLOW_PAUSE);
+        }
+        cursor = page.next;
+    }
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Io)
+}

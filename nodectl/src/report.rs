@@ -1,0 +1,363 @@
+//! Answers as text for people and as JSON for programs.
+
+use std::fmt::Write;
+
+use ring_proto::{
+    DomainId,
+    control::{ConnectionStatus, CrashEntry, DomainAudit, DomainStatus, Info, LogPage, Recovery},
+    hypercall::{HYPERVISOR, LogHeader},
+};
+use serde_json::{Value, json};
+use zerocopy::FromBytes;
+
+use crate::names;
+
+/// Columns that line up; the first row is the head.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.iter().map(|cell| (*cell).to_owned()).collect()
+}
+
+/// ns as ms.
+fn ms(ns: u64) -> String {
+    format!("{:.3} ms", ns as f64 / 1e6)
+}
+
+/// ns as s.
+fn seconds(ns: u64) -> String {
+    format!("{:.3} s", ns as f64 / 1e9)
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 20 => format!("{:.1} MiB", b as f64 / f64::from(1 << 20)),
+        b => format!("{} KiB", b >> 10),
+    }
+}
+
+/// Domains and connections.
+pub fn list(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> String {
+    let mut rows = vec![row([
+        "DOMAIN",
+        "STATE",
+        "GEN",
+        "DEATHS",
+        "LAST DEATH",
+        "CORE",
+        "MEMORY",
+        "CPU",
+        "EXITS",
+        "HYPERCALLS",
+        "NOTIFIES",
+        "IRQS",
+    ])];
+    for d in domains {
+        let state = match names::domain_state(d.state) {
+            state if state == "running" && !d.ready => "starting".to_owned(),
+            state => state,
+        };
+        rows.push(vec![
+            d.name.to_string(),
+            state,
+            d.generation.to_string(),
+            d.deaths.to_string(),
+            if d.died_ns == 0 { "-".to_owned() } else { names::reason(d.last_reason) },
+            d.core.to_string(),
+            size(d.memory),
+            seconds(d.cpu_ns),
+            d.exits.to_string(),
+            d.hypercalls.to_string(),
+            d.notifies.to_string(),
+            d.interrupts.to_string(),
+        ]);
+    }
+    let mut out = table(&rows);
+    if connections.is_empty() {
+        return out;
+    }
+    let name = |id| name_of(domains, id);
+    let mut rows = vec![row(["CONNECTION", "PROTOCOL", "FRONTEND", "", "BACKEND", ""])];
+    for c in connections {
+        rows.push(vec![
+            c.id.to_string(),
+            names::protocol(c.protocol),
+            name(c.frontend),
+            names::connection_state(c.frontend_state),
+            name(c.backend),
+            names::connection_state(c.backend_state),
+        ]);
+    }
+    out.push('\n');
+    out + &table(&rows)
+}
+
+fn name_of(domains: &[DomainStatus], id: DomainId) -> String {
+    let found = domains.iter().find(|domain| domain.id == id);
+    found.map_or_else(|| format!("#{id}"), |domain| domain.name.to_string())
+}
+
+/// The same for programs.
+pub fn list_json(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> Value {
+    let domains_json: Vec<Value> = domains
+        .iter()
+        .map(|d| {
+            json!({
+                "id": d.id, "name": d.name.as_str(), "state": names::domain_state(d.state),
+                "ready": d.ready, "core": d.core, "generation": d.generation, "deaths": d.deaths,
+                "last_reason": names::reason(d.last_reason), "memory": d.memory,
+                "started_ns": d.started_ns, "died_ns": d.died_ns, "cpu_ns": d.cpu_ns,
+                "exits": d.exits, "hypercalls": d.hypercalls, "notifies": d.notifies,
+                "interrupts": d.interrupts,
+            })
+        })
+        .collect();
+    let connections: Vec<Value> = connections
+        .iter()
+        .map(|c| {
+            json!({
+                "id": c.id, "protocol": names::protocol(c.protocol),
+                "frontend": name_of(domains, c.frontend),
+                "frontend_state": names::connection_state(c.frontend_state),
+                "backend": name_of(domains, c.backend),
+                "backend_state": names::connection_state(c.backend_state),
+            })
+        })
+        .collect();
+    json!({ "domains": domains_json, "connections": connections })
+}
+
+/// A recovery.
+pub fn recovery(recovery: &Recovery) -> String {
+    let t = &recovery.times;
+    let mut out = format!("{} serves as generation {}", recovery.domain, recovery.generation);
+    if recovery.ended != 0 {
+        let _ = write!(out, "; {} ended by {}", recovery.ended, names::reason(recovery.reason));
+    }
+    out.push('\n');
+    let mut rows = Vec::new();
+    let mut last = t.ordered;
+    let steps = [
+        ("ordered", t.ordered),
+        ("detected", t.detected),
+        ("quiesced", t.quiesced),
+        ("restarted", t.restarted),
+        ("ready", t.ready),
+        ("connected", t.connected),
+    ];
+    for (step, at) in steps {
+        if at == 0 {
+            continue;
+        }
+        let since = at.saturating_sub(last);
+        rows.push(vec![
+            format!("  {step}"),
+            format!("at {}", seconds(at)),
+            format!("+{}", ms(since)),
+        ]);
+        last = at;
+    }
+    out + &table(&rows)
+}
+
+/// The same for programs.
+pub fn recovery_json(recovery: &Recovery) -> Value {
+    let t = &recovery.times;
+    json!({
+        "domain": recovery.domain.as_str(), "generation": recovery.generation,
+        "ended": recovery.ended, "reason": names::reason(recovery.reason),
+        "times_ns": {
+            "ordered": t.ordered, "detected": t.detected, "quiesced": t.quiesced,
+            "restarted": t.restarted, "ready": t.ready, "connected": t.connected,
+        },
+    })
+}
+
+/// An audit.
+pub fn audit(all: &[DomainAudit]) -> String {
+    let mut rows = vec![row(["DOMAIN", "VIOLATIONS"])];
+    for entry in all {
+        let result = match entry.violations {
+            Ok(count) => count.to_string(),
+            Err(why) => format!("not audited: {}", names::hypercall_error(why)),
+        };
+        rows.push(vec![entry.domain.to_string(), result]);
+    }
+    let verdict = if is_clean(all) { "clean" } else { "NOT clean" };
+    format!("{}audit: {verdict}\n", table(&rows))
+}
+
+/// The same for programs.
+pub fn audit_json(all: &[DomainAudit]) -> Value {
+    let domains: Vec<Value> = all
+        .iter()
+        .map(|entry| match entry.violations {
+            Ok(count) => json!({ "domain": entry.domain.as_str(), "violations": count }),
+            Err(why) => {
+                json!({ "domain": entry.domain.as_str(), "error": names::hypercall_error(why) })
+            }
+        })
+        .collect();
+    json!({ "clean": is_clean(all), "domains": domains })
+}
+
+/// Every domain was audited and none has a violation.
+pub fn is_clean(all: &[DomainAudit]) -> bool {
+    !all.is_empty() && all.iter().all(|entry| entry.violations == Ok(0))
+}
+
+/// The node.
+pub fn info(info: &Info) -> String {
+    table(&[
+        vec!["up".to_owned(), seconds(info.now_ns)],
+        vec!["cores".to_owned(), info.cores.to_string()],
+        vec!["memory".to_owned(), format!("{}, {} free", size(info.memory), size(info.free))],
+        vec!["domains".to_owned(), info.domains.to_string()],
+        vec!["deaths".to_owned(), info.next_crash.to_string()],
+        vec!["TLB shootdowns".to_owned(), info.shootdowns.to_string()],
+        vec!["IOTLB flushes".to_owned(), info.iotlb_flushes.to_string()],
+        vec!["supervisor".to_owned(), format!("generation {}", info.generation)],
+        vec!["bad frames".to_owned(), info.bad_frames.to_string()],
+        vec!["lost events".to_owned(), info.lost_events.to_string()],
+    ])
+}
+
+/// The same for programs.
+pub fn info_json(info: &Info) -> Value {
+    json!({
+        "cores": info.cores, "domains": info.domains, "memory": info.memory, "free": info.free,
+        "now_ns": info.now_ns, "next_crash": info.next_crash, "shootdowns": info.shootdowns,
+        "iotlb_flushes": info.iotlb_flushes, "supervisor": info.supervisor,
+        "supervisor_generation": info.generation, "bad_frames": info.bad_frames,
+        "lost_events": info.lost_events,
+    })
+}
+
+/// A death.
+pub fn crash(entry: &CrashEntry) -> String {
+    let mut out = format!(
+        "#{} {} generation {}: {}, {}\n",
+        entry.sequence,
+        entry.name,
+        entry.generation,
+        names::reason(entry.reason),
+        seconds(entry.detected_ns),
+    );
+    if !entry.message.is_empty() {
+        let _ = writeln!(out, "  {}", entry.message.trim_end());
+    }
+    let _ = writeln!(
+        out,
+        "  rip {:#x}  rsp {:#x}  vector {}  error code {:#x}  cr2 {:#x}  guest address {:#x}  exit {:#x}",
+        entry.rip,
+        entry.rsp,
+        entry.vector,
+        entry.error_code,
+        entry.cr2,
+        entry.fault_address,
+        entry.exit_code,
+    );
+    if !entry.backtrace.is_empty() {
+        let addresses: Vec<String> = entry.backtrace.iter().map(|a| format!("{a:#x}")).collect();
+        let _ = writeln!(out, "  backtrace {}", addresses.join(" "));
+    }
+    let since = |at: u64| match at {
+        0 => "-".to_owned(),
+        at => format!("+{}", ms(at.saturating_sub(entry.detected_ns))),
+    };
+    let _ = writeln!(
+        out,
+        "  quiesced {}, restarted {}, ready {}",
+        since(entry.quiesced_ns),
+        since(entry.restarted_ns),
+        since(entry.ready_ns)
+    );
+    out
+}
+
+/// The same for programs.
+pub fn crash_json(entry: &CrashEntry) -> Value {
+    json!({
+        "sequence": entry.sequence, "domain": entry.name.as_str(), "generation": entry.generation,
+        "reason": names::reason(entry.reason), "message": entry.message.as_str(),
+        "vector": entry.vector, "error_code": entry.error_code, "rip": entry.rip,
+        "rsp": entry.rsp, "cr2": entry.cr2, "fault_address": entry.fault_address,
+        "exit_code": entry.exit_code, "registers": entry.registers,
+        "backtrace": entry.backtrace.as_slice(), "detected_ns": entry.detected_ns,
+        "quiesced_ns": entry.quiesced_ns, "restarted_ns": entry.restarted_ns,
+        "ready_ns": entry.ready_ns,
+    })
+}
+
+/// One piece of console text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Who wrote it.
+    pub domain: String,
+    /// Its generation.
+    pub generation: u32,
+    /// When, ns on the node's clock.
+    pub time_ns: u64,
+    /// What.
+    pub text: String,
+}
+
+impl LogEntry {
+    /// For people: each line tagged with its writer.
+    pub fn show(&self) -> String {
+        let mut out = String::new();
+        for line in self.text.lines() {
+            let _ = writeln!(out, "{:>12.6} [{}] {line}", self.time_ns as f64 / 1e9, self.domain);
+        }
+        out
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "domain": self.domain, "generation": self.generation, "time_ns": self.time_ns,
+            "text": self.text,
+        })
+    }
+}
+
+/// The entries of a page.
+pub fn log_entries(page: &LogPage, names: &[(DomainId, String)]) -> Vec<LogEntry> {
+    let mut entries = Vec::new();
+    let mut rest = page.bytes.as_slice();
+    while let Ok((header, after)) = LogHeader::read_from_prefix(rest) {
+        let Some((text, after)) = after.split_at_checked(header.len.into()) else {
+            break;
+        };
+        let name = names.iter().find(|(id, _)| *id == header.domain);
+        let domain = match (header.domain, name) {
+            (HYPERVISOR, _) => "hv".to_owned(),
+            (_, Some((_, name))) => name.clone(),
+            (id, None) => format!("#{id}"),
+        };
+        entries.push(LogEntry {
+            domain,
+            generation: header.generation,
+            time_ns: header.time_ns,
+            text: String::from_utf8_lossy(text).into_owned(),
+        });
+        rest = after;
+    }
+    entries
+}
