@@ -310,9 +310,10 @@ impl PhysIo for Machine {
         assert_eq!(address % 8, 0);
         let state = self.0.borrow();
         let at = (address % PAGE) as usize;
-        state.pages.get(&(address / PAGE)).map_or(0, |page| {
-            u64::from_le_bytes(page[at..at + 8].try_into().unwrap())
-        })
+        state
+            .pages
+            .get(&(address / PAGE))
+            .map_or(0, |page| u64::from_le_bytes(page[at..at + 8].try_into().unwrap()))
     }
     fn write8(&self, address: u64, value: u8) {
         if let Some((bdf, at)) = Self::in_ecam(address) {

@@ -1,0 +1,155 @@
+//! I/O APICs: how interrupts without messages of their own reach a core.
+
+use heapless::Vec;
+
+use crate::acpi::{IoApicInfo, Line, MAX_IOAPICS, Platform};
+use crate::iommu::{self, Iommu};
+use crate::pci::Bdf;
+use crate::phys::PhysIo;
+
+/// Why an interrupt could not be routed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// No I/O APIC has a pin for it.
+    NoPin,
+    /// The core's APIC id does not fit, or the vector is reserved.
+    BadArgument,
+    /// Another pin uses this vector; the IOMMU could not tell them apart.
+    VectorInUse,
+    /// The IOMMU did not take it.
+    Iommu(iommu::Error),
+}
+
+const SELECT: u64 = 0x00;
+const WINDOW: u64 = 0x10;
+const VERSION: u32 = 1;
+const FIRST_PIN: u32 = 0x10;
+const ACTIVE_LOW: u32 = 1 << 13;
+const LEVEL: u32 = 1 << 15;
+const MASKED: u32 = 1 << 16;
+
+#[derive(Debug)]
+struct Unit {
+    info: IoApicInfo,
+    pins: u32,
+    /// Its requester id, where an IOMMU remaps its interrupts.
+    source: Option<Bdf>,
+}
+
+/// All I/O APICs.
+#[derive(Debug)]
+pub struct IoApics<IO> {
+    io: IO,
+    units: Vec<Unit, MAX_IOAPICS>,
+}
+
+impl<IO: PhysIo> IoApics<IO> {
+    /// Takes over all I/O APICs and masks all pins.
+    pub fn new(io: IO, platform: &Platform) -> Self {
+        let mut this = Self { io, units: Vec::new() };
+        for &info in &platform.ioapics {
+            let [_, _, last, _] = this.read(info.address, VERSION).to_le_bytes();
+            let source = platform
+                .iommus
+                .iter()
+                .flat_map(|u| &u.ioapics)
+                .find(|&&(id, _)| id == info.id)
+                .map(|&(_, source)| Bdf(source));
+            let pins = u32::from(last) + 1;
+            for pin in 0..pins {
+                this.write_pin(info.address, pin, MASKED, 0);
+            }
+            // As many as the platform's list can hold.
+            let _ = this.units.push(Unit { info, pins, source });
+        }
+        this
+    }
+
+    /// Has a global system interrupt arrive as `vector` at the core with this
+    /// APIC id. It starts out masked. `iommu` is the node's, if it has one.
+    ///
+    /// With an IOMMU the vector is also the index into the interrupt table, so
+    /// no two pins may have the same vector, not even on different cores.
+    pub fn route(
+        &mut self,
+        gsi: u32,
+        line: Line,
+        vector: u8,
+        apic_id: u32,
+        iommu: Option<&mut dyn Iommu>,
+    ) -> Result<(), Error> {
+        const FIRST_VECTOR: u8 = 16;
+        let (address, source, pin) = self.pin(gsi)?;
+        let destination = u8::try_from(apic_id).map_err(|_| Error::BadArgument)?;
+        if vector < FIRST_VECTOR {
+            return Err(Error::BadArgument);
+        }
+        if self.vector_is_taken(vector, address, pin) {
+            return Err(Error::VectorInUse);
+        }
+        let high = match (iommu, source) {
+            (Some(iommu), Some(source)) => {
+                // Nothing arrives by the old way while the new one is built.
+                self.write_pin(address, pin, MASKED, 0);
+                iommu
+                    .interrupt_map(source, vector.into(), vector, apic_id)
+                    .map_err(Error::Iommu)?;
+                0
+            }
+            // An IOMMU that does not know the I/O APIC blocks it.
+            (Some(_), None) => return Err(Error::Iommu(iommu::Error::NotServed)),
+            (None, _) => u32::from(destination) << 24,
+        };
+        let mode =
+            if line.level { LEVEL } else { 0 } | if line.active_low { ACTIVE_LOW } else { 0 };
+        self.write_pin(address, pin, u32::from(vector) | mode | MASKED, high);
+        Ok(())
+    }
+
+    /// Masks or unmasks an interrupt that was routed.
+    pub fn set_mask(&self, gsi: u32, masked: bool) -> Result<(), Error> {
+        let (address, _, pin) = self.pin(gsi)?;
+        let register = FIRST_PIN + 2 * pin;
+        let low = self.read(address, register);
+        let new = if masked { low | MASKED } else { low & !MASKED };
+        self.write(address, register, new);
+        Ok(())
+    }
+
+    fn pin(&self, gsi: u32) -> Result<(u64, Option<Bdf>, u32), Error> {
+        self.units
+            .iter()
+            .find_map(|u| {
+                let pin = gsi.checked_sub(u.info.gsi_base)?;
+                (pin < u.pins).then_some((u.info.address, u.source, pin))
+            })
+            .ok_or(Error::NoPin)
+    }
+
+    fn vector_is_taken(&self, vector: u8, address: u64, pin: u32) -> bool {
+        self.units.iter().any(|u| {
+            (0..u.pins).filter(|&p| (u.info.address, p) != (address, pin)).any(|p| {
+                let [used, ..] = self.read(u.info.address, FIRST_PIN + 2 * p).to_le_bytes();
+                used == vector
+            })
+        })
+    }
+
+    fn write_pin(&self, address: u64, pin: u32, low: u32, high: u32) {
+        let register = FIRST_PIN + 2 * pin;
+        // Masked while its halves do not belong together.
+        self.write(address, register, MASKED);
+        self.write(address, register + 1, high);
+        self.write(address, register, low);
+    }
+
+    fn read(&self, address: u64, register: u32) -> u32 {
+        self.io.write32(address + SELECT, register);
+        self.io.read32(address + WINDOW)
+    }
+
+    fn write(&self, address: u64, register: u32, value: u32) {
+        self.io.write32(address + SELECT, register);
+        self.io.write32(address + WINDOW, value);
+    }
+}

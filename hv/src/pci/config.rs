@@ -1,0 +1,122 @@
+//! Configuration space through ECAM.
+
+use super::Bdf;
+use crate::acpi::EcamInfo;
+use crate::phys::PhysIo;
+
+/// Registers that all functions, or all of one header type, have.
+pub mod register {
+    /// Vendor id, 16 bits; all ones = no function.
+    pub const VENDOR: u16 = 0x00;
+    /// Device id, 16 bits.
+    pub const DEVICE: u16 = 0x02;
+    /// Command, 16 bits.
+    pub const COMMAND: u16 = 0x04;
+    /// Status, 16 bits.
+    pub const STATUS: u16 = 0x06;
+    /// Revision, interface, subclass, class.
+    pub const CLASS: u16 = 0x08;
+    /// Cache line size, 8 bits.
+    pub const CACHE_LINE: u16 = 0x0c;
+    /// Latency timer, 8 bits.
+    pub const LATENCY: u16 = 0x0d;
+    /// Header type, 8 bits; bit 7 = several functions.
+    pub const HEADER: u16 = 0x0e;
+    /// The first BAR.
+    pub const BAR0: u16 = 0x10;
+    /// Bridges: primary, secondary, subordinate bus.
+    pub const BUSES: u16 = 0x18;
+    /// The first capability, 8 bits.
+    pub const CAPABILITIES: u16 = 0x34;
+    /// Interrupt line, 8 bits.
+    pub const INTERRUPT_LINE: u16 = 0x3c;
+}
+
+/// Bits of the command register.
+pub mod command {
+    /// Answers to I/O ports.
+    pub const IO: u16 = 1 << 0;
+    /// Answers to memory.
+    pub const MEMORY: u16 = 1 << 1;
+    /// May issue requests, MSI and MSI-X among them.
+    pub const BUS_MASTER: u16 = 1 << 2;
+    /// Must not use its interrupt pin.
+    pub const NO_INTX: u16 = 1 << 10;
+}
+
+/// Bytes of a function's configuration space.
+const SPACE: u16 = 4096;
+
+/// The memory-mapped configuration space of a segment.
+#[derive(Clone, Debug)]
+pub struct Ecam<IO> {
+    io: IO,
+    info: EcamInfo,
+}
+
+impl<IO: PhysIo> Ecam<IO> {
+    /// The space that the firmware described.
+    pub fn new(io: IO, info: EcamInfo) -> Self {
+        Self { io, info }
+    }
+
+    /// Buses that the space covers.
+    pub fn buses(&self) -> core::ops::RangeInclusive<u8> {
+        self.info.first_bus..=self.info.last_bus
+    }
+
+    /// Access to physical memory.
+    pub fn io(&self) -> &IO {
+        &self.io
+    }
+
+    fn address(&self, bdf: Bdf, offset: u16, width: u16) -> Option<u64> {
+        let fits = offset % width == 0 && offset < SPACE && self.buses().contains(&bdf.bus());
+        let offset = u64::from(bdf.0) << 12 | u64::from(offset);
+        if fits { self.info.base.checked_add(offset) } else { None }
+    }
+
+    /// Reads a byte.
+    pub fn read8(&self, bdf: Bdf, offset: u16) -> u8 {
+        self.address(bdf, offset, 1).map_or(u8::MAX, |a| self.io.read8(a))
+    }
+
+    /// Reads 16 bits.
+    pub fn read16(&self, bdf: Bdf, offset: u16) -> u16 {
+        self.address(bdf, offset, 2).map_or(u16::MAX, |a| self.io.read16(a))
+    }
+
+    /// Reads 32 bits.
+    pub fn read32(&self, bdf: Bdf, offset: u16) -> u32 {
+        self.address(bdf, offset, 4).map_or(u32::MAX, |a| self.io.read32(a))
+    }
+
+    /// Writes a byte.
+    pub fn write8(&self, bdf: Bdf, offset: u16, value: u8) {
+        if let Some(address) = self.address(bdf, offset, 1) {
+            self.io.write8(address, value);
+        }
+    }
+
+    /// Writes 16 bits.
+    pub fn write16(&self, bdf: Bdf, offset: u16, value: u16) {
+        if let Some(address) = self.address(bdf, offset, 2) {
+            self.io.write16(address, value);
+        }
+    }
+
+    /// Writes 32 bits.
+    pub fn write32(&self, bdf: Bdf, offset: u16, value: u32) {
+        if let Some(address) = self.address(bdf, offset, 4) {
+            self.io.write32(address, value);
+        }
+    }
+
+    /// Clears and sets bits of the command register. It is read back, so the
+    /// write has reached the function when this returns.
+    pub fn change_command(&self, bdf: Bdf, clear: u16, set: u16) {
+        let old = self.read16(bdf, register::COMMAND);
+        self.write16(bdf, register::COMMAND, old & !clear | set);
+        let _ = self.read16(bdf, register::COMMAND);
+    }
+}

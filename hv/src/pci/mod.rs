@@ -1,0 +1,246 @@
+//! PCI functions: finding, fencing, resetting and interrupting through them.
+//!
+//! At boot [`Pci::enumerate`] finds every function and takes bus mastering
+//! from all that are not bridges; from then on a function masters the bus only
+//! between two calls of [`Pci::set_bus_master`]. Nothing in here trusts what a
+//! device says about itself after boot: BARs and capability offsets are kept
+//! as they were found then, before any domain ran.
+
+pub mod bar;
+pub mod capability;
+pub mod config;
+pub mod enumerate;
+pub mod flr;
+pub mod msix;
+
+use core::fmt;
+
+use heapless::Vec;
+
+use crate::acpi::EcamInfo;
+use crate::phys::PhysIo;
+use bar::Bar;
+use config::{Ecam, command, register};
+use msix::MsiX;
+
+/// Most functions that a node may have.
+pub const MAX_FUNCTIONS: usize = 64;
+/// BARs of a function.
+pub const BARS: usize = 6;
+
+/// Why a PCI operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The function lacks the capability that this needs.
+    Unsupported,
+    /// An argument is out of its range.
+    BadArgument,
+    /// A domain may not do this.
+    NotPermitted,
+    /// There are more functions than we can keep track of.
+    TooMany,
+    /// The function did not do as told.
+    Hardware,
+}
+
+/// Address of a function: `bus << 8 | device << 3 | function`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bdf(pub u16);
+
+impl Bdf {
+    /// The bus number.
+    pub const fn bus(self) -> u8 {
+        self.0.to_be_bytes()[0]
+    }
+
+    /// Function 0 of device `device` on bus `bus`.
+    const fn first(bus: u8, device: u8) -> Self {
+        Self(u16::from_be_bytes([bus, device << 3]))
+    }
+
+    /// Another function of the same device.
+    const fn sibling(self, function: u8) -> Self {
+        Self(self.0 & !7 | (function & 7) as u16)
+    }
+}
+
+impl fmt::Display for Bdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}:{:02x}.{}", self.bus(), self.0 >> 3 & 0x1f, self.0 & 7)
+    }
+}
+
+impl fmt::Debug for Bdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What a function is to the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A device that may be given to a domain.
+    Endpoint,
+    /// Part of the platform: host or ISA bridge, IOMMU. Never given away.
+    Platform,
+    /// Leads to the buses `secondary..=subordinate`.
+    Bridge {
+        /// The bus right behind it.
+        secondary: u8,
+        /// The last bus behind it.
+        subordinate: u8,
+        /// Conventional PCI lies behind it, where requester ids get lost.
+        conventional: bool,
+    },
+}
+
+/// A PCI function as it was found at boot.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// Where it is.
+    pub bdf: Bdf,
+    /// Vendor id.
+    pub vendor: u16,
+    /// Device id.
+    pub device: u16,
+    /// Base class: 1 = storage, 2 = network.
+    pub class: u8,
+    /// Subclass.
+    pub subclass: u8,
+    /// Programming interface.
+    pub interface: u8,
+    /// What it is to us.
+    pub kind: Kind,
+    /// Its BARs; one that is absent, unassigned or the upper half of another is `None`.
+    pub bars: [Option<Bar>; BARS],
+    /// Its MSI-X capability, if its tables lie wholly in a memory BAR.
+    pub msix: Option<MsiX>,
+    /// Offset of its PCI Express capability.
+    pub pcie: Option<u16>,
+    /// It can do a function level reset.
+    pub flr: bool,
+    /// It stands behind conventional PCI: the IOMMU cannot tell it from its
+    /// neighbours, so it must not be given to a domain.
+    pub shared_requester: bool,
+    /// Registers to write back after a reset.
+    saved: flr::Saved,
+}
+
+impl Function {
+    /// A domain may own it, as far as PCI can tell.
+    pub fn assignable(&self) -> bool {
+        self.kind == Kind::Endpoint && !self.shared_requester
+    }
+
+    /// The page at byte `offset` of BAR `bar` holds MSI-X table or pending
+    /// bits and must not be mapped into a domain.
+    pub fn is_withheld(&self, bar: usize, offset: u64) -> bool {
+        self.msix.as_ref().is_some_and(|msix| msix.covers_page(bar, offset))
+    }
+}
+
+/// All PCI functions of the node.
+#[derive(Debug)]
+pub struct Pci<IO> {
+    ecam: Ecam<IO>,
+    functions: Vec<Function, MAX_FUNCTIONS>,
+}
+
+impl<IO: PhysIo> Pci<IO> {
+    /// Finds all functions and takes bus mastering, MSI and MSI-X from those
+    /// that are not bridges. Call once, at boot, before the IOMMU is set up.
+    pub fn enumerate(io: IO, info: EcamInfo) -> Result<Self, Error> {
+        let ecam = Ecam::new(io, info);
+        let functions = enumerate::all(&ecam)?;
+        Ok(Self { ecam, functions })
+    }
+
+    /// All functions in the order of their addresses.
+    pub fn functions(&self) -> &[Function] {
+        &self.functions
+    }
+
+    /// The function at `bdf`.
+    pub fn function(&self, bdf: Bdf) -> Option<&Function> {
+        self.functions.iter().find(|f| f.bdf == bdf)
+    }
+
+    /// The `index`-th assignable function of a base class.
+    pub fn by_class(&self, class: u8, index: usize) -> Option<&Function> {
+        self.functions.iter().filter(|f| f.class == class && f.assignable()).nth(index)
+    }
+
+    /// Configuration space.
+    pub fn ecam(&self) -> &Ecam<IO> {
+        &self.ecam
+    }
+
+    /// Reads 1, 2 or 4 bytes of configuration space; all ones where there is
+    /// nothing or the access is misaligned.
+    pub fn config_read(&self, bdf: Bdf, offset: u16, width: u8) -> u32 {
+        match width {
+            1 => self.ecam.read8(bdf, offset).into(),
+            2 => self.ecam.read16(bdf, offset).into(),
+            4 => self.ecam.read32(bdf, offset),
+            _ => u32::MAX,
+        }
+    }
+
+    /// Writes 1, 2 or 4 bytes of configuration space, unfiltered.
+    pub fn config_write(&self, bdf: Bdf, offset: u16, width: u8, value: u32) {
+        match width {
+            1 => self.ecam.write8(bdf, offset, value.to_le_bytes()[0]),
+            2 => {
+                let [low, high, ..] = value.to_le_bytes();
+                self.ecam.write16(bdf, offset, u16::from_le_bytes([low, high]));
+            }
+            4 => self.ecam.write32(bdf, offset, value),
+            _ => {}
+        }
+    }
+
+    /// A domain's write to the configuration space of a function that it owns.
+    ///
+    /// Only the memory decode bit of the command register takes effect, and
+    /// bus mastering can be given up. Everything else that moves or redirects
+    /// the function belongs to the hypervisor.
+    pub fn domain_config_write(
+        &self,
+        function: &Function,
+        offset: u16,
+        width: u8,
+        value: u32,
+    ) -> Result<(), Error> {
+        if offset != register::COMMAND || !matches!(width, 2 | 4) {
+            return Err(Error::NotPermitted);
+        }
+        let [low, high, ..] = value.to_le_bytes();
+        let wanted = u16::from_le_bytes([low, high]);
+        let old = self.ecam.read16(function.bdf, register::COMMAND);
+        let new = old & !command::MEMORY & (wanted | !command::BUS_MASTER)
+            | wanted & command::MEMORY
+            | command::NO_INTX;
+        self.ecam.write16(function.bdf, register::COMMAND, new);
+        Ok(())
+    }
+
+    /// Lets a function master the bus (and answer to its memory BARs), or
+    /// stops it. When this returns after `on = false`, the function issues no
+    /// new request; what is on its way is for the IOMMU to stop.
+    pub fn set_bus_master(&self, function: &Function, on: bool) {
+        if on {
+            // Requests pass a bridge upwards only while it masters the bus.
+            for bridge in self.bridges_above(function.bdf) {
+                self.ecam.change_command(bridge.bdf, 0, command::MEMORY | command::BUS_MASTER);
+            }
+            let set = command::MEMORY | command::BUS_MASTER | command::NO_INTX;
+            self.ecam.change_command(function.bdf, command::IO, set);
+        } else {
+            self.ecam.change_command(function.bdf, command::BUS_MASTER, command::NO_INTX);
+        }
+    }
+
+    fn bridges_above(&self, bdf: Bdf) -> impl Iterator<Item = &Function> {
+        enumerate::bridges_above(&self.functions, bdf)
+    }
+}

@@ -1,0 +1,156 @@
+//! MSI-X: the table stays in the hypervisor's hands.
+
+use super::bar::Bar;
+use super::capability::{self, MSI_X};
+use super::config::{Ecam, command};
+use super::{BARS, Bdf, Error, Function, Pci};
+use crate::phys::PhysIo;
+
+/// What a function writes where to raise an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Where.
+    pub address: u64,
+    /// What.
+    pub data: u32,
+}
+
+/// An MSI-X capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsiX {
+    /// Offset of the capability.
+    pub capability: u16,
+    /// Entries of the table.
+    pub entries: u16,
+    /// BAR that holds the table.
+    pub table_bar: u8,
+    /// Byte offset of the table in that BAR.
+    pub table_offset: u32,
+    /// BAR that holds the pending bits.
+    pub pba_bar: u8,
+    /// Byte offset of the pending bits in that BAR.
+    pub pba_offset: u32,
+    /// Physical address of the table.
+    table: u64,
+}
+
+const ENTRY: u64 = 16;
+const ENTRY_DATA: u64 = 8;
+const ENTRY_CONTROL: u64 = 12;
+const ENTRY_MASKED: u32 = 1;
+const CONTROL: u16 = 2;
+const CONTROL_MASK_ALL: u16 = 1 << 14;
+const CONTROL_ENABLE: u16 = 1 << 15;
+const PAGE: u64 = 4096;
+
+impl MsiX {
+    /// Reads the capability; `None` if there is none or it makes no sense.
+    pub(super) fn read<IO: PhysIo>(
+        ecam: &Ecam<IO>,
+        bdf: Bdf,
+        bars: &[Option<Bar>; BARS],
+    ) -> Option<Self> {
+        const SIZE: u16 = 0x7ff;
+        const BIR: u32 = 7;
+        let capability = capability::find(ecam, bdf, MSI_X)?;
+        let entries = (ecam.read16(bdf, capability + CONTROL) & SIZE) + 1;
+        let place = |offset: u16, len: u64| {
+            let value = ecam.read32(bdf, capability + offset);
+            let [index, ..] = (value & BIR).to_le_bytes();
+            let start = value & !BIR;
+            let bar = bars.get(usize::from(index)).copied().flatten()?;
+            Some((index, start, bar.slice(start.into(), len)?))
+        };
+        let (table_bar, table_offset, table) = place(4, u64::from(entries) * ENTRY)?;
+        let (pba_bar, pba_offset, _) = place(8, u64::from(entries).div_ceil(64) * 8)?;
+        Some(Self { capability, entries, table_bar, table_offset, pba_bar, pba_offset, table })
+    }
+
+    /// The page at `offset` of BAR `bar` holds a part of table or pending bits.
+    pub(super) fn covers_page(&self, bar: usize, offset: u64) -> bool {
+        let entries = u64::from(self.entries);
+        let parts = [
+            (self.table_bar, self.table_offset, entries * ENTRY),
+            (self.pba_bar, self.pba_offset, entries.div_ceil(64) * 8),
+        ];
+        parts.iter().any(|&(in_bar, start, len)| {
+            let start = u64::from(start);
+            let last = (start + len - 1) / PAGE;
+            usize::from(in_bar) == bar && (start / PAGE..=last).contains(&(offset / PAGE))
+        })
+    }
+
+    fn entry(&self, index: u16) -> Result<u64, Error> {
+        if index >= self.entries {
+            return Err(Error::BadArgument);
+        }
+        Ok(self.table + u64::from(index) * ENTRY)
+    }
+}
+
+impl<IO: PhysIo> Pci<IO> {
+    /// Switches MSI-X on with every entry masked. Also after a reset, which
+    /// switches it off.
+    pub fn msix_enable(&self, function: &Function) -> Result<(), Error> {
+        let msix = function.msix.as_ref().ok_or(Error::Unsupported)?;
+        self.ecam.change_command(function.bdf, 0, command::MEMORY | command::NO_INTX);
+        // Nothing may fire while the entries still hold what was there before.
+        self.msix_control(function.bdf, msix, CONTROL_ENABLE | CONTROL_MASK_ALL);
+        self.msix_mask_all(function)?;
+        self.msix_control(function.bdf, msix, CONTROL_ENABLE);
+        Ok(())
+    }
+
+    /// Switches MSI-X off.
+    pub fn msix_disable(&self, function: &Function) -> Result<(), Error> {
+        let msix = function.msix.as_ref().ok_or(Error::Unsupported)?;
+        self.msix_control(function.bdf, msix, CONTROL_MASK_ALL);
+        Ok(())
+    }
+
+    /// Sets what entry `index` sends and leaves it masked.
+    pub fn msix_program(
+        &self,
+        function: &Function,
+        index: u16,
+        message: Message,
+    ) -> Result<(), Error> {
+        let entry = function.msix.as_ref().ok_or(Error::Unsupported)?.entry(index)?;
+        self.msix_set_mask(function, index, true)?;
+        let io = self.ecam.io();
+        let [a, b, c, d, e, f, g, h] = message.address.to_le_bytes();
+        io.write32(entry, u32::from_le_bytes([a, b, c, d]));
+        io.write32(entry + 4, u32::from_le_bytes([e, f, g, h]));
+        io.write32(entry + ENTRY_DATA, message.data);
+        Ok(())
+    }
+
+    /// Masks or unmasks an entry. A masked entry remembers that it wants to
+    /// fire and does so once it is unmasked.
+    pub fn msix_set_mask(
+        &self,
+        function: &Function,
+        index: u16,
+        masked: bool,
+    ) -> Result<(), Error> {
+        let entry = function.msix.as_ref().ok_or(Error::Unsupported)?.entry(index)?;
+        let io = self.ecam.io();
+        io.write32(entry + ENTRY_CONTROL, if masked { ENTRY_MASKED } else { 0 });
+        // Reading back waits until the write has arrived.
+        let _ = io.read32(entry + ENTRY_CONTROL);
+        Ok(())
+    }
+
+    /// Masks all entries.
+    pub fn msix_mask_all(&self, function: &Function) -> Result<(), Error> {
+        let msix = function.msix.as_ref().ok_or(Error::Unsupported)?;
+        (0..msix.entries).try_for_each(|index| self.msix_set_mask(function, index, true))
+    }
+
+    fn msix_control(&self, bdf: Bdf, msix: &MsiX, set: u16) {
+        let at = msix.capability + CONTROL;
+        let old = self.ecam.read16(bdf, at);
+        self.ecam.write16(bdf, at, old & !(CONTROL_ENABLE | CONTROL_MASK_ALL) | set);
+        let _ = self.ecam.read16(bdf, at);
+    }
+}

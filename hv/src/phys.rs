@@ -1,0 +1,106 @@
+//! Physical memory and device registers.
+//!
+//! Everything that drives the platform's devices (ACPI, PCI, IOMMU, I/O APIC)
+//! reaches memory through [`PhysIo`] only, by physical address. On the machine
+//! that is [`Identity`]; host tests put a simulated machine in its place, so
+//! those modules need no unsafe code and run on the host.
+#![allow(unsafe_code)]
+
+use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+
+/// Volatile access to physical memory, little-endian.
+///
+/// Accesses are done in program order and with exactly the width asked for.
+/// An address that is null or not aligned to the width reads as all ones and
+/// is not written.
+pub trait PhysIo: Clone {
+    /// Reads a byte.
+    fn read8(&self, address: u64) -> u8;
+    /// Reads 16 bits.
+    fn read16(&self, address: u64) -> u16;
+    /// Reads 32 bits.
+    fn read32(&self, address: u64) -> u32;
+    /// Reads 64 bits.
+    fn read64(&self, address: u64) -> u64;
+    /// Writes a byte.
+    fn write8(&self, address: u64, value: u8);
+    /// Writes 16 bits.
+    fn write16(&self, address: u64, value: u16);
+    /// Writes 32 bits.
+    fn write32(&self, address: u64, value: u32);
+    /// Writes 64 bits.
+    fn write64(&self, address: u64, value: u64);
+}
+
+/// Physical memory through the hypervisor's identity map.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity(());
+
+impl Identity {
+    /// Access to all of physical memory.
+    ///
+    /// # Safety
+    ///
+    /// RAM and MMIO must be mapped at their physical addresses for as long as
+    /// the value or a copy of it lives, and it may be handed only to code that
+    /// touches device registers, firmware tables and frames that were given to
+    /// it, never memory that Rust objects live in.
+    pub const unsafe fn new() -> Self {
+        Self(())
+    }
+
+    /// The pointer for an access to a `T` at `address`.
+    fn at<T>(address: u64) -> Option<*const T> {
+        let pointer = with_exposed_provenance::<T>(usize::try_from(address).ok()?);
+        (!pointer.is_null() && pointer.is_aligned()).then_some(pointer)
+    }
+
+    /// The pointer for a write of a `T` at `address`.
+    fn at_mut<T>(address: u64) -> Option<*mut T> {
+        let pointer = with_exposed_provenance_mut::<T>(usize::try_from(address).ok()?);
+        (!pointer.is_null() && pointer.is_aligned()).then_some(pointer)
+    }
+
+    fn read<T: Copy>(address: u64, absent: T) -> T {
+        match Self::at(address) {
+            // SAFETY: aligned and not null; mapped and not a Rust object's, as
+            // promised to `new`. All bit patterns of the integers are valid.
+            Some(pointer) => unsafe { core::ptr::read_volatile(pointer) },
+            None => absent,
+        }
+    }
+
+    fn write<T: Copy>(address: u64, value: T) {
+        if let Some(pointer) = Self::at_mut(address) {
+            // SAFETY: as for `read`.
+            unsafe { core::ptr::write_volatile(pointer, value) }
+        }
+    }
+}
+
+impl PhysIo for Identity {
+    fn read8(&self, address: u64) -> u8 {
+        Self::read(address, u8::MAX)
+    }
+    fn read16(&self, address: u64) -> u16 {
+        Self::read(address, u16::MAX)
+    }
+    fn read32(&self, address: u64) -> u32 {
+        Self::read(address, u32::MAX)
+    }
+    fn read64(&self, address: u64) -> u64 {
+        Self::read(address, u64::MAX)
+    }
+    fn write8(&self, address: u64, value: u8) {
+        Self::write(address, value);
+    }
+    fn write16(&self, address: u64, value: u16) {
+        Self::write(address, value);
+    }
+    fn write32(&self, address: u64, value: u32) {
+        Self::write(address, value);
+    }
+    fn write64(&self, address: u64, value: u64) {
+        Self::write(address, value);
+    }
+}
