@@ -1,1 +1,74 @@
-//! To come.
+//! `cargo xtask check`: what must hold for every commit beside the tests.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::workspace::{self, Metadata};
+use crate::{build, deny};
+
+/// Runs all checks, also after one failed.
+///
+/// # Errors
+///
+/// A check failed.
+pub fn check() -> Result<()> {
+    let metadata = Metadata::load(None)?;
+    let bare = metadata.bare_packages();
+    let mut failed = Vec::new();
+    let mut step = |name: &'static str, work: &mut dyn FnMut() -> Result<()>| {
+        eprintln!("\n== {name}");
+        let begin = Instant::now();
+        match work() {
+            Ok(()) => eprintln!("{name}: ok ({:.1} s)", begin.elapsed().as_secs_f64()),
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                failed.push(name);
+            }
+        }
+    };
+    step("format", &mut || run(workspace::cargo().args(["fmt", "--all", "--check"])));
+    step("clippy, host", &mut || {
+        run(workspace::cargo().args(["clippy", "--locked", "--all-targets"]).args(DENY_WARNINGS))
+    });
+    step("clippy, bare metal", &mut || {
+        // Not all targets: bare crates have no tests of their own to build.
+        run(bare_cargo("clippy", &bare).args(DENY_WARNINGS))
+    });
+    step("documentation, host", &mut || {
+        run(workspace::cargo().args(["doc", "--locked", "--no-deps"]).env(DOC_FLAGS.0, DOC_FLAGS.1))
+    });
+    step("documentation, bare metal", &mut || {
+        run(bare_cargo("doc", &bare).arg("--no-deps").env(DOC_FLAGS.0, DOC_FLAGS.1))
+    });
+    step("licences, bans and sources", &mut deny::deny);
+    if !failed.is_empty() {
+        bail!("{} failed: {}", failed.len(), failed.join("; "));
+    }
+    eprintln!("\nall checks passed");
+    Ok(())
+}
+
+const DENY_WARNINGS: [&str; 3] = ["--", "--deny", "warnings"];
+const DOC_FLAGS: (&str, &str) = ("RUSTDOCFLAGS", "--deny warnings");
+
+/// A cargo command about the bare-metal crates, apart from the host crates so
+/// that features do not mix.
+fn bare_cargo(subcommand: &str, packages: &[&str]) -> Command {
+    let mut command = workspace::cargo();
+    command.args([subcommand, "--locked", "--target-dir"]).arg(workspace::bare_target_dir());
+    command.env("RUSTFLAGS", build::RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    command
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status()?;
+    if !status.success() {
+        bail!("failed ({status})");
+    }
+    Ok(())
+}

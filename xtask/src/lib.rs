@@ -10,7 +10,8 @@
 //! | [`build`], [`elf`], [`bundle`] | bare-metal images, flattened, into one bundle |
 //! | [`disk`] | GPT disk images with the manifest's volumes |
 //! | [`qemu`] | a running node and its verdict |
-//! | [`run`], [`test`], [`check`], [`deny`], [`sizes`] | the commands |
+//! | [`run`], [`test`](mod@test), [`check`], [`deny`], [`sizes`] | the commands |
+//! | [`figures`] | what measuring commands print and write |
 
 pub mod build;
 pub mod bundle;
@@ -18,6 +19,7 @@ pub mod check;
 pub mod deny;
 pub mod disk;
 pub mod elf;
+pub mod figures;
 pub mod http;
 pub mod manifest;
 pub mod qemu;

@@ -44,11 +44,17 @@ pub fn run_dir() -> PathBuf {
     root().join("run")
 }
 
-/// `path` as people like to read it: relative to where they stand.
+/// `path` as people like to read it: relative to where they stand, if it is below.
+#[must_use]
+pub fn relative(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(path).to_owned()
+}
+
+/// [`relative`] as text.
 #[must_use]
 pub fn show(path: &Path) -> String {
-    let here = std::env::current_dir().unwrap_or_default();
-    path.strip_prefix(here).unwrap_or(path).display().to_string()
+    relative(path).display().to_string()
 }
 
 /// Cargo, in the root of the workspace.
@@ -106,17 +112,18 @@ impl Package {
 }
 
 impl Metadata {
-    /// Asks cargo; with all dependencies, or only about the workspace.
+    /// Asks cargo about the workspace, and if a platform is given about all dependencies for it.
     ///
     /// # Errors
     ///
     /// Cargo can't be run or fails.
-    pub fn load(dependencies: bool) -> Result<Self> {
+    pub fn load(dependencies_for: Option<&str>) -> Result<Self> {
         let mut command = cargo();
-        command.args(["metadata", "--format-version", "1", "--locked", "--quiet"]);
-        if !dependencies {
-            command.arg("--no-deps");
-        }
+        command.args(["metadata", "--format-version", "1", "--quiet"]);
+        match dependencies_for {
+            Some(platform) => command.args(["--filter-platform", platform]),
+            None => command.arg("--no-deps"),
+        };
         let output = command.stderr(Stdio::inherit()).output().context("can't run cargo")?;
         if !output.status.success() {
             bail!("`cargo metadata` failed");

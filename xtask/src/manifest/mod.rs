@@ -148,7 +148,7 @@ impl Manifest {
 /// The manifest that commands use if they are not given one.
 #[must_use]
 pub fn default_path() -> PathBuf {
-    crate::workspace::root().join("nodes/demo.toml")
+    crate::workspace::relative(&crate::workspace::root().join("nodes/demo.toml"))
 }
 
 /// Collecting into a bounded vector, where too many is an error.

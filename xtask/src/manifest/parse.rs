@@ -125,8 +125,10 @@ fn devices(
             (Some(field), None) => class(label, &field)?,
             (None, Some(field)) => Select::Bdf(bdf(&field)?),
             (None, None) => {
-                return Err(source
-                    .error(&key.span(), format!("[device.{label}] has neither `match` nor `bdf`")));
+                return Err(source.error(
+                    &key.span(),
+                    format!("[device.{label}] has neither `match` nor `bdf`"),
+                ));
             }
             (Some(_), Some(field)) => {
                 return Err(
@@ -208,15 +210,8 @@ fn domains(
             return Err(too_many(source, &key.span(), "domains", MAX_DOMAINS));
         }
         let domain = domain(source, key, section, devices, &mut owners)?;
-        if let Some(uart) = section.get("capabilities")
-            && domain.spec.capabilities & CAP_CONTROL_UART != 0
-            && let Some(other) =
-                domains.iter().find(|d| d.spec.capabilities & CAP_CONTROL_UART != 0)
-        {
-            return Err(uart.wrong(format_args!(
-                "claims the control UART, which [domain.{}] has",
-                other.spec.name
-            )));
+        if let Some(field) = section.get("capabilities") {
+            sole_holder(&field, &domain, &domains)?;
         }
         index.insert(label.clone(), domains.len() as u16);
         domains.push(domain);
@@ -346,14 +341,30 @@ fn owned_devices(
     Ok(owned)
 }
 
+const CAPABILITIES: [(&str, u32); 2] =
+    [("supervisor", CAP_SUPERVISOR), ("control-uart", CAP_CONTROL_UART)];
+
+/// Checks that no domain of `before` has a capability of `domain`.
+fn sole_holder(field: &Field<'_>, domain: &Domain, before: &[Domain]) -> Result<(), ManifestError> {
+    for (word, bit) in CAPABILITIES {
+        let has = |domain: &Domain| domain.spec.capabilities & bit != 0;
+        if has(domain)
+            && let Some(holder) = before.iter().find(|other| has(other))
+        {
+            return Err(field
+                .wrong(format_args!("claims `{word}`, which [domain.{}] has", holder.spec.name)));
+        }
+    }
+    Ok(())
+}
+
 fn capabilities(section: &Section<'_>) -> Result<u32, ManifestError> {
-    let words = [("supervisor", CAP_SUPERVISOR), ("control-uart", CAP_CONTROL_UART)];
     let Some(field) = section.get("capabilities") else {
         return Ok(0);
     };
     let mut all = 0;
     for item in field.array()? {
-        all |= item.word(&words)?;
+        all |= item.word(&CAPABILITIES)?;
     }
     Ok(all)
 }
@@ -456,7 +467,11 @@ fn connections(
 ) -> Result<Vec<bundle::Connection>, ManifestError> {
     let mut all: Vec<bundle::Connection> = Vec::new();
     let mut ends: HashMap<u16, usize> = HashMap::new();
-    for item in field.map_or(Ok(Vec::new()), |field| field.array())? {
+    let items = match field {
+        Some(field) => field.tables("connection")?,
+        None => Vec::new(),
+    };
+    for item in items {
         if all.len() == MAX_CONNECTIONS {
             return Err(too_many(source, &item.span(), "connections", MAX_CONNECTIONS));
         }
@@ -467,9 +482,10 @@ fn connections(
             *count += 1;
             if *count > MAX_DOMAIN_CONNECTIONS {
                 let field = section.require(key)?;
-                return Err(
-                    field.wrong(format_args!("has more than {MAX_DOMAIN_CONNECTIONS} connections"))
-                );
+                return Err(field.wrong(format_args!(
+                    "is `{}`, which has more than {MAX_DOMAIN_CONNECTIONS} connections",
+                    field.string()?
+                )));
             }
         }
         all.push(connection);

@@ -270,6 +270,14 @@ impl<'a> Field<'a> {
         Ok(items.iter().map(field).collect())
     }
 
+    /// The tables of all `[[name]]`.
+    pub fn tables(&self, name: &str) -> Result<Vec<Field<'a>>, ManifestError> {
+        if self.value.as_table().is_some() {
+            return Err(self.wrong(format_args!("must be written [[{name}]], in double brackets")));
+        }
+        self.array()
+    }
+
     /// A table with known keys, which people know as `name`.
     pub fn section(&self, name: &str, known: &[&str]) -> Result<Section<'a>, ManifestError> {
         let table = self.value.as_table().ok_or_else(|| self.expected("a table"))?;

@@ -54,7 +54,8 @@ pub fn ensure() -> Result<()> {
     };
     let root = rustix::process::geteuid().is_root();
     let sudo = on_path("sudo").is_some();
-    if !root && !(in_ci() && sudo) {
+    let may = root || (in_ci() && sudo);
+    if !may {
         bail!("QEMU is missing; type: {}", advice(manager, true));
     }
     eprintln!("QEMU is missing; installing it: {}", advice(manager, !root));
