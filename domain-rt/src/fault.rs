@@ -150,7 +150,7 @@ const fn name(vector: u64) -> &'static str {
 /// Loads GDT, TSS and IDT.
 pub(crate) fn init() {
     // SAFETY: called once, before anything else; nobody else touches TABLES.
-    let tables = unsafe { &mut *(&raw mut TABLES) };
+    let tables: &'static mut Tables = unsafe { (&raw mut TABLES).as_mut_unchecked() };
     let top = VirtAddr::from_ptr(&raw const tables.stack) + STACK as u64;
     tables.tss.interrupt_stack_table[0] = top;
     // SAFETY: TABLES is a static, so the descriptor never dangles; the CPU

@@ -56,7 +56,7 @@ pub(crate) fn backtrace(mut rbp: u64) -> [u64; BACKTRACE] {
     let stack = (&raw const __stack_bottom as u64)..(&raw const __stack_top as u64);
     let mut frames = [0; BACKTRACE];
     for frame in &mut frames {
-        if !stack.contains(&rbp) || rbp % 8 != 0 || rbp + 16 > stack.end {
+        if !stack.contains(&rbp) || !rbp.is_multiple_of(8) || rbp + 16 > stack.end {
             break;
         }
         // SAFETY: both words lie in the stack, which is mapped.

@@ -308,6 +308,19 @@ impl Queue {
         self.has_used()
     }
 
+    /// Asks for one interrupt once `count` of the chains in flight are used,
+    /// where the device can do that; else for one as soon as any is. Returns
+    /// whether so many are used already.
+    pub fn interrupt_after(&mut self, count: u16) -> bool {
+        if !self.event_idx || count == 0 {
+            return self.set_interrupts(true);
+        }
+        self.interrupts = false;
+        self.write_used_event(self.taken.wrapping_add(count - 1));
+        fence(Ordering::SeqCst);
+        self.used_index().wrapping_sub(self.taken) >= count
+    }
+
     fn put<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) {
         // Offsets are computed from the layout and the memory was cut to it.
         let written = self.memory.write(offset, value);
@@ -478,6 +491,23 @@ mod tests {
             finish(&q, &mut index, token.into(), 0);
             q.pop().unwrap().unwrap();
         }
+    }
+
+    #[test]
+    fn an_interrupt_can_wait_for_several_chains() {
+        let mut q = queue(8, true, true);
+        let tokens: Vec<u16> = (0..3).map(|_| q.add(&buffers(1)).unwrap()).collect();
+        let _ = q.publish();
+        let event = q.layout.avail + 4 + 2 * 8;
+        let mut index = 0;
+        assert!(!q.interrupt_after(2));
+        assert_eq!(q.memory.read_u32(event, Ordering::Relaxed), 1);
+        finish(&q, &mut index, tokens[0].into(), 0);
+        assert!(!q.interrupt_after(2));
+        finish(&q, &mut index, tokens[1].into(), 0);
+        assert!(q.interrupt_after(2));
+        q.pop().unwrap().unwrap();
+        assert_eq!(q.memory.read_u32(event, Ordering::Relaxed), 1);
     }
 
     #[test]
