@@ -1,0 +1,171 @@
+//! Entry stubs of all vectors. Exceptions end in a panic with registers;
+//! interrupts note their number, acknowledge it and return, all in assembly
+//! and without touching the FPU.
+#![allow(unsafe_code)]
+
+use core::arch::global_asm;
+use core::fmt;
+
+use super::{OFFSET_EOI, OFFSET_INTERRUPTS, OFFSET_PENDING};
+use crate::irq;
+
+/// Bytes from one stub to the next.
+const STUB: usize = 16;
+
+/// Registers at an exception.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Frame {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rbp: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rbx: u64,
+    pub rax: u64,
+    pub vector: u64,
+    pub error: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+// Vectors 8, 10–14, 17, 21, 29 and 30 push an error code; the other stubs push
+// a zero in its place.
+global_asm!(
+    ".pushsection .text.vectors, \"ax\"",
+    ".balign 16",
+    "vector_stubs:",
+    ".set vector, 0",
+    ".rept 256",
+    ".balign 16",
+    ".if (vector < 32) && ((0x60227d00 >> vector) & 1)",
+    ".else",
+    "push $0",
+    ".endif",
+    "push $vector",
+    ".if vector < 32",
+    "jmp exception_common",
+    ".else",
+    "jmp interrupt_common",
+    ".endif",
+    ".set vector, vector + 1",
+    ".endr",
+    ".popsection",
+    options(att_syntax)
+);
+
+global_asm!(
+    ".pushsection .text.vectors, \"ax\"",
+    "exception_common:",
+    "push rax",
+    "push rbx",
+    "push rcx",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    "push rbp",
+    "push r8",
+    "push r9",
+    "push r10",
+    "push r11",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "cld",
+    "xor ebp, ebp",
+    "mov rdi, rsp",
+    "and rsp, -16",
+    "call exception_entry",
+    "ud2",
+    "interrupt_common:",
+    "push rax",
+    "push rcx",
+    "mov rax, [rsp + 16]",
+    "lock bts qword ptr gs:[{pending}], rax",
+    "inc qword ptr gs:[{interrupts}]",
+    "cmp eax, {unacknowledged}",
+    "jae 2f",
+    "mov rcx, gs:[{eoi}]",
+    "mov dword ptr [rcx], 0",
+    "2: pop rcx",
+    "pop rax",
+    "add rsp, 16",
+    "iretq",
+    ".popsection",
+    pending = const OFFSET_PENDING,
+    interrupts = const OFFSET_INTERRUPTS,
+    eoi = const OFFSET_EOI,
+    unacknowledged = const irq::DEVICE_LAST as u32 + 1,
+);
+
+/// Address of the stub of `vector`.
+pub(super) fn stub(vector: usize) -> u64 {
+    unsafe extern "C" {
+        static vector_stubs: u8;
+    }
+    (&raw const vector_stubs) as u64 + (vector * STUB) as u64
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn exception_entry(frame: &Frame) -> ! {
+    if frame.vector == 2 && crate::panic::stopping() {
+        super::halt();
+    }
+    crate::panic::exception(frame)
+}
+
+/// What exception `vector` is called.
+pub fn name(vector: u64) -> &'static str {
+    match vector {
+        0 => "divide error",
+        1 => "debug",
+        2 => "non-maskable interrupt",
+        3 => "breakpoint",
+        4 => "overflow",
+        5 => "bound range",
+        6 => "invalid opcode",
+        7 => "device not available",
+        8 => "double fault",
+        10 => "invalid TSS",
+        11 => "segment not present",
+        12 => "stack fault",
+        13 => "general protection",
+        14 => "page fault",
+        16 => "x87 error",
+        17 => "alignment check",
+        18 => "machine check",
+        19 => "SIMD error",
+        20 => "virtualization",
+        21 => "control protection",
+        28 => "hypervisor injection",
+        29 => "VMM communication",
+        30 => "security",
+        _ => "reserved exception",
+    }
+}
+
+impl fmt::Display for Frame {
+    /// Four lines of registers.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, rflags, .. } = *self;
+        let Self { r8, r9, r10, r11, r12, r13, r14, r15, .. } = *self;
+        writeln!(f, "rip {rip:016x} rsp {rsp:016x} rbp {rbp:016x} rfl {rflags:016x}")?;
+        writeln!(f, "rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}")?;
+        writeln!(f, "rsi {rsi:016x} rdi {rdi:016x}  r8 {r8:016x}  r9 {r9:016x}")?;
+        writeln!(f, "r10 {r10:016x} r11 {r11:016x} r12 {r12:016x} r13 {r13:016x}")?;
+        write!(f, "r14 {r14:016x} r15 {r15:016x}")
+    }
+}

@@ -1,0 +1,325 @@
+//! What the boot loader handed over, and the boot-time frame allocator.
+//!
+//! Frames come from the RAM that the loader reported usable, less the first
+//! MiB, the hypervisor's image and the bundle. The allocator serves the boot
+//! only: [`seal`] closes it and returns what is left for `hv-core` to own.
+#![allow(unsafe_code)]
+
+use heapless::Vec;
+use spin::{Mutex, Once};
+
+/// Most entries of the memory map, and most free ranges.
+pub const MAX_REGIONS: usize = 64;
+/// Most bytes of the command line.
+pub const MAX_CMDLINE: usize = 512;
+
+const MAGIC: u32 = 0x336e_c578;
+const PAGE: u64 = ring_proto::PAGE_SIZE as u64;
+const LOW_END: u64 = 0x10_0000;
+/// What the early page tables reach.
+const EARLY_END: u64 = 1 << 32;
+
+/// Machine addresses `start..end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First byte.
+    pub start: u64,
+    /// Byte after the last.
+    pub end: u64,
+}
+
+impl Range {
+    /// Bytes.
+    pub const fn len(self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Whether there is no byte in it.
+    pub const fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a byte is in both.
+    pub const fn overlaps(self, other: Range) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+}
+
+/// What an entry of the memory map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// RAM for any use.
+    Usable,
+    /// RAM with ACPI tables, or kept by ACPI.
+    Acpi,
+    /// Anything else.
+    Reserved,
+}
+
+/// An entry of the memory map.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    /// Where.
+    pub range: Range,
+    /// What.
+    pub kind: Kind,
+}
+
+/// What the boot loader handed over, copied and checked.
+pub struct Boot {
+    /// The memory map, ascending.
+    pub regions: Vec<Region, MAX_REGIONS>,
+    /// The bundle, empty if there is none.
+    pub bundle: Range,
+    /// The ACPI root pointer's address; 0 = not told.
+    pub rsdp: u64,
+    /// The command line.
+    pub cmdline: heapless::String<MAX_CMDLINE>,
+    /// RAM that the loader reported usable, bytes.
+    pub usable: u64,
+}
+
+impl Boot {
+    /// The bundle's bytes. Nothing writes there: it is mapped read-only and
+    /// its frames belong to no allocator.
+    pub fn bundle(&self) -> &'static [u8] {
+        if self.bundle.is_empty() {
+            return &[];
+        }
+        // SAFETY: checked in `init` to be RAM below 4 GiB and kept out of the
+        // free ranges, so it stays mapped and unchanged.
+        unsafe {
+            core::slice::from_raw_parts(self.bundle.start as *const u8, self.bundle.len() as usize)
+        }
+    }
+
+    /// Value of the word `key=value` on the command line.
+    pub fn option(&self, key: &str) -> Option<&str> {
+        self.cmdline
+            .split_ascii_whitespace()
+            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    }
+}
+
+struct Free {
+    ranges: Vec<Range, MAX_REGIONS>,
+    sealed: bool,
+}
+
+static BOOT: Once<Boot> = Once::new();
+static FREE: Mutex<Free> = Mutex::new(Free { ranges: Vec::new(), sealed: false });
+
+/// The hypervisor's own image in memory.
+pub fn image() -> Range {
+    unsafe extern "C" {
+        static __image_start: u8;
+        static __image_end: u8;
+    }
+    Range { start: (&raw const __image_start) as u64, end: (&raw const __image_end) as u64 }
+}
+
+/// What the boot loader handed over.
+///
+/// # Panics
+/// Before [`init`].
+pub fn boot() -> &'static Boot {
+    BOOT.get().expect("memmap::init was not called")
+}
+
+/// Copies `N` bytes out of the loader's structures, which may well lie in page
+/// 0, mapped by the early tables only.
+fn fetch<const N: usize>(address: u64) -> Option<[u8; N]> {
+    if address == 0 || address.checked_add(N as u64)? > EARLY_END {
+        return None;
+    }
+    // SAFETY: within the early map, not null, and bytes are valid for every
+    // pattern. Nobody writes there meanwhile.
+    Some(unsafe { (address as *const [u8; N]).read_unaligned() })
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// Reads the PVH start information. To be called once, on the early map.
+///
+/// # Panics
+/// Where the information is not what PVH promises.
+pub fn init(start_info: u64) -> &'static Boot {
+    let info = fetch::<56>(start_info).expect("PVH start information out of reach");
+    assert_eq!(u32_at(&info, 0), MAGIC, "not started through PVH");
+    assert!(u32_at(&info, 4) >= 1, "PVH start information has no memory map");
+    let regions = read_map(u64_at(&info, 40), u32_at(&info, 48));
+    let bundle = if u32_at(&info, 12) > 0 { read_module(u64_at(&info, 16)) } else { None };
+    let bundle = bundle.unwrap_or(Range { start: 0, end: 0 });
+    let usable: u64 =
+        regions.iter().filter(|r| r.kind == Kind::Usable).map(|r| r.range.len()).sum();
+    assert!(usable > 0, "the memory map has no usable RAM");
+
+    let mut free = FREE.lock();
+    for region in regions.iter().filter(|r| r.kind == Kind::Usable) {
+        let range = Range {
+            start: round_up(region.range.start).max(LOW_END),
+            end: region.range.end & !(PAGE - 1),
+        };
+        if !range.is_empty() {
+            free.ranges.push(range).expect("as many ranges as regions fit");
+        }
+    }
+    // What is reserved or overlaps another entry is not free, and neither is
+    // what the hypervisor itself keeps.
+    for region in regions.iter().filter(|r| r.kind != Kind::Usable) {
+        free.remove(region.range);
+    }
+    free.remove(image());
+    free.remove(Range { start: bundle.start, end: round_up(bundle.end) });
+    drop(free);
+
+    BOOT.call_once(|| Boot {
+        regions,
+        bundle,
+        rsdp: u64_at(&info, 32),
+        cmdline: read_cmdline(u64_at(&info, 24)),
+        usable,
+    })
+}
+
+fn round_up(address: u64) -> u64 {
+    address.saturating_add(PAGE - 1) & !(PAGE - 1)
+}
+
+fn read_map(address: u64, count: u32) -> Vec<Region, MAX_REGIONS> {
+    let mut regions = Vec::new();
+    for i in 0..u64::from(count) {
+        let entry = fetch::<24>(address + i * 24).unwrap_or_else(|| panic!("memory map out of reach: {address:#x}, {count} entries"));
+        let start = u64_at(&entry, 0);
+        let range = Range { start, end: start.saturating_add(u64_at(&entry, 8)) };
+        let kind = match u32_at(&entry, 16) {
+            1 => Kind::Usable,
+            3 | 4 => Kind::Acpi,
+            _ => Kind::Reserved,
+        };
+        if range.is_empty() {
+            continue;
+        }
+        regions.push(Region { range, kind }).ok().expect("too many memory map entries");
+    }
+    regions.sort_unstable_by_key(|r: &Region| r.range.start);
+    regions
+}
+
+fn read_module(list: u64) -> Option<Range> {
+    let entry = fetch::<32>(list)?;
+    let start = u64_at(&entry, 0);
+    let range = Range { start, end: start.checked_add(u64_at(&entry, 8))? };
+    let sound = range.start >= LOW_END && range.end <= EARLY_END && !range.overlaps(image());
+    assert!(sound || range.is_empty(), "the bundle lies where it cannot be used: {range:x?}");
+    Some(range)
+}
+
+fn read_cmdline(address: u64) -> heapless::String<MAX_CMDLINE> {
+    let mut text = heapless::String::new();
+    for i in 0..MAX_CMDLINE as u64 {
+        match fetch::<1>(address.wrapping_add(i)) {
+            Some([byte @ b' '..=b'~']) => {
+                if text.push(char::from(byte)).is_err() {
+                    break;
+                }
+            }
+            _ => break,
+        }
+    }
+    text
+}
+
+impl Free {
+    /// Takes `hole` out of the free ranges.
+    fn remove(&mut self, hole: Range) {
+        let mut i = 0;
+        while let Some(&range) = self.ranges.get(i) {
+            if hole.is_empty() || !range.overlaps(hole) {
+                i += 1;
+                continue;
+            }
+            let below = Range { start: range.start, end: hole.start & !(PAGE - 1) };
+            let above = Range { start: round_up(hole.end), end: range.end };
+            self.ranges.swap_remove(i);
+            for rest in [below, above] {
+                // Without room the rest is lost, not given out twice.
+                if !rest.is_empty() {
+                    let _ = self.ranges.push(rest);
+                }
+            }
+            // Neither rest overlaps the hole; the range swapped in is next.
+        }
+        self.ranges.sort_unstable_by_key(|r| r.start);
+    }
+
+    /// The lowest `len` bytes with the wanted alignment.
+    fn take(&mut self, len: u64, align: u64) -> Option<u64> {
+        let start = self.ranges.iter().find_map(|range| {
+            let start = range.start.checked_add(align - 1)? & !(align - 1);
+            (start.checked_add(len)? <= range.end).then_some(start)
+        })?;
+        self.remove(Range { start, end: start + len });
+        Some(start)
+    }
+}
+
+/// `count` consecutive zeroed frames at a multiple of `align` bytes (a power
+/// of two, at least a page), or `None` if there are none. Before
+/// [`crate::paging::init`] only frames that the early map reaches.
+///
+/// # Panics
+/// After [`seal`].
+pub fn alloc_frames(count: usize, align: u64) -> Option<u64> {
+    let start = alloc_frames_dirty(count, align)?;
+    let len = count as u64 * PAGE;
+    assert!(start + len <= EARLY_END || crate::paging::ready(), "early frames ran out");
+    // SAFETY: free RAM, identity mapped, that from now on is the caller's alone.
+    unsafe { core::ptr::write_bytes(start as *mut u8, 0, len as usize) };
+    Some(start)
+}
+
+/// Like [`alloc_frames`], with whatever was in the frames.
+///
+/// # Panics
+/// After [`seal`].
+pub fn alloc_frames_dirty(count: usize, align: u64) -> Option<u64> {
+    debug_assert!(align.is_power_of_two());
+    let len = (count as u64).checked_mul(PAGE)?;
+    let mut free = FREE.lock();
+    assert!(!free.sealed, "frames are handed over: no boot-time allocation any more");
+    free.take(len, align.max(PAGE))
+}
+
+/// A usable page below 640 KiB, for the application processors' first code.
+/// The page is never in the free ranges.
+pub fn low_page() -> Option<u64> {
+    let regions = &boot().regions;
+    (1..0xa0).rev().map(|n| n * PAGE).find(|&page| {
+        let range = Range { start: page, end: page + PAGE };
+        let inside = |r: &Region| r.range.start <= range.start && range.end <= r.range.end;
+        regions.iter().any(|r| r.kind == Kind::Usable && inside(r))
+            && !regions.iter().any(|r| r.kind != Kind::Usable && r.range.overlaps(range))
+    })
+}
+
+/// Bytes that are free now.
+pub fn free_bytes() -> u64 {
+    FREE.lock().ranges.iter().map(|r| r.len()).sum()
+}
+
+/// Ends the boot: closes the frame allocator and the heap, and returns the
+/// free ranges (page aligned, ascending, not zeroed) for whoever wants to own
+/// them. From now on every allocation is a panic.
+pub fn seal() -> Vec<Range, MAX_REGIONS> {
+    crate::heap::seal();
+    let mut free = FREE.lock();
+    free.sealed = true;
+    free.ranges.clone()
+}

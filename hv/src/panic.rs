@@ -1,0 +1,167 @@
+//! The end of the hypervisor: what is known goes to the console, the other
+//! cores stop, and QEMU ends with a code of its own.
+#![allow(unsafe_code)]
+
+use core::fmt;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use x86_64::instructions::port::Port;
+use x86_64::registers::control::Cr2;
+
+use crate::cpu::exception::{self, Frame};
+use crate::cpu::{self, stack};
+use crate::{apic, boot, say, serial};
+
+/// Exit value: shut down in good order (QEMU ends with 33).
+pub const EXIT_SHUTDOWN: u8 = 0x10;
+/// Exit value: the hypervisor panicked (QEMU ends with 35).
+pub const EXIT_PANIC: u8 = 0x11;
+
+/// I/O port of QEMU's isa-debug-exit device.
+const DEBUG_EXIT: u16 = 0xf4;
+/// Frames of a backtrace.
+const FRAMES: usize = 24;
+
+static STOPPING: AtomicBool = AtomicBool::new(false);
+/// Core that panics, plus one.
+static PANICKING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a core panics and has the others stop.
+pub fn stopping() -> bool {
+    STOPPING.load(Ordering::Acquire)
+}
+
+/// Ends the machine: QEMU exits with `code << 1 | 1`; without its exit device
+/// the core halts.
+pub fn power_off(code: u8) -> ! {
+    // SAFETY: the port is QEMU's exit device, or nobody's.
+    unsafe { Port::<u8>::new(DEBUG_EXIT).write(code) };
+    cpu::halt()
+}
+
+/// The core that runs this, told by the stack: GS may be a guest's.
+fn core() -> usize {
+    let here = 0u8;
+    stack::place((&raw const here) as u64).map_or(0, |place| place.core)
+}
+
+/// Makes this core the one that panics. Others stop here; a panic within the
+/// panic ends at once.
+fn begin() {
+    let me = core() + 1;
+    match PANICKING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        Err(other) if other == me => {
+            say!("panic: again, while telling of the first");
+            power_off(EXIT_PANIC);
+        }
+        Err(_) => cpu::halt(),
+    }
+    STOPPING.store(true, Ordering::Release);
+    if apic::ready() {
+        apic::send_nmi_to_others();
+    }
+    serial::force();
+}
+
+/// Prints `text` line by line.
+fn lines(text: &dyn fmt::Display) {
+    struct Lines(heapless::String<{ serial::LINE }>);
+    impl fmt::Write for Lines {
+        fn write_str(&mut self, s: &str) -> fmt::Result {
+            for c in s.chars() {
+                if c == '\n' {
+                    say!("{}", self.0);
+                    self.0.clear();
+                } else {
+                    // What is too long is cut off.
+                    let _ = self.0.push(c);
+                }
+            }
+            Ok(())
+        }
+    }
+    let mut out = Lines(heapless::String::new());
+    let _ = fmt::write(&mut out, format_args!("{text}\n"));
+}
+
+fn is_text(address: u64) -> bool {
+    unsafe extern "C" {
+        static __text_start: u8;
+        static __text_end: u8;
+    }
+    ((&raw const __text_start) as u64..(&raw const __text_end) as u64).contains(&address)
+}
+
+/// Whether two words at `address` lie on one mapped stack.
+fn on_stack(address: u64) -> bool {
+    let last = address.wrapping_add(15);
+    if address % 8 != 0 {
+        return false;
+    }
+    let (bottom, top) = boot::boot_stack();
+    if (bottom..top).contains(&address) && last < top {
+        return true;
+    }
+    match (stack::place(address), stack::place(last)) {
+        (Some(a), Some(b)) => !a.guard && !b.guard && (a.core, a.stack) == (b.core, b.stack),
+        _ => false,
+    }
+}
+
+/// Prints return addresses found by frame pointers from `rbp` on.
+fn backtrace(mut rbp: u64) {
+    for i in 0..FRAMES {
+        if !on_stack(rbp) {
+            break;
+        }
+        // SAFETY: both words lie on a mapped stack, and all bit patterns are valid.
+        let [next, ret] = unsafe { (rbp as *const [u64; 2]).read_volatile() };
+        if !is_text(ret) {
+            break;
+        }
+        // The call is before the return address.
+        say!("  #{i} {:#x}", ret - 1);
+        if next <= rbp {
+            break;
+        }
+        rbp = next;
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    begin();
+    say!("panic: core {}: {}", core(), info.message());
+    if let Some(at) = info.location() {
+        say!("at {}:{}", at.file(), at.line());
+    }
+    let rbp: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack)) };
+    say!("backtrace:");
+    backtrace(rbp);
+    power_off(EXIT_PANIC)
+}
+
+/// Ends in a panic over an exception.
+pub(crate) fn exception(frame: &Frame) -> ! {
+    begin();
+    let Frame { vector, error, rip, .. } = *frame;
+    let what = exception::name(vector);
+    say!("panic: core {}: exception {vector} ({what}), error {error:#x}, at {rip:#x}", core());
+    // A double fault comes out of a page fault more often than not.
+    if vector == 14 || vector == 8 {
+        let address = Cr2::read_raw();
+        match stack::place(address).filter(|place| place.guard) {
+            Some(p) => say!("address {address:#x}: below core {}'s {:?} stack", p.core, p.stack),
+            None => say!("address {address:#x}"),
+        }
+    }
+    lines(frame);
+    say!("backtrace:");
+    say!("  rip {rip:#x}");
+    backtrace(frame.rbp);
+    power_off(EXIT_PANIC)
+}

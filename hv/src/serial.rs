@@ -1,0 +1,190 @@
+//! The console: COM1 by polling, the `log` backend, tagged lines for domains.
+//!
+//! Every line has the form `[name] text`; the hypervisor's own name is `hv`.
+#![allow(unsafe_code)]
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use spin::Mutex;
+use x86_64::instructions::port::Port;
+
+const COM1: u16 = 0x3f8;
+const LSR: u16 = COM1 + 5;
+const LSR_THR_EMPTY: u8 = 0x20;
+/// Bytes that the transmit FIFO takes once it is empty.
+const FIFO: u32 = 16;
+/// Polls after which a UART that does not drain counts as absent. At 115200
+/// baud sixteen bytes take 1.4 ms.
+const POLLS: u32 = 100_000;
+
+/// Longest line of the hypervisor's own log; the rest is cut off.
+pub const LINE: usize = 240;
+
+struct Uart {
+    present: bool,
+    room: u32,
+}
+
+impl Uart {
+    fn init(&mut self) {
+        // SAFETY: COM1 belongs to the hypervisor, which has no other code
+        // that touches its ports.
+        unsafe {
+            Port::<u8>::new(COM1 + 1).write(0); // no interrupts
+            Port::<u8>::new(COM1 + 3).write(0x80); // divisor access
+            Port::<u8>::new(COM1).write(1); // 115200 baud
+            Port::<u8>::new(COM1 + 1).write(0);
+            Port::<u8>::new(COM1 + 3).write(3); // 8n1
+            Port::<u8>::new(COM1 + 2).write(7); // FIFO on, cleared
+            Port::<u8>::new(COM1 + 4).write(3); // DTR, RTS
+            // A port without a device reads all ones.
+            self.present = Port::<u8>::new(LSR).read() != 0xff;
+        }
+        self.room = 0;
+    }
+
+    fn byte(&mut self, byte: u8) {
+        let mut polls = 0;
+        while self.present && self.room == 0 {
+            // SAFETY: as in `init`; reading the status has no effect that matters.
+            if unsafe { Port::<u8>::new(LSR).read() } & LSR_THR_EMPTY != 0 {
+                self.room = FIFO;
+            }
+            polls += 1;
+            if polls == POLLS {
+                self.present = false;
+            }
+        }
+        if self.present {
+            self.room -= 1;
+            // SAFETY: as in `init`.
+            unsafe { Port::<u8>::new(COM1).write(byte) };
+        }
+    }
+
+    /// Text from anywhere: what could steer a terminal is made harmless.
+    fn text(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            match byte {
+                b'\t' | b' '..=b'~' | 0x80.. => self.byte(byte),
+                _ => self.byte(b'.'),
+            }
+        }
+    }
+
+    fn line(&mut self, tag: &str, text: &[u8]) {
+        self.byte(b'[');
+        self.text(tag.as_bytes());
+        self.byte(b']');
+        self.byte(b' ');
+        self.text(text);
+        self.byte(b'\r');
+        self.byte(b'\n');
+    }
+}
+
+static UART: Mutex<Uart> = Mutex::new(Uart { present: false, room: 0 });
+/// Set by a panic: from then on nobody waits for the lock.
+static FORCED: AtomicBool = AtomicBool::new(false);
+static TAP: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+fn with_uart(f: impl FnOnce(&mut Uart)) {
+    if FORCED.load(Ordering::Relaxed) {
+        match UART.try_lock() {
+            Some(mut uart) => f(&mut uart),
+            // The holder is stopped for good: write past it.
+            None => f(&mut Uart { present: true, room: 0 }),
+        }
+    } else {
+        f(&mut UART.lock());
+    }
+}
+
+/// Sets the UART up and makes it the backend of `log`.
+pub fn init() {
+    with_uart(Uart::init);
+    // Fails only when called twice.
+    if log::set_logger(&Backend).is_ok() {
+        log::set_max_level(if cfg!(debug_assertions) { LevelFilter::Debug } else { LevelFilter::Info });
+    }
+}
+
+/// From now on nobody waits for the console's lock: for a panic, whose other
+/// cores are stopped, perhaps while one of them writes.
+pub fn force() {
+    FORCED.store(true, Ordering::Relaxed);
+}
+
+/// Has `tap` called with the text of every line of the hypervisor's own log
+/// (without tag), after it was written.
+pub fn set_tap(tap: fn(&str)) {
+    TAP.store(tap as *mut (), Ordering::Release);
+}
+
+/// Writes `text` in lines that carry `tag`; each `\n` ends a line, and so does
+/// the end of `text`. Control characters come out as dots. Callers that have
+/// text in pieces collect whole lines first.
+pub fn tagged(tag: &str, text: &[u8]) {
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    with_uart(|uart| {
+        for line in text.split(|&b| b == b'\n') {
+            uart.line(tag, line.strip_suffix(b"\r").unwrap_or(line));
+        }
+    });
+}
+
+/// A line of text with a bound; what does not fit is cut off.
+struct Line {
+    text: heapless::String<LINE>,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for c in s.chars() {
+            if self.text.push(c).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes one line of the hypervisor's own log; use [`crate::say!`] or `log`.
+pub fn say(args: fmt::Arguments<'_>) {
+    let mut line = Line { text: heapless::String::new() };
+    // `Line` itself never fails; a `Display` that does has written what it could.
+    let _ = line.write_fmt(args);
+    tagged("hv", line.text.as_bytes());
+    let tap = TAP.load(Ordering::Acquire);
+    if !tap.is_null() && !FORCED.load(Ordering::Relaxed) {
+        // SAFETY: only `set_tap` stores here, and it stores a `fn(&str)`.
+        let tap = unsafe { core::mem::transmute::<*mut (), fn(&str)>(tap) };
+        tap(&line.text);
+    }
+}
+
+/// Writes a line of the hypervisor's own to the console.
+#[macro_export]
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::serial::say(format_args!($($arg)*)) };
+}
+
+struct Backend;
+
+impl Log for Backend {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        match record.level() {
+            Level::Error => say(format_args!("error: {}", record.args())),
+            Level::Warn => say(format_args!("warning: {}", record.args())),
+            _ => say(*record.args()),
+        }
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,173 @@
+//! The node's clock: the TSC, measured once against the ACPI timer.
+//!
+//! ns = ((tsc − base) × mult) >> 32, the same on all cores and in all domains.
+#![allow(unsafe_code)]
+
+use core::arch::x86_64::_rdtsc;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use x86_64::instructions::port::Port;
+
+use crate::apic;
+
+/// Ticks of the ACPI timer per second.
+const PM_HZ: u64 = 3_579_545;
+/// Ticks of the PIT per second.
+const PIT_HZ: u64 = 1_193_182;
+/// ns that the measurement takes.
+const WINDOW_NS: u64 = 2_000_000;
+/// Of how many readings the quickest is taken, at each end of the window.
+const READINGS: u32 = 8;
+/// Looks at a reference that does not move before it counts as broken.
+const POLLS: u32 = 10_000_000;
+
+static BASE: AtomicU64 = AtomicU64::new(0);
+static MULT: AtomicU64 = AtomicU64::new(1 << 32);
+
+/// Where the measurement got its time from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The ACPI timer.
+    AcpiTimer,
+    /// Channel 2 of the PIT.
+    Pit,
+}
+
+/// The time stamp counter.
+#[inline]
+pub fn tsc() -> u64 {
+    // SAFETY: RDTSC has no effect and is never disabled for the hypervisor.
+    unsafe { _rdtsc() }
+}
+
+/// Sets time 0 to now. Before [`calibrate`], a tick passes for a nanosecond.
+pub fn start() {
+    BASE.store(tsc(), Ordering::Relaxed);
+}
+
+/// TSC at time 0.
+pub fn tsc_base() -> u64 {
+    BASE.load(Ordering::Relaxed)
+}
+
+/// ns per tick, 32.32 fixed point.
+pub fn tsc_mult() -> u64 {
+    MULT.load(Ordering::Relaxed)
+}
+
+/// The node's clock, ns.
+#[inline]
+pub fn now_ns() -> u64 {
+    let ticks = tsc().saturating_sub(tsc_base());
+    ((u128::from(ticks) * u128::from(tsc_mult())) >> 32) as u64
+}
+
+/// Lets `ns` nanoseconds pass.
+pub fn spin_ns(ns: u64) {
+    let end = now_ns().saturating_add(ns);
+    while now_ns() < end {
+        core::hint::spin_loop();
+    }
+}
+
+/// A value that was read at TSC `at`.
+#[derive(Clone, Copy)]
+struct Reading {
+    at: u64,
+    value: u32,
+}
+
+/// The quickest of some readings: the least disturbed by interruptions from
+/// below.
+fn reading(mut read: impl FnMut() -> u32) -> Reading {
+    let mut best = (u64::MAX, Reading { at: 0, value: 0 });
+    for _ in 0..READINGS {
+        let before = tsc();
+        let value = read();
+        let took = tsc().wrapping_sub(before);
+        if took < best.0 {
+            best = (took, Reading { at: before.wrapping_add(took / 2), value });
+        }
+    }
+    best.1
+}
+
+/// Measures the rates of the TSC and of this core's local APIC timer, in about
+/// 2 ms, against the ACPI timer at `pm_port` (with 32 instead of 24 bits if
+/// `wide`) or, without one, against the PIT. Returns what it used.
+///
+/// # Panics
+/// Where neither moves.
+pub fn calibrate(pm: Option<(u16, bool)>) -> Source {
+    apic::timer_free_run();
+    let apic_start = reading(apic::timer_count);
+    let (source, ticks, ns) = pm
+        .and_then(|(port, wide)| Some((Source::AcpiTimer, pm_window(port, wide)?)))
+        .or_else(|| Some((Source::Pit, pit_window()?)))
+        .map(|(source, (ticks, ns))| (source, ticks, ns))
+        .expect("neither ACPI timer nor PIT moves");
+    let apic_end = reading(apic::timer_count);
+
+    let mult = (u128::from(ns) << 32) / u128::from(ticks.max(1));
+    let mult = u64::try_from(mult).unwrap_or(u64::MAX).max(1);
+    MULT.store(mult, Ordering::Relaxed);
+
+    let apic_ticks = u128::from(apic_start.value.wrapping_sub(apic_end.value));
+    let apic_tsc = u128::from(apic_end.at.wrapping_sub(apic_start.at));
+    // ticks per ns = ticks / (tsc × mult), all in 32.32.
+    let rate = (apic_ticks << 64) / (apic_tsc * u128::from(mult)).max(1);
+    apic::set_timer_rate(u64::try_from(rate).unwrap_or(u64::MAX).max(1));
+    source
+}
+
+/// (TSC ticks, ns) of a window on the ACPI timer.
+fn pm_window(port: u16, wide: bool) -> Option<(u64, u64)> {
+    let mask = if wide { u32::MAX } else { 0x00ff_ffff };
+    let mut timer = Port::<u32>::new(port);
+    // SAFETY: the firmware says that the ACPI timer is there; reading it has
+    // no effect.
+    let mut read = || unsafe { timer.read() } & mask;
+    let want = (WINDOW_NS * PM_HZ / 1_000_000_000) as u32;
+    let start = reading(&mut read);
+    let mut polls = 0;
+    while read().wrapping_sub(start.value) & mask < want {
+        polls += 1;
+        // A timer that stands still, or reads as all ones, shows itself soon.
+        if polls == POLLS || (polls == 1000 && read() == start.value) {
+            return None;
+        }
+    }
+    let end = reading(&mut read);
+    let ticks = u64::from(end.value.wrapping_sub(start.value) & mask);
+    Some((end.at.wrapping_sub(start.at), ticks * 1_000_000_000 / PM_HZ))
+}
+
+/// (TSC ticks, ns) of a window on the PIT's channel 2.
+fn pit_window() -> Option<(u64, u64)> {
+    let count = WINDOW_NS * PIT_HZ / 1_000_000_000;
+    let mut gate = Port::<u8>::new(0x61);
+    let mut mode = Port::<u8>::new(0x43);
+    let mut data = Port::<u8>::new(0x42);
+    // SAFETY: the PIT and its gate belong to the hypervisor; the speaker stays off.
+    let (start, end) = unsafe {
+        let idle = gate.read() & !3;
+        gate.write(idle);
+        // Channel 2, both bytes, mode 0: output rises when the count is done.
+        mode.write(0b1011_0000);
+        data.write(count as u8);
+        data.write((count >> 8) as u8);
+        gate.write(idle | 1);
+        let start = tsc();
+        let mut polls = 0;
+        while gate.read() & 0x20 == 0 {
+            polls += 1;
+            if polls == POLLS {
+                return None;
+            }
+        }
+        let end = tsc();
+        gate.write(idle);
+        (start, end)
+    };
+    Some((end.wrapping_sub(start), count * 1_000_000_000 / PIT_HZ))
+}
