@@ -89,10 +89,14 @@ impl MsiX {
 }
 
 impl<IO: PhysIo> Pci<IO> {
-    /// Switches MSI-X on with every entry masked. Also after a reset, which
-    /// switches it off.
+    /// Switches MSI-X on with every entry masked; changes nothing if it is on.
+    /// A reset switches it off.
     pub fn msix_enable(&self, function: &Function) -> Result<(), Error> {
         let msix = function.msix.as_ref().ok_or(Error::Unsupported)?;
+        let control = self.ecam.read16(function.bdf, msix.capability + CONTROL);
+        if control & (CONTROL_ENABLE | CONTROL_MASK_ALL) == CONTROL_ENABLE {
+            return Ok(());
+        }
         self.ecam.change_command(function.bdf, 0, command::MEMORY | command::NO_INTX);
         // Nothing may fire while the entries still hold what was there before.
         self.msix_control(function.bdf, msix, CONTROL_ENABLE | CONTROL_MASK_ALL);
@@ -108,7 +112,8 @@ impl<IO: PhysIo> Pci<IO> {
         Ok(())
     }
 
-    /// Sets what entry `index` sends and leaves it masked.
+    /// Sets what entry `index` sends and leaves it masked. Has the function
+    /// answer to its memory BARs, in one of which the entry is.
     pub fn msix_program(
         &self,
         function: &Function,
@@ -116,6 +121,7 @@ impl<IO: PhysIo> Pci<IO> {
         message: Message,
     ) -> Result<(), Error> {
         let entry = function.msix.as_ref().ok_or(Error::Unsupported)?.entry(index)?;
+        self.ecam.change_command(function.bdf, 0, command::MEMORY);
         self.msix_set_mask(function, index, true)?;
         let io = self.ecam.io();
         let [a, b, c, d, e, f, g, h] = message.address.to_le_bytes();

@@ -93,11 +93,6 @@ impl<IO: PhysIo> IoTable<IO> {
         self.base
     }
 
-    /// The frames that the table lies in: first address and number.
-    pub fn memory(&self) -> (u64, u64) {
-        (self.base, self.frames)
-    }
-
     /// Removes everything. Only while no device is attached to the table.
     pub fn clear(&mut self) {
         self.used = 1;
@@ -136,21 +131,6 @@ impl<IO: PhysIo> IoTable<IO> {
         let (at, entry) = self.find(iova)?;
         self.io.write64(at, 0);
         Ok(entry & ADDRESS)
-    }
-
-    /// Has a mapped page lead elsewhere, in one step. Returns where it led;
-    /// the device may still reach that until a flush.
-    pub fn replace(&mut self, iova: u64, phys: u64, write: bool) -> Result<u64, Error> {
-        check(iova, phys)?;
-        let (at, entry) = self.find(iova)?;
-        self.io.write64(at, leaf(phys, write));
-        Ok(entry & ADDRESS)
-    }
-
-    /// What a device would find at `iova`.
-    pub fn lookup(&self, iova: u64) -> Option<Leaf> {
-        let (_, entry) = self.find(iova & !(PAGE - 1)).ok()?;
-        Some(decode_leaf(iova & !(PAGE - 1), entry))
     }
 
     /// Calls `visit` for every page a device can reach, in address order.
