@@ -62,12 +62,14 @@ impl<E: fmt::Debug> fmt::Display for Error<E> {
     }
 }
 
-/// The volumes of a disk of `blocks` blocks of `block_size` bytes. `read`
-/// fills a buffer of whole blocks from a block on.
+/// Fills a buffer of whole blocks from a block on.
+pub type ReadBlocks<'a, E> = dyn FnMut(u64, &mut [u8]) -> Result<(), E> + 'a;
+
+/// The volumes of a disk of `blocks` blocks of `block_size` bytes.
 pub fn volumes<E>(
     blocks: u64,
     block_size: usize,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), E>,
+    read: &mut ReadBlocks<'_, E>,
 ) -> Result<Vec<Volume>, Error<E>> {
     if blocks < 6 || block_size < HEADER {
         return Err(Error::TooSmall);
@@ -85,7 +87,7 @@ fn table<E>(
     blocks: u64,
     block_size: usize,
     lba: u64,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), E>,
+    read: &mut ReadBlocks<'_, E>,
 ) -> Result<Vec<Volume>, Error<E>> {
     let mut block = vec![0; block_size];
     read(lba, &mut block).map_err(Error::Read)?;

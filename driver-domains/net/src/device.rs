@@ -1,0 +1,263 @@
+//! The driver of a virtio NIC (virtio 1.2, section 5.1).
+//!
+//! It knows nothing of rings and guests, so it also works linked straight into
+//! a program. Received frames lie in the driver's own DMA memory and are copied
+//! out. A frame to be sent is a head, which is copied into DMA memory, and
+//! pieces that the device fetches from where they are.
+
+use alloc::{boxed::Box, vec::Vec};
+
+use domain_rt::{
+    dma, hypercall,
+    virtio::{
+        Device, DeviceQueue, DeviceType, Error,
+        queue::{Buffer, Full, Misbehaved},
+    },
+};
+use ring_proto::{
+    Port,
+    net::{MAX_FRAME, MAX_SEGMENTS, MIN_FRAME},
+    shm::SharedMem,
+};
+
+const F_CSUM: u64 = 1 << 0;
+const F_MAC: u64 = 1 << 5;
+
+/// Offset of the MAC address in the device's configuration.
+const CONFIG_MAC: usize = 0;
+
+/// `virtio_net_hdr` with `num_buffers`.
+const HEADER: usize = 12;
+const FLAG_NEEDS_CSUM: u8 = 1;
+
+const RX_QUEUE: u16 = 0;
+const TX_QUEUE: u16 = 1;
+/// Most slots of each queue.
+const DEPTH: u16 = 128;
+/// Bytes of DMA memory for a received frame.
+const RX_SLOT: usize = 2048;
+/// Bytes of DMA memory for the head of a frame to be sent.
+const TX_SLOT: usize = 256;
+/// Longest head that [`VirtioNet::send`] takes.
+pub const MAX_HEAD: usize = TX_SLOT - HEADER;
+/// MSI-X entry that both queues use: one loop serves them.
+const VECTOR: u16 = 0;
+
+/// A piece of memory with a part of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Device address.
+    pub address: u64,
+    /// Bytes, not 0.
+    pub len: u32,
+}
+
+/// A checksum that the NIC is to fill in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checksum {
+    /// Where it begins.
+    pub start: u16,
+    /// Where, after `start`, it is stored.
+    pub offset: u16,
+}
+
+/// A virtio NIC.
+pub struct VirtioNet {
+    device: Device,
+    rx: DeviceQueue,
+    tx: DeviceQueue,
+    port: Port,
+    features: u64,
+    rx_memory: SharedMem,
+    /// For each token of the rx queue: the slot that was posted.
+    rx_slots: Box<[Option<u16>]>,
+    tx_memory: SharedMem,
+    tx_free: Vec<u16>,
+    /// For each token of the tx queue: slot and cookie.
+    tx_sent: Box<[Option<(u16, u32)>]>,
+}
+
+impl VirtioNet {
+    /// Opens the NIC at a device slot of this domain.
+    pub fn open(slot: usize) -> Result<Self, Error> {
+        let mut device = Device::open(slot, DeviceType::Network)?;
+        // No receive offloads: guests get frames whose checksums are there.
+        let features = device.negotiate(F_MAC | F_CSUM)?;
+        let port = device.bind(VECTOR)?;
+        let rx = device.queue(RX_QUEUE, DEPTH, VECTOR)?;
+        let tx = device.queue(TX_QUEUE, DEPTH, VECTOR)?;
+        let (rx_size, tx_size) = (rx.queue.size(), tx.queue.size());
+        let rx_memory = dma::alloc(usize::from(rx_size) * RX_SLOT).ok_or(Error::NoMemory)?;
+        let tx_memory = dma::alloc(usize::from(tx_size) * TX_SLOT).ok_or(Error::NoMemory)?;
+        let mut this = Self {
+            device,
+            rx,
+            tx,
+            port,
+            features,
+            rx_memory,
+            rx_slots: (0..rx_size).map(|_| None).collect(),
+            tx_memory,
+            tx_free: (0..tx_size).collect(),
+            tx_sent: (0..tx_size).map(|_| None).collect(),
+        };
+        for slot in 0..rx_size {
+            this.post(slot).map_err(|_| Error::Misbehaved)?;
+        }
+        this.device.start();
+        this.rx.kick();
+        hypercall::irq_unmask(port)?;
+        Ok(this)
+    }
+
+    /// Port of the NIC's interrupt.
+    pub fn port(&self) -> Port {
+        self.port
+    }
+
+    /// The NIC's own address, if it has one.
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        if self.features & F_MAC == 0 {
+            return None;
+        }
+        self.device.config(CONFIG_MAC).ok()
+    }
+
+    /// Whether the NIC fills in checksums of frames that are sent.
+    pub fn fills_checksums(&self) -> bool {
+        self.features & F_CSUM != 0
+    }
+
+    fn post(&mut self, slot: u16) -> Result<(), Full> {
+        let address = self.rx_memory.address() + (usize::from(slot) * RX_SLOT) as u64;
+        let token =
+            self.rx.queue.add(&[Buffer { address, len: RX_SLOT as u32, device_writes: true }])?;
+        if let Some(posted) = self.rx_slots.get_mut(usize::from(token)) {
+            *posted = Some(slot);
+        }
+        Ok(())
+    }
+
+    /// Copies the next received frame out and returns its length. Frames that
+    /// are too long or too short are left out. [`Self::kick`] gives the memory
+    /// back to the NIC.
+    pub fn receive(&mut self, to: &mut [u8]) -> Result<Option<usize>, Misbehaved> {
+        while let Some(used) = self.rx.queue.pop()? {
+            let posted = self.rx_slots.get_mut(usize::from(used.token));
+            let slot = posted.and_then(Option::take).ok_or(Misbehaved)?;
+            let len = (used.len as usize).saturating_sub(HEADER);
+            let valid = (MIN_FRAME as usize..=MAX_FRAME as usize).contains(&len);
+            let at = usize::from(slot) * RX_SLOT + HEADER;
+            let copied = match to.get_mut(..len) {
+                Some(to) if valid => self.rx_memory.copy_from(at, to).is_ok(),
+                _ => false,
+            };
+            // There is room: the slot just came out.
+            self.post(slot).map_err(|_| Misbehaved)?;
+            if copied {
+                return Ok(Some(len));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a frame can be sent now.
+    pub fn has_room(&self) -> bool {
+        !self.tx_free.is_empty() && self.tx.queue.fits(MAX_SEGMENTS + 1)
+    }
+
+    /// Frames that are being sent.
+    pub fn in_flight(&self) -> u16 {
+        self.tx.queue.in_flight()
+    }
+
+    /// Sends a frame: `head` (at most [`MAX_HEAD`] bytes, not empty), then
+    /// `rest` (at most [`MAX_SEGMENTS`] pieces). [`Self::kick`] starts it, and
+    /// `cookie` comes back when the NIC no longer needs the pieces.
+    pub fn send(
+        &mut self,
+        head: &[u8],
+        rest: &[Piece],
+        checksum: Option<Checksum>,
+        cookie: u32,
+    ) -> Result<(), Full> {
+        if head.is_empty() || head.len() > MAX_HEAD || rest.len() > MAX_SEGMENTS {
+            return Err(Full);
+        }
+        if !self.has_room() {
+            return Err(Full);
+        }
+        let slot = self.tx_free.pop().ok_or(Full)?;
+        let at = usize::from(slot) * TX_SLOT;
+        let mut header = [0; HEADER];
+        if let Some(checksum) = checksum {
+            header[0] = FLAG_NEEDS_CSUM;
+            header[6..8].copy_from_slice(&checksum.start.to_le_bytes());
+            header[8..10].copy_from_slice(&checksum.offset.to_le_bytes());
+        }
+        // Both lie within the slot, so they do not fail.
+        let _ = self.tx_memory.copy_to(at, &header);
+        let _ = self.tx_memory.copy_to(at + HEADER, head);
+        let mut buffers = heapless::Vec::<Buffer, { MAX_SEGMENTS + 1 }>::new();
+        let own = Buffer {
+            address: self.tx_memory.address() + at as u64,
+            len: (HEADER + head.len()) as u32,
+            device_writes: false,
+        };
+        let pieces =
+            rest.iter().map(|p| Buffer { address: p.address, len: p.len, device_writes: false });
+        buffers.extend(core::iter::once(own).chain(pieces));
+        match self.tx.queue.add(&buffers) {
+            Ok(token) => {
+                if let Some(sent) = self.tx_sent.get_mut(usize::from(token)) {
+                    *sent = Some((slot, cookie));
+                }
+                Ok(())
+            }
+            Err(Full) => {
+                self.tx_free.push(slot);
+                Err(Full)
+            }
+        }
+    }
+
+    /// The next frame that the NIC is done with.
+    pub fn next_sent(&mut self) -> Result<Option<u32>, Misbehaved> {
+        let Some(used) = self.tx.queue.pop()? else { return Ok(None) };
+        let sent = self.tx_sent.get_mut(usize::from(used.token));
+        let (slot, cookie) = sent.and_then(Option::take).ok_or(Misbehaved)?;
+        self.tx_free.push(slot);
+        Ok(Some(cookie))
+    }
+
+    /// Shows the NIC what was sent and the memory for further frames.
+    pub fn kick(&mut self) {
+        self.tx.kick();
+        self.rx.kick();
+    }
+
+    /// Switches interrupts off while the queues are looked at anyway.
+    pub fn interrupts_off(&mut self) {
+        self.rx.queue.set_interrupts(false);
+        self.tx.queue.set_interrupts(false);
+    }
+
+    /// Switches interrupts on before a sleep: for the next received frame, and
+    /// for the time when `sent` more frames have been sent (0 = for none).
+    /// Returns whether there is something already: then do not sleep.
+    pub fn interrupts_on(&mut self, sent: u16) -> bool {
+        let received = self.rx.queue.set_interrupts(true);
+        let sent = if sent == 0 {
+            self.tx.queue.set_interrupts(false);
+            false
+        } else {
+            self.tx.queue.interrupt_after(sent)
+        };
+        received || sent
+    }
+
+    /// Whether the NIC gave up. Slow.
+    pub fn needs_reset(&self) -> bool {
+        self.device.needs_reset()
+    }
+}
