@@ -66,6 +66,7 @@ extern "C" fn on_final_stack() -> ! {
 }
 
 /// Blocks all devices, then builds the node from its bundle.
+#[inline(never)]
 fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(), String> {
     svm::prepare(cores)?;
     let ecam = platform.ecam.ok_or("the firmware names no PCI configuration space (MCFG)")?;

@@ -6,8 +6,8 @@
 use super::MAX_CORES;
 
 const AREA: u64 = 0x80_0000_0000;
-const CORE_STRIDE: u64 = 0x10_0000;
-const SLOT_STRIDE: u64 = 0x2_0000;
+const CORE_STRIDE: u64 = 0x40_0000;
+const SLOT_STRIDE: u64 = 0x8_0000;
 /// Unmapped bytes below each stack.
 const GUARD: u64 = 0x1_0000;
 
@@ -34,7 +34,8 @@ impl Stack {
     /// Bytes.
     pub const fn len(self) -> u64 {
         match self {
-            Stack::Main => 64 * 1024,
+            // Reading the manifest takes most of it.
+            Stack::Main => 256 * 1024,
             _ => 16 * 1024,
         }
     }
