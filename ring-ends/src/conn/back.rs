@@ -3,7 +3,7 @@
 use ring_proto::conn::{
     BackBody, BackHello, FrontHello, GrantRange, HelloError, Pages, Pair, Protocol, State, VERSION,
 };
-use ring_proto::hypercall::{MAP_DMA, MAP_WRITE};
+use ring_proto::hypercall::{Error, MAP_DMA, MAP_WRITE};
 use ring_proto::shm::SharedMem;
 use ring_proto::{DomainId, Port, ring};
 
@@ -339,9 +339,10 @@ impl BackLink {
         env.notify(self.port);
     }
 
-    /// Whether everything is unmapped now.
+    /// Whether everything is unmapped now. Any other error than `Busy` means
+    /// that nothing is there to be unmapped.
     fn release(&mut self, env: &mut impl Env) -> bool {
-        self.mapped.retain(|&(page, count)| env.unmap(page, count).is_err());
+        self.mapped.retain(|&(page, count)| env.unmap(page, count) == Err(Error::Busy));
         self.mapped.is_empty()
     }
 }
