@@ -1,0 +1,59 @@
+//! What every frontend of a guest needs at its beginning.
+
+use core::fmt;
+
+use domain_rt::{conn::Connection, env};
+use ring_ends::{ConfigError, Region};
+use ring_proto::{
+    PAGE_SIZE,
+    conn::{Pages, Protocol, Role},
+};
+
+/// Why a guest cannot use a connection. None of these goes away by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetupError {
+    /// The manifest gives this domain no such connection.
+    NoConnection(Protocol),
+    /// The heap has no room for the rings or the buffer pool.
+    NoMemory,
+    /// The grant table has no room for them.
+    NoGrants,
+    /// The frontend refused its configuration.
+    Config(ConfigError),
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoConnection(protocol) => {
+                write!(f, "the manifest has no {protocol:?} connection for this domain")
+            }
+            Self::NoMemory => f.write_str("not enough memory for rings and buffers"),
+            Self::NoGrants => f.write_str("the grant table is too small for rings and buffers"),
+            Self::Config(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl core::error::Error for SetupError {}
+
+impl From<ConfigError> for SetupError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+/// The first connection of `protocol` in which this domain is the frontend.
+pub(crate) fn find(protocol: Protocol) -> Result<(Connection, Pages), SetupError> {
+    let none = SetupError::NoConnection(protocol);
+    let connection = domain_rt::conn::all(protocol, Role::Frontend).next().ok_or(none)?;
+    Ok((connection, connection.pages()))
+}
+
+/// Memory of at least `pages` pages, with grant references for all of it.
+pub(crate) fn region(pages: u32) -> Result<Region, SetupError> {
+    let mem = env::alloc_shared(pages as usize).ok_or(SetupError::NoMemory)?;
+    debug_assert_eq!(mem.len(), pages as usize * PAGE_SIZE);
+    let first = env::alloc_grefs(pages).ok_or(SetupError::NoGrants)?;
+    Ok(Region { mem, first })
+}
