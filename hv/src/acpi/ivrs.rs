@@ -58,7 +58,7 @@ pub fn read<IO: PhysIo>(ivrs: &Table<'_, IO>) -> Result<Vec<AmdViUnit, MAX_IOMMU
     const BLOCK_HEADER: usize = 4;
     let mut units: Vec<AmdViUnit, MAX_IOMMUS> = Vec::new();
     let mut at = BLOCKS;
-    while at < ivrs.len() {
+    while at < ivrs.size() {
         let kind = ivrs.u8(at).ok_or(MALFORMED)?;
         let len = usize::from(ivrs.u16(at + 2).ok_or(MALFORMED)?);
         let block = ivrs.part(at, len).filter(|_| len >= BLOCK_HEADER).ok_or(MALFORMED)?;
@@ -83,7 +83,7 @@ fn read_unit<IO: PhysIo>(
 ) -> Result<(), Error> {
     const PAGE: u64 = 4096;
     let bdf = block.u16(4).ok_or(MALFORMED)?;
-    let mmio = block.u64(8).filter(|&a| a != 0 && a % PAGE == 0).ok_or(MALFORMED)?;
+    let mmio = block.u64(8).filter(|&a| a != 0 && a.is_multiple_of(PAGE)).ok_or(MALFORMED)?;
     if block.u16(16).ok_or(MALFORMED)? != 0 {
         // Another PCI segment: none of its functions is ever given away, but
         // nothing would hold them back either.
@@ -106,7 +106,7 @@ fn read_unit<IO: PhysIo>(
     let unit = units.get_mut(index).ok_or(MALFORMED)?;
     let mut at = entries;
     let mut open: Option<(u16, Option<u16>)> = None;
-    while at < block.len() {
+    while at < block.size() {
         let kind = block.u8(at).ok_or(MALFORMED)?;
         let len = entry_len(block, at, kind)?;
         let entry = block.part(at, len).ok_or(MALFORMED)?;

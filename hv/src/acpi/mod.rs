@@ -185,7 +185,7 @@ fn root_entries<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<Vec<u64, MAX_TABLES>, 
     let root = Table::open(io, address)?;
     let mut entries = Vec::new();
     let mut at = Table::<IO>::HEADER;
-    while at.saturating_add(width) <= root.len() {
+    while at.saturating_add(width) <= root.size() {
         let entry = if width == 8 { root.u64(at) } else { root.u32(at).map(u64::from) };
         entries
             .push(entry.ok_or(Error::Malformed(root.signature()))?)
@@ -202,7 +202,7 @@ fn read_madt<IO: PhysIo>(madt: &Table<'_, IO>, platform: &mut Platform) -> Resul
     const ENABLED: u32 = 1;
     platform.local_apic = madt.u32(36).ok_or(MALFORMED)?.into();
     let mut at = 44;
-    while at < madt.len() {
+    while at < madt.size() {
         let kind = madt.u8(at).ok_or(MALFORMED)?;
         let len = usize::from(madt.u8(at + 1).ok_or(MALFORMED)?);
         // Also ends the loop: an entry has at least its own header.
@@ -255,7 +255,9 @@ fn read_mcfg<IO: PhysIo>(mcfg: &Table<'_, IO>) -> Result<Option<EcamInfo>, Error
             ))
         })();
         match info {
-            Some((0, info)) if info.base % (1 << 20) == 0 && info.first_bus <= info.last_bus => {
+            Some((0, info))
+                if info.base.is_multiple_of(1 << 20) && info.first_bus <= info.last_bus =>
+            {
                 return Ok(Some(info));
             }
             Some((0, _)) | None => return Err(Error::Malformed(*b"MCFG")),

@@ -51,7 +51,7 @@ impl<'io, IO: PhysIo> Table<'io, IO> {
     }
 
     /// Bytes.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.len
     }
 

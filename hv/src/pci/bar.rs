@@ -60,8 +60,10 @@ pub fn decode(value: [u32; 2], probe: [u32; 2]) -> (BarKind, Option<Bar>) {
     };
     // The lowest writable address bit is the size.
     let len = mask & mask.wrapping_neg();
-    let usable =
-        len != 0 && address != 0 && address % len == 0 && address.checked_add(len).is_some();
+    let usable = len != 0
+        && address != 0
+        && address.is_multiple_of(len)
+        && address.checked_add(len).is_some();
     (kind, usable.then_some(Bar { address, len, kind }))
 }
 

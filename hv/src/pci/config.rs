@@ -71,7 +71,8 @@ impl<IO: PhysIo> Ecam<IO> {
     }
 
     fn address(&self, bdf: Bdf, offset: u16, width: u16) -> Option<u64> {
-        let fits = offset % width == 0 && offset < SPACE && self.buses().contains(&bdf.bus());
+        let fits =
+            offset.is_multiple_of(width) && offset < SPACE && self.buses().contains(&bdf.bus());
         let offset = u64::from(bdf.0) << 12 | u64::from(offset);
         if fits { self.info.base.checked_add(offset) } else { None }
     }

@@ -168,7 +168,7 @@ impl<IO: PhysIo> Iommu for AmdVi<IO> {
         }
         let good = (1..=MAX_DOMAIN_ID).contains(&domain_id)
             && root != 0
-            && root % PAGE == 0
+            && root.is_multiple_of(PAGE)
             && (1..=4).contains(&levels);
         if !good {
             return Err(Error::BadArgument);

@@ -65,7 +65,11 @@ impl<IO: PhysIo> IoTable<IO> {
     pub fn new(io: IO, base: u64, frames: u64) -> Result<Self, Error> {
         let len = frames.checked_mul(PAGE).ok_or(Error::BadArgument)?;
         let end = base.checked_add(len).ok_or(Error::BadArgument)?;
-        if base == 0 || base % PAGE != 0 || end & !(ADDRESS | PAGE - 1) != 0 || frames == 0 {
+        if base == 0
+            || !base.is_multiple_of(PAGE)
+            || end & !(ADDRESS | (PAGE - 1)) != 0
+            || frames == 0
+        {
             return Err(Error::BadArgument);
         }
         let mut table = Self { io, base, frames, used: 0 };
@@ -210,7 +214,7 @@ impl<IO: PhysIo> IoTable<IO> {
 }
 
 fn check(iova: u64, phys: u64) -> Result<(), Error> {
-    let good = iova % PAGE == 0 && iova < IOVA_LIMIT && phys & !ADDRESS == 0;
+    let good = iova.is_multiple_of(PAGE) && iova < IOVA_LIMIT && phys & !ADDRESS == 0;
     if good { Ok(()) } else { Err(Error::BadArgument) }
 }
 
