@@ -127,36 +127,62 @@ impl Client {
     /// Sends one command and waits for its answer until `deadline`.
     fn ask(&mut self, command: &Command, deadline: Instant) -> Result<Answer, Error> {
         let begin = Instant::now();
+        let seq = self.send(command, deadline)?;
+        loop {
+            match self.next_reply(deadline, begin)? {
+                (found, result) if found == seq => return result,
+                // To a question that was given up.
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends one command; returns its number.
+    fn send(&mut self, command: &Command, deadline: Instant) -> Result<u32, Error> {
         self.seq = self.seq.wrapping_add(1);
-        let seq = self.seq;
-        let request = Request { seq, command: command.clone() };
+        let request = Request { seq: self.seq, command: command.clone() };
         let frame = encode(&request).map_err(|_| Error::Unexpected("possible"))?;
-        let left = deadline.saturating_duration_since(begin).max(PAUSE);
+        let left = deadline.saturating_duration_since(Instant::now()).max(PAUSE);
         self.stream.set_write_timeout(Some(left)).map_err(Error::Io)?;
         self.stream.write_all(&frame).map_err(closed_or)?;
+        Ok(self.seq)
+    }
+
+    /// The next reply, whatever it is to; keeps the events before it.
+    fn next_reply(
+        &mut self,
+        deadline: Instant,
+        begin: Instant,
+    ) -> Result<(u32, Result<Answer, Error>), Error> {
         loop {
             match self.receive(deadline)? {
                 None => return Err(Error::NoAnswer(begin.elapsed())),
-                Some(FromNode::Reply(reply)) if reply.seq == seq => {
-                    return reply.result.map_err(|failure| Error::Refused(failure.into()));
+                Some(FromNode::Reply(reply)) => {
+                    let result = reply.result.map_err(|failure| Error::Refused(failure.into()));
+                    return Ok((reply.seq, result));
                 }
-                // To a question that was given up.
-                Some(FromNode::Reply(_)) => {}
-                Some(FromNode::Event(event)) => {
-                    let started = match event {
-                        Event::Started { generation } => Some(generation),
-                        _ => None,
-                    };
-                    if self.events.len() >= EVENTS_MAX {
-                        self.events.pop_front();
-                    }
-                    self.events.push_back(event);
-                    if started.is_some_and(|generation| generation != self.generation) {
-                        self.generation = started.unwrap_or_default();
-                        return Err(Error::SupervisorRestarted);
-                    }
-                }
+                Some(FromNode::Event(event)) => self.take_note(event)?,
             }
+        }
+    }
+
+    /// Keeps an event. An error if it says that the supervisor we talked to
+    /// is gone, and our questions with it.
+    fn take_note(&mut self, event: Event) -> Result<(), Error> {
+        let started = match event {
+            Event::Started { generation } => Some(generation),
+            _ => None,
+        };
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+        match started {
+            Some(generation) if generation != self.generation => {
+                self.generation = generation;
+                Err(Error::SupervisorRestarted)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -275,6 +301,36 @@ impl Client {
     pub fn release(&mut self, domain: &str, timeout: Duration) -> Result<Recovery, Error> {
         let timeout_ms = millis(timeout);
         self.recover(Command::Release { domain: name(domain)?, timeout_ms }, domain, timeout)
+    }
+
+    /// Has several drivers misbehave at the same time; returns once the next
+    /// generation of each serves.
+    pub fn crash_all(
+        &mut self,
+        domains: &[&str],
+        how: How,
+        timeout: Duration,
+    ) -> Result<Vec<Recovery>, Error> {
+        let begin = Instant::now();
+        let deadline = begin + timeout + MARGIN;
+        let mut pending = Vec::new();
+        for domain in domains {
+            let timeout_ms = millis(timeout);
+            let command = Command::Crash { domain: name(domain)?, how, timeout_ms };
+            pending.push(self.send(&command, deadline)?);
+        }
+        let mut recoveries = Vec::new();
+        while !pending.is_empty() {
+            let (seq, result) = self.next_reply(deadline, begin)?;
+            if let Some(at) = pending.iter().position(|&wanted| wanted == seq) {
+                pending.swap_remove(at);
+                match result? {
+                    Answer::Serving(recovery) => recoveries.push(recovery),
+                    _ => return Err(Error::Unexpected("about a recovery")),
+                }
+            }
+        }
+        Ok(recoveries)
     }
 
     fn recover(

@@ -86,12 +86,14 @@ fn a_client_lists_crashes_restarts_audits_and_shuts_down() {
         assert!(text.contains("connected"), "{text}");
     }
     assert_eq!(client.restart("net", PATIENCE).unwrap().generation, 2);
+    let recoveries = client.crash_all(&["blk", "net"], How::Panic, PATIENCE).unwrap();
+    assert_eq!(recoveries.len(), 2);
     let failure = client.restart("nobody", PATIENCE).unwrap_err();
     assert!(matches!(&failure, Error::Refused(f) if f.kind == FailureKind::NotFound));
     assert_eq!(failure.exit_code(), 1);
 
     let crashes = client.crashes(0).unwrap();
-    assert_eq!(crashes.len(), 4);
+    assert_eq!(crashes.len(), 6);
     assert!(report::crash(&crashes[0]).contains("generation 1 ended"));
     let audit = client.audit().unwrap();
     assert!(report::is_clean(&audit));
@@ -100,7 +102,7 @@ fn a_client_lists_crashes_restarts_audits_and_shuts_down() {
     let entries = report::log_entries(&page, &names);
     assert_eq!((entries[0].domain.as_str(), entries[0].text.as_str()), ("hv", "simulated node"));
     let died = client.take_events().into_iter();
-    assert_eq!(died.filter(|e| matches!(e, Event::Died { .. })).count(), 4);
+    assert_eq!(died.filter(|e| matches!(e, Event::Died { .. })).count(), 6);
     client.shutdown().unwrap();
     assert!(node.join().unwrap().off);
 }

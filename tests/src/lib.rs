@@ -1,1 +1,19 @@
-//! To come.
+//! The harness of the system tests: boot a node in QEMU, talk to it by HTTP
+//! and by its control line, and judge it.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`runner`] | runs tests one after the other; three verdicts |
+//! | [`bench`] | a node for a test, and what happens after the test |
+//! | [`http`] | one connection to the node, whose every break is noticed |
+//! | [`values`] | values whose bytes say what they are |
+//! | [`workload`] | clients that put, get and check without end |
+//!
+//! The tests themselves are in `tests/system/`; names that begin with `g1_`
+//! and so on belong to the guarantee of that number.
+
+pub mod bench;
+pub mod http;
+pub mod runner;
+pub mod values;
+pub mod workload;

@@ -1,0 +1,90 @@
+//! The control line and its command line.
+
+use anyhow::{Context, Result, ensure};
+use nodectl::{control::How, names};
+use system_tests::bench::{Bench, Node, RECOVERY};
+use xtask::workspace;
+
+/// Runs the real `nodectl`; returns exit code and standard output.
+fn nodectl(node: &Node, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = workspace::cargo()
+        .args(["run", "--quiet", "--package", "nodectl", "--"])
+        .args(["--patience", "60", "--control"])
+        .arg(node.machine().control())
+        .args(arguments)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("can't run nodectl")?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+pub fn nodectl_shows_and_orders(bench: &Bench) -> Result<()> {
+    bench.with_node(|_| (), |node| {
+        for (arguments, code, wanted) in [
+            (&["list"][..], 0, "connected"),
+            (&["list", "--json"], 0, "\"name\":\"kv\""),
+            (&["info"], 0, "cores"),
+            (&["log"], 0, "[supervisor]"),
+            (&["audit"], 0, "audit: clean"),
+            (&["audit", "--json"], 0, "\"clean\":true"),
+            (&["crashes"], 0, "no deaths"),
+            (&["crash", "nobody", "--how", "panic"], 1, ""),
+            (&["crash", "blk", "--how", "panic", "--timeout", "120"], 0, "blk serves as generation 2"),
+            (&["restart", "net", "--timeout", "120"], 0, "net serves as generation 2"),
+            (&["crashes"], 0, "panic"),
+        ] {
+            let (status, out) = nodectl(node, arguments)?;
+            ensure!(
+                status == Some(code) && out.contains(wanted),
+                "nodectl {}: exit code {status:?} instead of {code}, or no `{wanted}` in:\n{out}",
+                arguments.join(" ")
+            );
+        }
+        crate::serving::smoke(node)
+    })
+}
+
+pub fn g8_every_death_leaves_a_record(bench: &Bench) -> Result<()> {
+    bench.with_node(
+        |_| (),
+        |node| {
+            let mut client = node.control()?;
+            let ways = [("blk", How::Panic), ("net", How::NullWrite), ("blk", How::Loop)];
+            for (domain, how) in ways {
+                client
+                    .crash(domain, how, RECOVERY)
+                    .with_context(|| format!("{how:?} of {domain}"))?;
+            }
+            let records = client.crashes(0)?;
+            ensure!(
+                records.len() == ways.len(),
+                "{} records of {} deaths",
+                records.len(),
+                ways.len()
+            );
+            for (record, (domain, how)) in records.iter().zip(ways) {
+                let reason = names::reason(record.reason);
+                let what = format!("#{} {} {reason}", record.sequence, record.name);
+                ensure!(record.name == domain && is_reason(how, &reason), "{what} is not {how:?}");
+                ensure!(record.rip != 0, "{what}: no instruction");
+                ensure!(!record.backtrace.is_empty(), "{what}: no backtrace");
+                let times =
+                    [record.detected_ns, record.quiesced_ns, record.restarted_ns, record.ready_ns];
+                ensure!(times.is_sorted() && !times.contains(&0), "{what}: times {times:?}");
+                if how == How::Panic {
+                    ensure!(!record.message.is_empty(), "{what}: no message");
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Whether a death of this reason may come of that misbehaviour.
+pub fn is_reason(how: How, reason: &str) -> bool {
+    match how {
+        How::Panic => reason == "panic",
+        How::NullWrite => matches!(reason, "exception" | "nested-fault"),
+        How::Loop => reason == "watchdog",
+    }
+}

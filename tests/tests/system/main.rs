@@ -1,0 +1,40 @@
+//! System tests: each boots a node in QEMU. See the crate's library for the
+//! harness; `cargo xtask test FILTER` runs some of them.
+
+mod configurations;
+mod control;
+mod durability;
+mod recovery;
+mod serving;
+
+use std::process::ExitCode;
+
+use system_tests::runner::{self, Test};
+
+/// A test named as its function.
+macro_rules! tests {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        vec![$(Test { name: stringify!($name).to_owned(), body: $module::$name }),*]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut tests = tests![
+        serving::boots_and_serves,
+        serving::values_of_all_sizes_come_back,
+        serving::bad_requests_get_clear_answers,
+        serving::many_connections_at_a_time,
+        serving::a_full_volume_is_said_and_recovers,
+        durability::g3_values_survive_a_clean_stop,
+        durability::g3_acknowledged_values_survive_power_cuts,
+        control::nodectl_shows_and_orders,
+        control::g8_every_death_leaves_a_record,
+        recovery::g2_an_endless_loop_is_ended_by_the_watchdog,
+        recovery::g3_no_request_fails_over_100_driver_crashes,
+        recovery::g3_both_drivers_die_at_once,
+        recovery::g6_clients_of_a_held_driver_wait_for_its_release,
+        recovery::g7_the_supervisor_may_crash_too,
+    ];
+    tests.extend(configurations::all());
+    runner::main(&tests)
+}
