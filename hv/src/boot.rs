@@ -40,8 +40,7 @@ pub struct Handover {
 }
 
 /// The words that the application processors' first code reads.
-pub const HANDOVER: Handover =
-    Handover { ticket: &AP_TICKET, stack: &AP_STACK, cr3: &AP_CR3 };
+pub const HANDOVER: Handover = Handover { ticket: &AP_TICKET, stack: &AP_STACK, cr3: &AP_CR3 };
 
 /// The 16-bit code that an application processor starts with; it is
 /// position-independent and must be copied to a page below 1 MiB.

@@ -37,11 +37,6 @@ pub fn take_pending(core: usize) -> [u64; 4] {
     vectors
 }
 
-/// Whether a vector arrived on core `core` and was not taken.
-pub fn any_pending(core: usize) -> bool {
-    cpu::get(core).is_some_and(|c| c.pending.iter().any(|word| word.load(Ordering::Relaxed) != 0))
-}
-
 /// Masks the two legacy interrupt controllers for good, with vectors that
 /// nothing else uses.
 #[allow(unsafe_code)]

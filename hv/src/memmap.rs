@@ -195,7 +195,8 @@ fn round_up(address: u64) -> u64 {
 fn read_map(address: u64, count: u32) -> Vec<Region, MAX_REGIONS> {
     let mut regions = Vec::new();
     for i in 0..u64::from(count) {
-        let entry = fetch::<24>(address + i * 24).unwrap_or_else(|| panic!("memory map out of reach: {address:#x}, {count} entries"));
+        let entry = fetch::<24>(address + i * 24)
+            .unwrap_or_else(|| panic!("memory map out of reach: {address:#x}, {count} entries"));
         let start = u64_at(&entry, 0);
         let range = Range { start, end: start.saturating_add(u64_at(&entry, 8)) };
         let kind = match u32_at(&entry, 16) {
@@ -206,7 +207,7 @@ fn read_map(address: u64, count: u32) -> Vec<Region, MAX_REGIONS> {
         if range.is_empty() {
             continue;
         }
-        regions.push(Region { range, kind }).ok().expect("too many memory map entries");
+        regions.push(Region { range, kind }).expect("too many memory map entries");
     }
     regions.sort_unstable_by_key(|r: &Region| r.range.start);
     regions

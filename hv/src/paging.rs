@@ -227,7 +227,8 @@ pub fn map_mmio(start: u64, len: u64) {
         return;
     }
     assert!(end <= IDENTITY_END, "device registers at {start:#x} are out of reach");
-    let ram = memmap::boot().regions.iter().find(|r| r.kind != Kind::Reserved && r.range.overlaps(range));
+    let ram =
+        memmap::boot().regions.iter().find(|r| r.kind != Kind::Reserved && r.range.overlaps(range));
     assert!(ram.is_none(), "device registers at {start:#x} overlap RAM");
     let _guard = TABLES.lock();
     map_identity(ROOT.load(Ordering::Acquire), range, Access::Device);

@@ -97,7 +97,7 @@ fn is_text(address: u64) -> bool {
 /// Whether two words at `address` lie on one mapped stack.
 fn on_stack(address: u64) -> bool {
     let last = address.wrapping_add(15);
-    if address % 8 != 0 {
+    if !address.is_multiple_of(8) {
         return false;
     }
     let (bottom, top) = boot::boot_stack();

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
@@ -80,6 +80,10 @@ impl Uart {
         self.byte(b']');
         self.byte(b' ');
         self.text(text);
+        self.text_end();
+    }
+
+    fn text_end(&mut self) {
         self.byte(b'\r');
         self.byte(b'\n');
     }
@@ -88,7 +92,6 @@ impl Uart {
 static UART: Mutex<Uart> = Mutex::new(Uart { present: false, room: 0 });
 /// Set by a panic: from then on nobody waits for the lock.
 static FORCED: AtomicBool = AtomicBool::new(false);
-static TAP: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
 fn with_uart(f: impl FnOnce(&mut Uart)) {
     if FORCED.load(Ordering::Relaxed) {
@@ -107,7 +110,8 @@ pub fn init() {
     with_uart(Uart::init);
     // Fails only when called twice.
     if log::set_logger(&Backend).is_ok() {
-        log::set_max_level(if cfg!(debug_assertions) { LevelFilter::Debug } else { LevelFilter::Info });
+        let debug = cfg!(debug_assertions);
+        log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
     }
 }
 
@@ -115,12 +119,10 @@ pub fn init() {
 /// cores are stopped, perhaps while one of them writes.
 pub fn force() {
     FORCED.store(true, Ordering::Relaxed);
-}
-
-/// Has `tap` called with the text of every line of the hypervisor's own log
-/// (without tag), after it was written.
-pub fn set_tap(tap: fn(&str)) {
-    TAP.store(tap as *mut (), Ordering::Release);
+    if UART.is_locked() {
+        // Somebody was stopped within a line: end it.
+        with_uart(|uart| uart.text_end());
+    }
 }
 
 /// Writes `text` in lines that carry `tag`; each `\n` ends a line, and so does
@@ -157,12 +159,6 @@ pub fn say(args: fmt::Arguments<'_>) {
     // `Line` itself never fails; a `Display` that does has written what it could.
     let _ = line.write_fmt(args);
     tagged("hv", line.text.as_bytes());
-    let tap = TAP.load(Ordering::Acquire);
-    if !tap.is_null() && !FORCED.load(Ordering::Relaxed) {
-        // SAFETY: only `set_tap` stores here, and it stores a `fn(&str)`.
-        let tap = unsafe { core::mem::transmute::<*mut (), fn(&str)>(tap) };
-        tap(&line.text);
-    }
 }
 
 /// Writes a line of the hypervisor's own to the console.

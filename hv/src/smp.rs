@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::boot::{self, HANDOVER};
-use crate::{apic, cpu, memmap, paging, time};
+use crate::{apic, cpu, irq, memmap, paging, time};
 
 /// How long a processor may take to come up.
 const DEADLINE_NS: u64 = 500_000_000;
@@ -13,6 +13,8 @@ const DEADLINE_NS: u64 = 500_000_000;
 const INIT_NS: u64 = 10_000;
 /// After a startup message, before it is repeated.
 const STARTUP_NS: u64 = 200_000;
+/// Between two looks at whether it is up.
+const NAP_NS: u64 = 5_000;
 
 /// Set when the application processors may go on.
 static RELEASED: AtomicBool = AtomicBool::new(false);
@@ -21,7 +23,7 @@ static AP_TSC: AtomicU64 = AtomicU64::new(0);
 
 /// Starts the processors of `apic_ids` other than this one, as cores 1, 2, …
 /// in that order, and returns how many cores are up. They wait for
-/// [`release`]. A processor that does not come up is reported and left out.
+/// [`release`]. Uses this core's timer. A processor that does not come up is reported and left out.
 pub fn start(apic_ids: &[u32], max_cores: usize) -> usize {
     let own = apic::id();
     let mut cores = 1;
@@ -44,7 +46,25 @@ pub fn start(apic_ids: &[u32], max_cores: usize) -> usize {
             log::warn!("the processor with APIC id {id} does not start");
         }
     }
+    // The naps' timer interrupts.
+    irq::take_pending(cpu::core());
     cores
+}
+
+/// Waits until `done` holds, or until `ns` have passed, and says whether it
+/// holds. Sleeps in short naps: an emulator that takes turns between
+/// processors lets the others run meanwhile, and bounds a turn by the timer.
+fn wait(ns: u64, done: impl Fn() -> bool) -> bool {
+    let end = time::now_ns().saturating_add(ns);
+    loop {
+        let now = time::now_ns();
+        if done() || now >= end {
+            apic::disarm_timer();
+            return done();
+        }
+        apic::arm_timer(end.min(now + NAP_NS));
+        cpu::idle();
+    }
 }
 
 fn start_one(apic_id: u32, core: usize, page: u64) -> bool {
@@ -55,20 +75,12 @@ fn start_one(apic_id: u32, core: usize, page: u64) -> bool {
     HANDOVER.ticket.store(core as u32 + 1, Ordering::Release);
     let before = time::tsc();
     apic::send_init(apic_id);
-    time::spin_ns(INIT_NS);
+    wait(INIT_NS, || false);
     apic::send_startup(apic_id, page);
-    let repeat = time::now_ns() + STARTUP_NS;
-    while time::now_ns() < repeat && HANDOVER.ticket.load(Ordering::Acquire) != 0 {
-        core::hint::spin_loop();
-    }
-    if HANDOVER.ticket.load(Ordering::Acquire) != 0 {
+    if !wait(STARTUP_NS, || HANDOVER.ticket.load(Ordering::Acquire) == 0) {
         apic::send_startup(apic_id, page);
     }
-    let end = time::now_ns() + DEADLINE_NS;
-    while !cpu.online() && time::now_ns() < end {
-        core::hint::spin_loop();
-    }
-    if !cpu.online() {
+    if !wait(DEADLINE_NS, || cpu.online()) {
         // Back to sleep with it, before it can take another's ticket or stack.
         apic::send_init(apic_id);
         HANDOVER.ticket.store(0, Ordering::Release);

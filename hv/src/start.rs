@@ -45,14 +45,14 @@ extern "C" fn on_final_stack() -> ! {
     let source = time::calibrate(platform.pm_timer.map(|t| (t.port, t.wide)));
     cpu::this().set_online();
     report(source);
+    match selftest::timer() {
+        Ok(late) => say!("timer: {late} ns late"),
+        Err(e) => panic!("the local APIC's timer {e}"),
+    }
     let max_cores = boot.option("cores").and_then(|n| n.parse().ok()).unwrap_or(cpu::MAX_CORES);
     let cores = smp::start(&platform.cpus, max_cores);
     for cpu in (0..cores).filter_map(cpu::get) {
         say!("core {}: APIC id {}", cpu.number(), cpu.apic_id());
-    }
-    match selftest::timer() {
-        Ok(late) => say!("timer: {late} ns late"),
-        Err(e) => panic!("the local APIC's timer {e}"),
     }
     if let Some(order) = boot.option("selftest") {
         selftest::run(order);
@@ -102,7 +102,7 @@ fn report(source: time::Source) {
     );
     // ns × 2³² / mult, for kHz: 10⁶ ns a ms.
     let khz = (1_000_000u64 << 32) / time::tsc_mult();
-    let apic_khz = (apic::timer_rate() * 1000 >> 16) * 1000 >> 16;
+    let apic_khz = ((u128::from(apic::timer_rate()) * 1_000_000) >> 32) as u64;
     say!("TSC {khz} kHz, local APIC timer {apic_khz} kHz by {source:?}");
     log::debug!("{:?}", features::get());
 }

@@ -62,14 +62,6 @@ pub fn now_ns() -> u64 {
     ((u128::from(ticks) * u128::from(tsc_mult())) >> 32) as u64
 }
 
-/// Lets `ns` nanoseconds pass.
-pub fn spin_ns(ns: u64) {
-    let end = now_ns().saturating_add(ns);
-    while now_ns() < end {
-        core::hint::spin_loop();
-    }
-}
-
 /// A value that was read at TSC `at`.
 #[derive(Clone, Copy)]
 struct Reading {

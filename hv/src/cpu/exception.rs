@@ -6,7 +6,7 @@
 use core::arch::global_asm;
 use core::fmt;
 
-use super::{OFFSET_EOI, OFFSET_INTERRUPTS, OFFSET_PENDING};
+use super::{OFFSET_EOI, OFFSET_PENDING};
 use crate::irq;
 
 /// Bytes from one stub to the next.
@@ -95,7 +95,6 @@ global_asm!(
     "push rcx",
     "mov rax, [rsp + 16]",
     "lock bts qword ptr gs:[{pending}], rax",
-    "inc qword ptr gs:[{interrupts}]",
     "cmp eax, {unacknowledged}",
     "jae 2f",
     "mov rcx, gs:[{eoi}]",
@@ -106,7 +105,6 @@ global_asm!(
     "iretq",
     ".popsection",
     pending = const OFFSET_PENDING,
-    interrupts = const OFFSET_INTERRUPTS,
     eoi = const OFFSET_EOI,
     unacknowledged = const irq::DEVICE_LAST as u32 + 1,
 );

@@ -35,15 +35,12 @@ pub struct PerCpu {
     pub(crate) eoi: AtomicU64,
     /// Vectors that arrived and were not taken yet.
     pub(crate) pending: [AtomicU64; 4],
-    /// Interrupts so far.
-    pub(crate) interrupts: AtomicU64,
     /// Up, with tables and local APIC.
     online: AtomicBool,
 }
 
 pub(crate) const OFFSET_EOI: usize = offset_of!(PerCpu, eoi);
 pub(crate) const OFFSET_PENDING: usize = offset_of!(PerCpu, pending);
-pub(crate) const OFFSET_INTERRUPTS: usize = offset_of!(PerCpu, interrupts);
 
 static CPUS: [PerCpu; MAX_CORES] = [const {
     PerCpu {
@@ -51,7 +48,6 @@ static CPUS: [PerCpu; MAX_CORES] = [const {
         apic_id: AtomicU32::new(0),
         eoi: AtomicU64::new(0),
         pending: [const { AtomicU64::new(0) }; 4],
-        interrupts: AtomicU64::new(0),
         online: AtomicBool::new(false),
     }
 }; MAX_CORES];
@@ -100,11 +96,6 @@ impl PerCpu {
     /// Whether it came up.
     pub fn online(&self) -> bool {
         self.online.load(Ordering::Acquire)
-    }
-
-    /// Interrupts that it took.
-    pub fn interrupts(&self) -> u64 {
-        self.interrupts.load(Ordering::Relaxed)
     }
 }
 
