@@ -6,8 +6,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::boot::{self, HANDOVER};
 use crate::{apic, cpu, irq, memmap, paging, time};
 
-/// How long a processor may take to come up.
-const DEADLINE_NS: u64 = 500_000_000;
+/// How long a processor may take to come up; long, since an emulator on a busy
+/// host may keep it waiting.
+const DEADLINE_NS: u64 = 2_000_000_000;
 /// Between the INIT and the startup message. The 10 ms of the old MP
 /// specification are for processors with an external APIC.
 const INIT_NS: u64 = 10_000;
