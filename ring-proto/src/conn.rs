@@ -212,7 +212,7 @@ impl Pages {
 }
 
 fn end_page(mem: SharedMem) -> Option<SharedMem> {
-    if !mem.as_ptr().addr().is_multiple_of(8) {
+    if !mem.is_aligned(8) {
         return None;
     }
     mem.sub(0, size_of::<EndPage>())

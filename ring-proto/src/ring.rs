@@ -251,7 +251,7 @@ impl<T: Slot, D: Direction> Consumer<T, D> {
 fn split<Q, S>(mem: SharedMem, slots: u32) -> Option<(SharedMem, SharedMem, SharedMem)> {
     let layout = layout(slots, size_of::<Q>(), size_of::<S>())?;
     // Words are accessed as words.
-    if !mem.as_ptr().addr().is_multiple_of(64) {
+    if !mem.is_aligned(64) {
         return None;
     }
     Some((
@@ -426,3 +426,6 @@ impl<Q: Slot, S: Slot> BackRing<Q, S> {
         self.responses.unpublished()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,6 +79,11 @@ impl SharedMem {
         self.raw.as_ptr()
     }
 
+    /// Whether it begins at a multiple of `to` bytes.
+    pub fn is_aligned(&self, to: usize) -> bool {
+        self.raw.aligned(0, to)
+    }
+
     /// Where it begins, as a number: within a domain the guest-physical
     /// address, which is the device's address too.
     pub fn address(&self) -> u64 {
@@ -165,7 +170,7 @@ impl SharedMem {
     #[track_caller]
     fn assert_word(&self, offset: usize) {
         assert!(
-            self.check(offset, 4).is_ok() && self.raw.aligned(offset),
+            self.check(offset, 4).is_ok() && self.raw.aligned(offset, 4),
             "bad word offset {offset:#x} in shared memory"
         );
     }
@@ -195,8 +200,8 @@ impl Raw {
         Self(self.0.wrapping_add(offset))
     }
 
-    fn aligned(self, offset: usize) -> bool {
-        self.0.wrapping_add(offset).addr().is_multiple_of(4)
+    fn aligned(self, offset: usize, to: usize) -> bool {
+        self.0.wrapping_add(offset).addr().is_multiple_of(to)
     }
 
     fn load(self, offset: usize, order: Ordering) -> u32 {

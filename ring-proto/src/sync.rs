@@ -40,8 +40,8 @@ mod model {
             self.words.as_ptr().cast_mut().cast()
         }
 
-        pub(crate) fn aligned(self, offset: usize) -> bool {
-            (self.start + offset).is_multiple_of(4)
+        pub(crate) fn aligned(self, offset: usize, to: usize) -> bool {
+            (self.start + offset).is_multiple_of(to)
         }
 
         pub(crate) fn load(self, offset: usize, order: Ordering) -> u32 {

@@ -28,7 +28,7 @@ impl Region {
     pub fn is_whole(&self) -> bool {
         !self.mem.is_empty()
             && self.mem.len().is_multiple_of(PAGE_SIZE)
-            && self.mem.as_ptr().addr().is_multiple_of(PAGE_SIZE)
+            && self.mem.is_aligned(PAGE_SIZE)
     }
 
     fn range(&self) -> GrantRange {

@@ -196,7 +196,8 @@ impl World {
                 self.expect[s as usize] = Expect::Unknown;
             }
         }
-        let (sector, sectors) = if op == Op::Flush { (SECTORS + token, 0) } else { (sector, sectors) };
+        let (sector, sectors) =
+            if op == Op::Flush { (SECTORS + token, 0) } else { (sector, sectors) };
         self.asked.insert(token, Asked { op, sector, sectors, stamp, buffer });
         self.front.kick(&mut self.sim.env(FRONT));
         // Something was given to the frontend: poll before sleeping.

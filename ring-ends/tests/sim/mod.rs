@@ -6,6 +6,7 @@
 #![allow(unsafe_code, dead_code, missing_docs)]
 
 pub mod blk;
+pub mod hostile;
 pub mod net;
 pub mod rng;
 
@@ -135,9 +136,7 @@ impl Sim {
         assert!(first + count <= FRAMES);
         // SAFETY: within the frames' mapping, which lives as long as the
         // machine, and only views point there.
-        unsafe {
-            SharedMem::new(self.0.borrow().frames.add(first * PAGE_SIZE), count * PAGE_SIZE)
-        }
+        unsafe { SharedMem::new(self.0.borrow().frames.add(first * PAGE_SIZE), count * PAGE_SIZE) }
     }
 
     pub fn frame(&self, n: usize) -> SharedMem {
@@ -237,6 +236,12 @@ impl Sim {
         let Some(at) = address.checked_sub(machine.window as u64) else { return false };
         let pages = at as usize / PAGE_SIZE..(at as usize + len).div_ceil(PAGE_SIZE);
         pages.into_iter().all(|p| machine.mappings.contains_key(&(p as u32)))
+    }
+
+    /// A grant as a careless or hostile granter writes it.
+    pub fn grant_anyhow(&self, granter: DomainId, gref: GrantRef, frame: usize, flags: u64) {
+        let grantee = if granter == FRONT { BACK } else { FRONT };
+        self.0.borrow_mut().grants.insert((granter, gref), Grant { frame, grantee, flags });
     }
 
     fn revoke_one(&self, granter: DomainId, gref: GrantRef) {
