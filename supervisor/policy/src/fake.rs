@@ -60,6 +60,7 @@ pub struct FakeNode {
     pub off: bool,
     /// Violations that the audit finds in each domain.
     pub violations: u64,
+    held: Vec<bool>,
     dies_at: Vec<Option<(u64, Reason)>>,
     connections: Vec<(DomainId, DomainId)>,
 }
@@ -111,6 +112,7 @@ impl FakeNode {
             starts: Vec::new(),
             off: false,
             violations: 0,
+            held: vec![false; names.len()],
             dies_at: vec![None; names.len()],
             connections: vec![(KV, BLK), (KV, NET)],
         };
@@ -172,8 +174,18 @@ impl FakeNode {
         let message: String = format!("generation {generation} ended");
         record.report.message[..message.len()].copy_from_slice(message.as_bytes());
         self.records.push(record);
+        self.show_hold(domain);
         if domain == SUPERVISOR {
             self.begin(domain);
+        }
+    }
+
+    /// A held domain shows it as soon as it does not run.
+    fn show_hold(&mut self, domain: DomainId) {
+        let index = usize::from(domain);
+        let info = &mut self.domains[index];
+        if self.held[index] && info.state != DomainState::Running as u32 {
+            info.state = DomainState::Held as u32;
         }
     }
 
@@ -263,12 +275,14 @@ impl Node for FakeNode {
 
     fn stop(&mut self, domain: DomainId) -> Result<(), Error> {
         self.get(domain)?;
-        self.die(domain, Reason::Operator);
+        // The domain's own core does it, in its turn.
+        self.dies_at[usize::from(domain)] = Some((self.now + MS / 20, Reason::Operator));
         Ok(())
     }
 
     fn restart(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.stop(domain)?;
+        self.get(domain)?;
+        self.die(domain, Reason::Operator);
         if domain == SUPERVISOR {
             return Ok(());
         }
@@ -276,12 +290,15 @@ impl Node for FakeNode {
     }
 
     fn hold(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.get(domain)?.state = DomainState::Held as u32;
+        self.get(domain)?;
+        self.held[usize::from(domain)] = true;
+        self.show_hold(domain);
         Ok(())
     }
 
     fn release(&mut self, domain: DomainId) -> Result<(), Error> {
         self.get(domain)?.state = DomainState::Dead as u32;
+        self.held[usize::from(domain)] = false;
         Ok(())
     }
 

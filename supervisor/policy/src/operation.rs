@@ -25,6 +25,8 @@ pub enum Order {
     Restart,
     /// Start after a hold.
     Release,
+    /// End, and do not start again until released.
+    Hold,
 }
 
 /// A command under way.
@@ -55,8 +57,8 @@ pub enum Progress {
     Waiting(Missing),
     /// It cannot succeed any more.
     Failed(Failure),
-    /// The domain serves.
-    Serves,
+    /// The domain is where it was ordered to be.
+    Done,
 }
 
 /// What a domain lacks to serve.
@@ -97,6 +99,9 @@ impl Operation {
         let state = DomainState::from_raw(info.state);
         let old_is_over = self.ends.is_none_or(|old| info.generation != old)
             || state != Some(DomainState::Running);
+        if self.order == Order::Hold && state == Some(DomainState::Held) {
+            return Progress::Done;
+        }
         if !old_is_over {
             return Progress::Waiting(Missing::Death);
         }
@@ -133,7 +138,7 @@ impl Operation {
                 }));
             }
         }
-        Progress::Serves
+        Progress::Done
     }
 
     /// Whether the domain serves only once `connection` is connected: it is
@@ -155,6 +160,9 @@ impl Operation {
 
     /// The answer of success.
     pub fn answer(&self, domains: &[DomainInfo], record: Option<&CrashRecord>, now: u64) -> Answer {
+        if self.order == Order::Hold {
+            return Answer::Done;
+        }
         let info = domains.iter().find(|d| d.id == self.domain);
         let mut times = Times { ordered: self.ordered_ns, connected: now, ..Times::default() };
         let mut reason = 0;

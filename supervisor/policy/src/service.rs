@@ -26,10 +26,13 @@ const TX_BYTES: usize = 8 * 1024;
 /// How often a command under way is looked after. A domain's readiness and its
 /// connections show in shared memory, which signals nobody here.
 const OPERATION_POLL_NS: u64 = 500_000;
-/// How long to wait before a failed start is tried again.
+/// How long to wait before a start that failed, or did not show yet, is tried
+/// again: the hypervisor carries it out on the domain's own core, in its turn.
 const RETRY_NS: u64 = 100_000_000;
 /// How long a farewell may take to leave the line.
 const FAREWELL_NS: u64 = 1_000_000_000;
+/// How long a hold may take, ms.
+const HOLD_MS: u32 = 10_000;
 /// Records read at a time, so that a storm of deaths cannot keep the loop.
 const RECORDS_PER_LOOK: usize = 32;
 
@@ -51,8 +54,9 @@ pub struct Supervisor {
     domains: Vec<DomainInfo, MAX_DOMAINS>,
     connections: Vec<ConnectionInfo, MAX_CONNECTIONS>,
     history: [History; MAX_DOMAINS],
-    /// No start of this domain before this time: the last attempt failed.
-    retry_at: [u64; MAX_DOMAINS],
+    /// The last start that was ordered of each domain: of which generation,
+    /// and when to order it again if the domain is dead still.
+    ordered: [(Generation, u64); MAX_DOMAINS],
     operations: Vec<Operation, MAX_OPERATIONS>,
     /// First crash record that was not looked at.
     next_record: u64,
@@ -73,7 +77,7 @@ impl Supervisor {
             domains: Vec::new(),
             connections: Vec::new(),
             history: [const { History::new() }; MAX_DOMAINS],
-            retry_at: [0; MAX_DOMAINS],
+            ordered: [(0, 0); MAX_DOMAINS],
             operations: Vec::new(),
             next_record: node.info().map_or(0, |info| info.next_crash),
             farewell: None,
@@ -197,23 +201,27 @@ impl Supervisor {
             if info.id == self.me {
                 continue; // The hypervisor's own affair.
             }
-            let retry_at = self.retry_at.get(index).copied().unwrap_or(0);
+            let again_at = match self.ordered.get(index) {
+                Some(&(generation, at)) if generation == info.generation => at,
+                _ => 0,
+            };
             match decide(&info, history, now) {
                 Decision::Leave => {}
-                Decision::StartAt(at) if at.max(retry_at) > now => {
-                    next = next.min(at.max(retry_at))
+                Decision::StartAt(at) if at.max(again_at) > now => {
+                    next = next.min(at.max(again_at));
                 }
-                Decision::StartAt(_) => match node.start(info.id) {
-                    Ok(()) => self.tell(Event::Restarted { domain: info.id }),
-                    Err(why) => {
-                        log::error!("{} cannot be started: {why:?}", status::name(&info));
-                        let at = now.saturating_add(RETRY_NS);
-                        next = next.min(at);
-                        if let Some(slot) = self.retry_at.get_mut(index) {
-                            *slot = at;
+                Decision::StartAt(_) => {
+                    if let Some(slot) = self.ordered.get_mut(index) {
+                        *slot = (info.generation, now.saturating_add(RETRY_NS));
+                    }
+                    next = next.min(now.saturating_add(RETRY_NS));
+                    match node.start(info.id) {
+                        Ok(()) => self.tell(Event::Restarted { domain: info.id }),
+                        Err(why) => {
+                            log::error!("{} cannot be started: {why:?}", status::name(&info));
                         }
                     }
-                },
+                }
                 Decision::Hold(deaths) => match node.hold(info.id) {
                     Ok(()) => {
                         log::error!("{} died {deaths} times and is held", status::name(&info));
@@ -242,7 +250,7 @@ impl Supervisor {
                 return;
             }
             let result = match operation.progress(&self.domains, &self.connections) {
-                Progress::Serves => {
+                Progress::Done => {
                     let record = operation.record.and_then(|sequence| {
                         let record = node.crash_read(sequence).ok().flatten();
                         record.filter(|r| r.sequence == sequence)
@@ -315,10 +323,12 @@ impl Supervisor {
             Command::Log { cursor } => Answer::Log(status::log(node, cursor).map_err(refused)?),
             Command::Audit => self.audit(node),
             Command::Crashes { from } => self.crash(node, from)?,
-            Command::Hold { domain } => self.hold(node, &domain)?,
             Command::Shutdown => {
                 self.say_farewell(node, Farewell::Shutdown);
                 Answer::Done
+            }
+            Command::Hold { domain } => {
+                return self.begin(node, seq, &domain, Order::Hold, HOLD_MS);
             }
             Command::Restart { domain, timeout_ms } => {
                 return self.begin(node, seq, &domain, Order::Restart, timeout_ms);
@@ -369,21 +379,6 @@ impl Supervisor {
         })))
     }
 
-    fn hold(&mut self, node: &mut impl Node, name: &Name) -> Result<Answer, Failure> {
-        let info = self.find(name)?;
-        if info.id == self.me {
-            return Err(Failure::new(
-                FailureKind::BadState,
-                format_args!("nobody would be left to release the supervisor"),
-            ));
-        }
-        if is(&info, DomainState::Running) {
-            node.stop(info.id).map_err(refused)?;
-        }
-        node.hold(info.id).map_err(refused)?;
-        Ok(Answer::Done)
-    }
-
     /// Begins a command whose answer comes later (`None`), or at once.
     fn begin(
         &mut self,
@@ -403,6 +398,9 @@ impl Supervisor {
             Order::Restart if is(&info, DomainState::Held) => {
                 return bad_state(format_args!("{name} is held; `release` it"));
             }
+            Order::Hold if info.id == self.me => {
+                return bad_state(format_args!("nobody would be left to release the supervisor"));
+            }
             Order::Release if !is(&info, DomainState::Held) => {
                 return bad_state(format_args!("{name} is not held"));
             }
@@ -414,7 +412,7 @@ impl Supervisor {
                 node,
                 match order {
                     Order::Crash(kind) => Farewell::Crash(kind),
-                    Order::Restart | Order::Release => Farewell::Restart,
+                    _ => Farewell::Restart,
                 },
             );
             return Ok(Some(Answer::Leaving { generation: self.generation, sequence }));
@@ -429,6 +427,11 @@ impl Supervisor {
         match order {
             Order::Crash(kind) => node.inject(info.id, kind),
             Order::Restart => node.restart(info.id),
+            // Held first, so that nobody starts it again in between.
+            Order::Hold => node.hold(info.id).and_then(|()| match alive {
+                true => node.stop(info.id),
+                false => Ok(()),
+            }),
             Order::Release => node.release(info.id).and_then(|()| node.start(info.id)),
         }
         .map_err(refused)?;
