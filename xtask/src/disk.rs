@@ -22,7 +22,7 @@ const ALIGNMENT: u64 = MIB / SECTOR;
 pub struct Disk {
     path: PathBuf,
     /// Keeps the lock that other xtasks see. (QEMU has a lock of its own.)
-    _lock: File,
+    lock: File,
 }
 
 impl Disk {
@@ -57,7 +57,15 @@ impl Disk {
             }
         }
         check(path, volumes)?;
-        Ok((Self { path: path.to_owned(), _lock: file }, made))
+        Ok((Self { path: path.to_owned(), lock: file }, made))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread just forked holds a copy of the
+        // descriptor until it executes its program. Should this fail, closing does it later.
+        let _ = self.lock.unlock();
     }
 }
 

@@ -139,6 +139,11 @@ impl Log {
     pub(super) fn started(&self) -> bool {
         self.lock().started
     }
+
+    /// There will be no more output.
+    pub(super) fn ended(&self) -> bool {
+        self.lock().ended
+    }
 }
 
 #[cfg(test)]

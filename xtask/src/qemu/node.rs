@@ -79,8 +79,8 @@ pub struct RunningNode {
     log_path: PathBuf,
     messages: Arc<Log>,
     messages_path: PathBuf,
-    /// Holds the image's lock.
-    _disk: Arc<Disk>,
+    /// Holds the image's lock until QEMU ended.
+    disk: Mutex<Option<Arc<Disk>>>,
 }
 
 impl fmt::Debug for RunningNode {
@@ -130,7 +130,7 @@ impl RunningNode {
             log_path: config.serial_log.clone(),
             messages,
             messages_path: config.qemu_log.clone(),
-            _disk: disk,
+            disk: Mutex::new(Some(disk)),
         })
     }
 
@@ -237,6 +237,7 @@ impl RunningNode {
             }
         }
         let status = self.child.lock().unwrap_or_else(PoisonError::into_inner).wait();
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).take();
         // What it said last is still on its way through the pipe.
         self.log.wait_ended(STOP_PATIENCE);
         self.messages.wait_ended(STOP_PATIENCE);
@@ -269,10 +270,11 @@ impl RunningNode {
 
     /// QEMU's messages, if it ended before the machine ran.
     pub(super) fn failed_to_start(&self) -> Option<String> {
-        if self.log.started() {
+        if self.log.started() || !self.log.ended() {
             return None;
         }
-        self.wait(Some(Duration::ZERO))?;
+        // Its output ends a moment before the process does.
+        self.wait(Some(STOP_PATIENCE))?;
         let code = self.child.lock().unwrap_or_else(PoisonError::into_inner).wait().ok()?.code();
         (code == Some(1)).then(|| self.messages.lines().join("\n"))
     }
