@@ -94,17 +94,21 @@ async fn read_header<D: BlockDevice>(
 async fn format<D: BlockDevice>(dev: &D) -> Result<Layout, MountError> {
     let layout = Layout::new(dev.blocks())?;
     // If a store was here whose superblock somebody wiped, its journal must
-    // not be taken for ours: go on with the epochs behind its own.
-    let mut epoch = 1;
-    for area in [0, 1] {
-        if let Ok(Some((old, _))) = read_header(dev, &layout, area).await {
-            epoch = epoch.max(old.epoch + 1);
+    // not be taken for ours.
+    let mut data = vec![0; RESERVED as usize * BLOCK];
+    let (mut block, end) = (layout.area_start(0), layout.data_start());
+    while block < end {
+        let blocks = RESERVED.min(end - block);
+        data.truncate(blocks as usize * BLOCK);
+        dev.read(block, &mut data).await.map_err(device)?;
+        if !is_zero(&data) {
+            data.fill(0);
+            dev.write(block, &data).await.map_err(device)?;
         }
+        block += blocks;
     }
-    let header = Header { epoch, seq: 1, entries: 0, bytes: 0, crc: 0 };
-    let (block, _) = header.encode(&layout);
-    dev.write(layout.area_start(0), &block).await.map_err(device)?;
-    dev.write(layout.area_start(1), &[0; BLOCK]).await.map_err(device)?;
+    let (header, _) = Header { epoch: 1, seq: 1, entries: 0, bytes: 0, crc: 0 }.encode(&layout);
+    dev.write(layout.area_start(0), &header).await.map_err(device)?;
     dev.flush().await.map_err(device)?;
     dev.write(0, &encode_superblock(&layout)).await.map_err(device)?;
     dev.flush().await.map_err(device)?;

@@ -76,6 +76,7 @@ struct Shared {
     /// Percentage of writes and flushes that fail.
     fail_percent: u64,
     reads_fail: bool,
+    bad_blocks: Vec<u64>,
     counts: Counts,
 }
 
@@ -102,12 +103,22 @@ impl Disk {
         disk.cut_at.is_some_and(|at| disk.events >= at)
     }
 
+    /// The power stays on.
+    pub fn never_cut(&self) {
+        self.0.borrow_mut().cut_at = None;
+    }
+
     pub fn fail_percent(&self, percent: u64) {
         self.0.borrow_mut().fail_percent = percent;
     }
 
     pub fn reads_fail(&self, fail: bool) {
         self.0.borrow_mut().reads_fail = fail;
+    }
+
+    /// Every write that touches this block fails.
+    pub fn add_bad_block(&self, block: u64) {
+        self.0.borrow_mut().bad_blocks.push(block);
     }
 
     pub fn counts(&self) -> Counts {
@@ -136,15 +147,26 @@ impl Disk {
 
     /// What is left after a power cut.
     pub fn after_power_cut(&self, rng: &mut Rng) -> Self {
+        let kept = [0, 10, 50, 90, 100][rng.below(5) as usize];
+        let whole_writes = rng.chance(50);
+        let mut whole = false;
+        self.after_power_cut_keeping(|_, sector| {
+            if sector == 0 {
+                whole = rng.chance(kept);
+            }
+            if whole_writes { whole } else { rng.chance(kept) }
+        })
+    }
+
+    /// What is left if just the unflushed sectors survive that `keep` chooses
+    /// by the first block of their write and their number within it.
+    pub fn after_power_cut_keeping(&self, mut keep: impl FnMut(u64, usize) -> bool) -> Self {
         let mut disk = self.0.borrow_mut();
         let mut image = disk.durable.clone();
         disk.unflushed.sort_by_key(|write| (write.order.is_none(), write.order, write.id));
-        let kept = [0, 10, 50, 90, 100][rng.below(5) as usize];
-        let whole_writes = rng.chance(50);
         for write in &disk.unflushed {
-            let all = rng.chance(kept);
             for (n, sector) in write.data.chunks(SECTOR).enumerate() {
-                if if whole_writes { all } else { rng.chance(kept) } {
+                if keep(write.block, n) {
                     put_sector(&mut image, write.block, n, sector);
                 }
             }
@@ -173,7 +195,14 @@ impl Disk {
         }
         let n = rng.below(disk.pending.len() as u64) as usize;
         let Pending { id, kind } = disk.pending.swap_remove(n);
-        let fails = rng.chance(disk.fail_percent);
+        let bad = match &kind {
+            Kind::Write { block, data } => {
+                let end = block + (data.len() / BLOCK) as u64;
+                disk.bad_blocks.iter().any(|bad| (*block..end).contains(bad))
+            }
+            _ => false,
+        };
+        let fails = rng.chance(disk.fail_percent) || bad;
         let result = match kind {
             Kind::Read { block, len } => disk.finish_read(block, len),
             Kind::Write { block, data } => disk.finish_write(id, block, &data, fails, rng),
@@ -231,7 +260,7 @@ impl Shared {
             Kind::Flush { .. } => self.counts.flushes += 1,
             Kind::Write { block, data } => {
                 let blocks = (data.len() / BLOCK) as u64;
-                assert!(data.len() % BLOCK == 0 && block + blocks <= self.blocks);
+                assert!(data.len().is_multiple_of(BLOCK) && block + blocks <= self.blocks);
                 for other in self.unflushed.iter().filter(|w| w.order.is_none()) {
                     let end = other.block + (other.data.len() / BLOCK) as u64;
                     assert!(end <= *block || block + blocks <= other.block, "two writes at once");
@@ -326,7 +355,7 @@ impl BlockDevice for Disk {
 
     async fn read(&self, block: u64, buf: &mut [u8]) -> Result<(), &'static str> {
         let end = block + (buf.len() / BLOCK) as u64;
-        assert!(buf.len() % BLOCK == 0 && end <= self.blocks(), "read outside the volume");
+        assert!(buf.len().is_multiple_of(BLOCK) && end <= self.blocks(), "read outside the volume");
         let data = self.submit(Kind::Read { block, len: buf.len() }).await?;
         buf.copy_from_slice(&data);
         Ok(())

@@ -41,9 +41,14 @@ impl<'a> Exec<'a> {
         self.tasks.push(Task { future: Box::pin(future), flag });
     }
 
-    pub fn run(mut self, disk: &Disk, rng: &mut Rng) -> End {
+    pub fn run(self, disk: &Disk, rng: &mut Rng) -> End {
+        self.run_until(disk, rng, || false)
+    }
+
+    /// Runs until `cut` says that the power fails.
+    pub fn run_until(mut self, disk: &Disk, rng: &mut Rng, cut: impl Fn() -> bool) -> End {
         while !self.tasks.is_empty() {
-            if disk.is_dead() {
+            if disk.is_dead() || cut() {
                 return End::PowerCut;
             }
             let woken = |task: &Task<'_>| task.flag.0.load(Ordering::Relaxed);

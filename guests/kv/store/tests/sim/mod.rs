@@ -1,6 +1,6 @@
 //! A simulated disk, a deterministic executor, and a model of what the store
 //! may answer. One seed makes one run.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 pub mod disk;
 pub mod exec;

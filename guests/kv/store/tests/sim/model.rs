@@ -81,7 +81,7 @@ impl Model {
         if all().any(|change| matches(change) && !overwritten(change)) {
             return Ok(());
         }
-        let stale = all().any(|change| matches(change));
+        let stale = all().any(matches);
         let what = found.map_or("nothing".into(), |bytes| format!("{} bytes", bytes.len()));
         Err(format!("{key}: found {what}, {}", if stale { "which is old" } else { "unknown" }))
     }
