@@ -5,7 +5,7 @@
 //! connections, and goes on with the next backend: a crash of the driver looks
 //! like a cable that was slow for a moment.
 
-use alloc::{boxed::Box, string::String};
+use alloc::boxed::Box;
 use core::task::Context;
 
 use domain_rt::{env::DomainEnv, events, exec};
@@ -121,8 +121,7 @@ impl NetDevice {
         self.connected = connected;
         let peer = self.peer;
         if !connected {
-            let why = self.front.refusal().map(String::from).unwrap_or_default();
-            log::warn!("net: lost `{peer}`, frames wait for it {why}");
+            log::warn!("net: lost `{peer}`, frames wait for it");
             return;
         }
         self.link = true;
