@@ -94,7 +94,7 @@ fn blk_9_a_backend_that_crashes_again_and_again_loses_nothing() {
 }
 
 #[test]
-fn random_interleavings_of_crashes_restarts_and_glitches() {
+fn conn_8_blk_9_random_interleavings_of_crashes_restarts_and_glitches() {
     let mut rng = Rng::from_env("interleavings");
     let worlds = count("BULKHEAD_WORLDS", 300);
     let (mut completed, mut lives, mut drained) = (0, 0, 0);
@@ -212,7 +212,7 @@ fn conn_11_memory_stays_mapped_until_device_io_ended() {
 }
 
 #[test]
-fn conn_8_a_busy_end_is_not_notified() {
+fn ring_10_a_busy_end_is_not_notified() {
     let mut world = World::new(Rng::new(5));
     let mut left = 2_000;
     while left > 0 || world.outstanding() > 0 {

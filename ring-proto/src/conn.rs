@@ -341,3 +341,85 @@ impl PeerEnd {
         now.pair == seen && states.iter().any(|&s| now.is(s))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use std::vec::Vec;
+
+    fn page() -> SharedMem {
+        let words: &'static mut [u64] = Vec::leak(std::vec![0u64; 512]);
+        // SAFETY: leaked, and used only through the view.
+        #[allow(unsafe_code)]
+        unsafe {
+            SharedMem::new(words.as_mut_ptr().cast(), 4096)
+        }
+    }
+
+    fn hello(epoch: u32) -> FrontHello {
+        let range = GrantRange { first: epoch, pages: epoch };
+        FrontHello {
+            version: VERSION,
+            protocol: 1,
+            features: epoch,
+            queues: [QueueHello { ring: range, slots: epoch }; 4].into_iter().collect(),
+            pool: range,
+        }
+    }
+
+    #[test]
+    fn conn_5_a_hello_is_read_whole_or_not_at_all() {
+        let mem = page();
+        let writer = thread::spawn(move || {
+            let own = OwnEnd::new(mem).unwrap();
+            for epoch in 1..=100_000 {
+                own.publish(
+                    &hello(epoch),
+                    epoch,
+                    Pair::default(),
+                    State::Closing,
+                    State::Initialising,
+                )
+                .unwrap();
+            }
+        });
+        let peer = PeerEnd::new(mem).unwrap();
+        let mut read = 0;
+        loop {
+            let seen = peer.glance();
+            if !seen.is(State::Initialising) {
+                continue;
+            }
+            match peer.hello::<FrontHello>(&seen) {
+                Ok(got) => {
+                    assert_eq!(got, hello(seen.pair.epoch));
+                    read += 1;
+                }
+                Err(error) => assert_eq!(error, HelloError::Unsettled),
+            }
+            if seen.pair.epoch == 100_000 {
+                break;
+            }
+        }
+        assert!(read > 0);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn conn_1_the_page_has_the_specified_layout() {
+        assert_eq!((STATE, GENERATION, EPOCH), (0, 4, 8));
+        assert_eq!((PEER_GENERATION, PEER_EPOCH, HELLO_LEN, HELLO), (12, 16, 20, 64));
+        assert!(size_of::<EndPage>() <= crate::PAGE_SIZE);
+        assert!(Pages::new(page().sub(0, 1000).unwrap(), page()).is_none());
+        assert!(Pages::new(page(), page().sub(4, 4000).unwrap()).is_none());
+    }
+
+    #[test]
+    fn conn_4_a_hello_that_is_too_long_is_refused() {
+        let own = OwnEnd::new(page()).unwrap();
+        let long: Vec<u8> = std::vec![0; HELLO_MAX + 1];
+        let published = own.publish(&long, 1, Pair::default(), State::Closing, State::Initialising);
+        assert_eq!(published, Err(HelloTooLong));
+    }
+}
