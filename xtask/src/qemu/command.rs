@@ -46,18 +46,16 @@ pub fn command(
         .arg(with_path("socket,id=com2,server=on,wait=off,path=", &config.control_socket))
         .args(["-serial", "chardev:com2"])
         .args(["-device", "amd-iommu,intremap=on"])
-        .args(["-device", "pcie-root-port,id=rp1,chassis=1"])
-        .args(["-device", "pcie-root-port,id=rp2,chassis=2"])
         .arg("-drive")
         .arg(with_path(
             "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file.locking=on,file.filename=",
             &config.disk,
         ))
-        .args(["-device", "virtio-blk-pci,drive=disk,bus=rp1,disable-legacy=on,iommu_platform=on"])
+        .args(["-device", "virtio-blk-pci,drive=disk,addr=4,disable-legacy=on,iommu_platform=on"])
         .args(["-netdev", &format!("user,id=wire,hostfwd=tcp:127.0.0.1:{port}-:80")])
         .args([
             "-device",
-            "virtio-net-pci,netdev=wire,bus=rp2,romfile=,disable-legacy=on,iommu_platform=on",
+            "virtio-net-pci,netdev=wire,addr=5,romfile=,disable-legacy=on,iommu_platform=on",
         ]);
     if config.icount {
         command.args(["-icount", "shift=0,sleep=off"]);
