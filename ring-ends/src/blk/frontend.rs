@@ -50,7 +50,7 @@ pub struct Geometry {
 pub struct Io<'a> {
     /// Operation.
     pub op: Op,
-    /// First sector.
+    /// First sector; without meaning for a flush.
     pub sector: u64,
     /// Discard, write-zeroes: sectors. Otherwise 0.
     pub sectors: u64,
@@ -335,7 +335,7 @@ impl Frontend {
 
     fn check_io(&self, io: &Io<'_>) -> Option<Request> {
         let mut request = empty_request(io.op);
-        request.sector = io.sector;
+        request.sector = if io.op == Op::Flush { 0 } else { io.sector };
         request.segments.get_mut(..io.segments.len())?.copy_from_slice(io.segments);
         request.segment_count = io.segments.len() as u8;
         let with_data = matches!(io.op, Op::Read | Op::Write);
