@@ -6,7 +6,6 @@ use core::arch::asm;
 use alloc::format;
 use alloc::string::String;
 
-
 use crate::cpu::{self, features, stack::Stack};
 use crate::ioapic::IoApics;
 use crate::memmap::Kind;
@@ -72,11 +71,18 @@ fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(
     let ecam = platform.ecam.ok_or("the firmware names no PCI configuration space (MCFG)")?;
     let pci = Pci::enumerate(phys, ecam).map_err(|e| format!("PCI: {e:?}"))?;
     let mut frames = |count, align: u64| memmap::alloc_frames(count, align);
-    let iommu = iommu::init(phys, platform, &pci, &mut frames).map_err(|e| format!("IOMMU: {e:?}"))?;
-    for bar in pci.functions().iter().flat_map(|f| f.bars.iter().flatten()).filter(|b| b.is_memory()) {
+    let iommu =
+        iommu::init(phys, platform, &pci, &mut frames).map_err(|e| format!("IOMMU: {e:?}"))?;
+    for bar in
+        pci.functions().iter().flat_map(|f| f.bars.iter().flatten()).filter(|b| b.is_memory())
+    {
         paging::map_mmio(bar.address, bar.len);
     }
-    say!("{} PCI functions, IOMMU {}", pci.functions().len(), if iommu.is_some() { "AMD-Vi" } else { "none" });
+    say!(
+        "{} PCI functions, IOMMU {}",
+        pci.functions().len(),
+        if iommu.is_some() { "AMD-Vi" } else { "none" }
+    );
     let ioapics = IoApics::new(phys, platform);
     let devices = kernel::Devices::new(phys, platform, pci, iommu, ioapics);
     let node = kernel::build(memmap::boot().bundle(), cores as u16, devices)?;

@@ -62,7 +62,9 @@ pub fn iommu_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
             m.dma && m.source.is_some_and(|s| s.frame == leaf.hpa) && (m.write || !leaf.write)
         });
     }
-    space.region(leaf.gpa).is_some_and(|r| r.kind == Kind::DmaPool && leaf.hpa == r.hpa + (leaf.gpa - r.gpa))
+    space
+        .region(leaf.gpa)
+        .is_some_and(|r| r.kind == Kind::DmaPool && leaf.hpa == r.hpa + (leaf.gpa - r.gpa))
 }
 
 /// Pages that a domain's nested table should have.
@@ -75,7 +77,10 @@ pub fn nested_pages(space: &Space, window: &Window) -> u64 {
 pub fn window_agrees(
     window: &Window,
     grantee: ring_proto::DomainId,
-    mapped_at: impl Fn(ring_proto::DomainId, ring_proto::GrantRef) -> Option<(ring_proto::DomainId, u32)>,
+    mapped_at: impl Fn(
+        ring_proto::DomainId,
+        ring_proto::GrantRef,
+    ) -> Option<(ring_proto::DomainId, u32)>,
 ) -> u64 {
     (0..window.len())
         .filter(|&page| {

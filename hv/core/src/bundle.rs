@@ -113,7 +113,11 @@ impl fmt::Display for Problem {
             Self::BadEntry => "the entry point is not in executable memory",
             Self::BadMemory => "memory must be a multiple of 4 KiB, at most 4 GiB",
             Self::MemoryTooSmall(need) => {
-                return write!(f, "memory is too small: at least {} KiB are needed", need.div_ceil(1024));
+                return write!(
+                    f,
+                    "memory is too small: at least {} KiB are needed",
+                    need.div_ceil(1024)
+                );
             }
             Self::BadGrantSize => "grant table and window are multiples of 512 up to 16384",
             Self::BadCore => "the core does not exist on this node",
@@ -189,7 +193,8 @@ fn check_image(image: &Image, total_len: u64) -> Result<(), Problem> {
     let mut free_from = layout::IMAGE_BASE;
     let mut entry_ok = false;
     for s in &image.segments {
-        let aligned = s.address % PAGE == 0 && s.memory_len % PAGE == 0 && s.file_offset % PAGE == 0;
+        let aligned =
+            s.address % PAGE == 0 && s.memory_len % PAGE == 0 && s.file_offset % PAGE == 0;
         if !aligned || s.memory_len == 0 || s.file_len > s.memory_len {
             return Err(Problem::BadSegment);
         }
@@ -223,7 +228,10 @@ fn check_domain(node: &Node, index: usize) -> Result<(), Problem> {
         return Err(Problem::DuplicateName);
     }
     let image = node.images.get(usize::from(domain.image)).ok_or(Problem::BadReference)?;
-    if domain.memory % PAGE_SIZE as u64 != 0 || domain.memory > MAX_MEMORY || domain.dma_pool % PAGE_SIZE as u64 != 0 {
+    if domain.memory % PAGE_SIZE as u64 != 0
+        || domain.memory > MAX_MEMORY
+        || domain.dma_pool % PAGE_SIZE as u64 != 0
+    {
         return Err(Problem::BadMemory);
     }
     for n in [domain.grant_entries, domain.grant_window_pages] {
@@ -254,7 +262,9 @@ fn check_domain(node: &Node, index: usize) -> Result<(), Problem> {
         if usize::from(device) >= node.devices.len() {
             return Err(Problem::BadReference);
         }
-        if domain.devices.iter().take(i).any(|&d| d == device) || before().any(|o| o.devices.contains(&device)) {
+        if domain.devices.iter().take(i).any(|&d| d == device)
+            || before().any(|o| o.devices.contains(&device))
+        {
             return Err(Problem::DeviceShared);
         }
     }
@@ -273,7 +283,8 @@ fn check_connection(node: &Node, index: usize) -> Result<(), Problem> {
     let Some(c) = node.connections.get(index) else { return Err(Problem::BadReference) };
     let before = || node.connections.iter().take(index);
     let protocol = Protocol::from_raw(c.protocol).ok_or(Problem::BadProtocol)?;
-    if usize::from(c.frontend) >= node.domains.len() || usize::from(c.backend) >= node.domains.len() {
+    if usize::from(c.frontend) >= node.domains.len() || usize::from(c.backend) >= node.domains.len()
+    {
         return Err(Problem::BadReference);
     }
     if c.frontend == c.backend {

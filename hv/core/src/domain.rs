@@ -1,8 +1,7 @@
 //! Domains: life cycle, generations, statistics.
 
 use ring_proto::{
-    DomainId, Generation,
-    bundle,
+    DomainId, Generation, bundle,
     crash::Reason,
     hypercall::{DomainInfo, DomainState, Error},
 };
@@ -140,7 +139,9 @@ impl Domain {
     /// What the supervisor sees, but for CPU time.
     pub fn info(&self) -> DomainInfo {
         let state = match self.life {
-            _ if self.held && !matches!(self.life, Life::Running | Life::Building(_)) => DomainState::Held,
+            _ if self.held && !matches!(self.life, Life::Running | Life::Building(_)) => {
+                DomainState::Held
+            }
             Life::Stopped => DomainState::Stopped,
             Life::Building(_) | Life::Running => DomainState::Running,
             Life::Dead => DomainState::Dead,

@@ -156,7 +156,12 @@ impl Table {
 ///
 /// # Errors
 /// [`Error::PeerGrant`] if not.
-pub fn check_map(entry: GrantEntry, grantee: DomainId, write: bool, dma: bool) -> Result<(), Error> {
+pub fn check_map(
+    entry: GrantEntry,
+    grantee: DomainId,
+    write: bool,
+    dma: bool,
+) -> Result<(), Error> {
     let mut need = VALID | MAP;
     if write {
         need |= WRITE;

@@ -131,7 +131,13 @@ impl Space {
         add(layout::BOOT_INFO, PAGE, false, false, Kind::BootInfo);
         add(layout::EVENT_PAGE, PAGE, true, false, Kind::Event);
         add(layout::PAGE_TABLES, 2 * PAGE, true, false, Kind::PageTables);
-        add(layout::GRANT_TABLE, grant_table_bytes(domain.grant_entries), true, false, Kind::GrantTable);
+        add(
+            layout::GRANT_TABLE,
+            grant_table_bytes(domain.grant_entries),
+            true,
+            false,
+            Kind::GrantTable,
+        );
         let scratch = next;
         regions.sort_by_key(|r| r.gpa);
         Some(Self { regions, base, len: domain.memory, scratch, heap_len })
@@ -168,7 +174,7 @@ impl Space {
     /// Machine address of the grantable page at `gpa`.
     pub fn grantable_page(&self, gpa: u64) -> Option<u64> {
         let r = self.region(gpa)?;
-        (r.is_grantable() && gpa % PAGE == 0).then_some(r.hpa + (gpa - r.gpa))
+        (r.is_grantable() && gpa.is_multiple_of(PAGE)).then_some(r.hpa + (gpa - r.gpa))
     }
 
     /// The region of a given purpose.

@@ -206,7 +206,9 @@ impl Scheduler {
         let Some((id, _)) = best else { return Decision::Idle(next_event) };
         let mut until = next_event;
         if let Some(e) = self.get(id) {
-            until = until.min(now.saturating_add(e.watchdog.saturating_sub(e.since_wait)).saturating_add(1000));
+            until = until.min(
+                now.saturating_add(e.watchdog.saturating_sub(e.since_wait)).saturating_add(1000),
+            );
             if e.cap_ns < CAP_PERIOD {
                 let used = if e.period == now / CAP_PERIOD { e.used } else { 0 };
                 until = until.min(now.saturating_add(e.cap_ns.saturating_sub(used)));

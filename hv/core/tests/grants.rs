@@ -91,5 +91,9 @@ fn an_entry_allows_what_it_says_and_no_more() {
     assert_eq!(check_map(read_only, 7, true, false), Err(Error::PeerGrant), "read only");
     let copy = GrantEntry::new(0x1000, 7, COPY);
     assert_eq!(check_map(copy, 7, false, false), Err(Error::PeerGrant), "copy only");
-    assert_eq!(check_map(GrantEntry(entry.0 & !VALID), 7, false, false), Err(Error::PeerGrant), "not valid");
+    assert_eq!(
+        check_map(GrantEntry(entry.0 & !VALID), 7, false, false),
+        Err(Error::PeerGrant),
+        "not valid"
+    );
 }

@@ -31,7 +31,13 @@ fn domain(name: &str, devices: &[u16]) -> Domain {
         watchdog_ms: 100,
         grant_entries: 1024,
         grant_window_pages: 1024,
-        restart: Restart { floor_ms: 5, backoff_percent: 200, budget: 5, window_s: 10, automatic: true },
+        restart: Restart {
+            floor_ms: 5,
+            backoff_percent: 200,
+            budget: 5,
+            window_s: 10,
+            automatic: true,
+        },
         args: Default::default(),
         autostart: true,
     }
@@ -99,10 +105,16 @@ fn bad_images() {
     bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[0].memory_len = 0);
     bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[0].file_len = 0x4001);
     bad(Image, 0, Problem::SegmentRange, |n| n.images[0].segments[0].address = 0x1000);
-    bad(Image, 0, Problem::SegmentRange, |n| n.images[0].segments[2].memory_len = layout::IMAGE_END);
-    bad(Image, 0, Problem::SegmentRange, |n| n.images[0].segments[2].memory_len = u64::MAX & !0xfff);
+    bad(Image, 0, Problem::SegmentRange, |n| {
+        n.images[0].segments[2].memory_len = layout::IMAGE_END
+    });
+    bad(Image, 0, Problem::SegmentRange, |n| {
+        n.images[0].segments[2].memory_len = u64::MAX & !0xfff
+    });
     bad(Image, 0, Problem::SegmentFile, |n| n.images[0].segments[2].file_offset = TOTAL);
-    bad(Image, 0, Problem::SegmentFile, |n| n.images[0].segments[2].file_offset = u64::MAX & !0xfff);
+    bad(Image, 0, Problem::SegmentFile, |n| {
+        n.images[0].segments[2].file_offset = u64::MAX & !0xfff
+    });
     bad(Image, 0, Problem::WriteExecute, |n| n.images[0].segments[0].write = true);
     bad(Image, 0, Problem::BadEntry, |n| n.images[0].entry = layout::IMAGE_BASE + 0x4000);
 }

@@ -6,7 +6,6 @@ use ring_proto::{DomainId, PAGE_SIZE};
 
 use super::Node;
 
-
 impl Node {
     /// Checks one domain. Returns the number of violations; the log names the
     /// first few.
@@ -53,14 +52,19 @@ impl Node {
         });
         let extent = space.base..space.base + space.len;
         for (i, other) in self.domains.iter().enumerate() {
-            let overlaps = other.space.base < extent.end && extent.start < other.space.base + other.space.len;
+            let overlaps =
+                other.space.base < extent.end && extent.start < other.space.base + other.space.len;
             if i != d && overlaps {
                 bad += 1;
                 log::error!("audit: {} and {} overlap", target.config.name, other.config.name);
             }
         }
         for table in self.nested.iter().flat_map(|n| n.tables()) {
-            if self.domains.iter().any(|o| (o.space.base..o.space.base + o.space.len).contains(table)) {
+            if self
+                .domains
+                .iter()
+                .any(|o| (o.space.base..o.space.base + o.space.len).contains(table))
+            {
                 bad += 1;
                 log::error!("audit: nested table {table:#x} lies in a domain's memory");
             }

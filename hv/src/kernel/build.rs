@@ -39,22 +39,32 @@ const CONSOLE: usize = 256 << 10;
 /// A sentence for people.
 pub fn parse(bundle: &[u8]) -> Result<bundle::Node, String> {
     use alloc::format;
-    let (header, rest) = Header::read_from_prefix(bundle).map_err(|_| String::from("the bundle is too short"))?;
+    let (header, rest) =
+        Header::read_from_prefix(bundle).map_err(|_| String::from("the bundle is too short"))?;
     if header.magic != bundle::MAGIC {
         return Err("the boot module is not a Bulkhead bundle".into());
     }
     if header.version != bundle::VERSION {
-        return Err(format!("the bundle has version {}, this hypervisor reads {}", header.version, bundle::VERSION));
+        return Err(format!(
+            "the bundle has version {}, this hypervisor reads {}",
+            header.version,
+            bundle::VERSION
+        ));
     }
     if header.total_len != bundle.len() as u64 {
-        return Err(format!("the bundle says it has {} bytes, {} arrived", header.total_len, bundle.len()));
+        return Err(format!(
+            "the bundle says it has {} bytes, {} arrived",
+            header.total_len,
+            bundle.len()
+        ));
     }
-    let manifest = rest.get(..header.manifest_len as usize).ok_or("the bundle's manifest is cut off")?;
+    let manifest =
+        rest.get(..header.manifest_len as usize).ok_or("the bundle's manifest is cut off")?;
     if bundle::crc32(manifest) != header.manifest_crc {
         return Err("the bundle's manifest is damaged (CRC)".into());
     }
-    let node: bundle::Node =
-        postcard::from_bytes(manifest).map_err(|e| format!("the bundle's manifest cannot be read: {e}"))?;
+    let node: bundle::Node = postcard::from_bytes(manifest)
+        .map_err(|e| format!("the bundle's manifest cannot be read: {e}"))?;
     validate(&node, bundle.len() as u64)
         .map_err(|e| format!("{:?} {} of the manifest: {}", e.item, e.index, e.problem))?;
     Ok(node)
@@ -85,6 +95,7 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
         console: Console::new(CONSOLE),
         ram: Ram::default(),
         info: NodeInfo::new_zeroed(),
+        next_event_poll: 0,
     };
     node.info.memory = memmap::boot().usable;
     node.devices.resolve(&manifest)?;
@@ -96,7 +107,9 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
     }
     for d in 0..node.domains.len() {
         node.add_bars(d);
-        node.map_domain(d).ok_or_else(|| format!("no memory for the tables of {}", node.domains[d].config.name))?;
+        node.map_domain(d).ok_or_else(|| {
+            format!("no memory for the tables of {}", node.domains[d].config.name)
+        })?;
         if node.domains[d].config.autostart {
             node.domains[d].life = Life::Building(0);
         }
@@ -122,7 +135,8 @@ impl Node {
             )
         };
         let pages = (config.memory / PAGE) as usize;
-        let base = memmap::alloc_frames(pages, HUGE).ok_or_else(short)?;
+        // Restoring the image zeroes what the image does not fill.
+        let base = memmap::alloc_frames_dirty(pages, HUGE).ok_or_else(short)?;
         self.ram.add(base, config.memory);
         let image = self.images.get(usize::from(config.image)).ok_or("image missing")?;
         let space = Space::new(config, image, base).ok_or("memory layout does not fit")?;
@@ -149,7 +163,14 @@ impl Node {
             slots.push(number);
             let gpa = layout::CONNECTIONS + u64::from(slot) * 2 * PAGE;
             let space = &mut self.domains.get_mut(usize::from(domain))?.space;
-            let region = |gpa, hpa, write| Region { gpa, hpa, len: PAGE, write, execute: false, kind: Kind::Connection };
+            let region = |gpa, hpa, write| Region {
+                gpa,
+                hpa,
+                len: PAGE,
+                write,
+                execute: false,
+                kind: Kind::Connection,
+            };
             space.add_foreign(region(gpa, page, true));
             space.add_foreign(region(gpa + PAGE, peer_page, false));
             Some(End { domain, slot, page })
@@ -167,8 +188,9 @@ impl Node {
             let Some(function) = self.devices.function(d as u16, slot) else { break };
             for (bar, found) in function.bars.iter().enumerate() {
                 let Some(found) = found.as_ref().filter(|b| b.is_memory()) else { continue };
-                let window =
-                    layout::BARS + slot as u64 * layout::BAR_SLOT_STRIDE + bar as u64 * layout::BAR_STRIDE;
+                let window = layout::BARS
+                    + slot as u64 * layout::BAR_SLOT_STRIDE
+                    + bar as u64 * layout::BAR_STRIDE;
                 let len = found.len.min(layout::BAR_STRIDE) & !(PAGE - 1);
                 let mut run: Option<(u64, u64)> = None;
                 for offset in (0..=len).step_by(PAGE_SIZE) {
@@ -200,6 +222,9 @@ impl Node {
             let rights = Rights { write: r.write, execute: r.execute, device: r.kind == Kind::Bar };
             nested.map_range(r.gpa, r.hpa, r.len, rights)?;
         }
-        nested.reserve(layout::GRANT_WINDOW, u64::from(self.domains[d].config.grant_window_pages) * PAGE)
+        nested.reserve(
+            layout::GRANT_WINDOW,
+            u64::from(self.domains[d].config.grant_window_pages) * PAGE,
+        )
     }
 }

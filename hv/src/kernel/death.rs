@@ -85,11 +85,9 @@ impl Node {
             report,
         });
         self.info.next_crash = self.deaths.next();
-        log::info!(
-            "{}: generation {ended} ended: {reason:?}{}",
-            self.domains[d].config.name,
-            Place { report: &report, fault_address, reason },
-        );
+        let name = self.domains[d].config.name.clone();
+        let place = Place { report: &report, fault_address, reason };
+        self.say(format_args!("{name}: generation {ended} ended: {reason:?}{place}"));
         self.show_closed(domain);
         self.tell_peers(domain);
         // There is nobody else to restart the supervisor.
@@ -181,7 +179,11 @@ impl core::fmt::Display for Place<'_> {
             (Reason::Operator | Reason::Exit, _) => Ok(()),
             (_, Ok(text)) if !text.is_empty() => write!(f, ": {text}"),
             (Reason::NestedFault, _) => {
-                write!(f, " at address {:#x}, instruction {:#x}", self.fault_address, self.report.rip)
+                write!(
+                    f,
+                    " at address {:#x}, instruction {:#x}",
+                    self.fault_address, self.report.rip
+                )
             }
             _ => write!(f, " at instruction {:#x}", self.report.rip),
         }

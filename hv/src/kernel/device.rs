@@ -17,7 +17,10 @@ use crate::{
     ioapic::IoApics,
     iommu::{
         self, Iommu,
-        amd_vi::{AmdVi, page_table::{IoTable, LEVELS}},
+        amd_vi::{
+            AmdVi,
+            page_table::{IoTable, LEVELS},
+        },
     },
     irq, memmap,
     pci::{Bdf, Function, Pci},
@@ -114,9 +117,13 @@ impl Devices {
                 Select::Bdf(bdf) => self.pci.function(Bdf(bdf)).filter(|f| f.assignable()),
                 Select::Class { class, index } => self.pci.by_class(class, index.into()),
             };
-            let function = found.ok_or_else(|| format!("device {}: there is no such PCI function", device.name))?;
+            let function = found
+                .ok_or_else(|| format!("device {}: there is no such PCI function", device.name))?;
             if self.named.contains(&function.bdf) {
-                return Err(format!("device {}: {} is another device already", device.name, function.bdf));
+                return Err(format!(
+                    "device {}: {} is another device already",
+                    device.name, function.bdf
+                ));
             }
             self.named.push(function.bdf);
         }
@@ -128,7 +135,12 @@ impl Devices {
 
     /// Gives the next domain its functions and the IOMMU table that confines
     /// them: its DMA pool, and room for its grant window.
-    pub fn add_domain(&mut self, domain: DomainId, space: &Space, config: &bundle::Domain) -> Result<(), String> {
+    pub fn add_domain(
+        &mut self,
+        domain: DomainId,
+        space: &Space,
+        config: &bundle::Domain,
+    ) -> Result<(), String> {
         for &index in &config.devices {
             let bdf = *self.named.get(usize::from(index)).ok_or("device missing")?;
             self.owned.push(Owned { domain, bdf, attached: false });
@@ -181,7 +193,9 @@ impl Devices {
             0 => Ok(self.pci.config_read(bdf, offset, width).into()),
             1 => {
                 let value = u32::try_from(value).map_err(|_| Error::BadArgument)?;
-                self.pci.domain_config_write(function, offset, width, value).map_err(|_| Error::NotPermitted)?;
+                self.pci
+                    .domain_config_write(function, offset, width, value)
+                    .map_err(|_| Error::NotPermitted)?;
                 Ok(0)
             }
             _ => Err(Error::BadArgument),
@@ -189,7 +203,14 @@ impl Devices {
     }
 
     /// `irq_bind`: the message arrives on `core` as an event on `port`.
-    pub fn bind(&mut self, domain: DomainId, core: u16, slot: u64, entry: u64, port: u64) -> Result<u64, Error> {
+    pub fn bind(
+        &mut self,
+        domain: DomainId,
+        core: u16,
+        slot: u64,
+        entry: u64,
+        port: u64,
+    ) -> Result<u64, Error> {
         let bdf = self.bdf(domain, slot)?;
         let port = Port::try_from(port).map_err(|_| Error::BadArgument)?;
         let entry = u16::try_from(entry).map_err(|_| Error::BadArgument)?;
@@ -201,7 +222,12 @@ impl Devices {
             return Err(Error::NotFound);
         }
         let source = Source::MsiX { bdf, entry };
-        if self.bindings.iter().flatten().any(|b| b.source == source || (b.domain == domain && b.port == port)) {
+        if self
+            .bindings
+            .iter()
+            .flatten()
+            .any(|b| b.source == source || (b.domain == domain && b.port == port))
+        {
             return Err(Error::Busy);
         }
         let vector = self.free_vector().ok_or(Error::Exhausted)?;
@@ -221,9 +247,15 @@ impl Devices {
 
     /// `irq_unmask`.
     pub fn unmask(&mut self, domain: DomainId, port: u64) -> Result<u64, Error> {
-        let found = self.bindings.iter().flatten().position(|b| b.domain == domain && u64::from(b.port) == port);
+        let found = self
+            .bindings
+            .iter()
+            .flatten()
+            .position(|b| b.domain == domain && u64::from(b.port) == port);
         let index = found.ok_or(Error::NotFound)?;
-        let Some(binding) = self.bindings.iter_mut().flatten().nth(index) else { return Err(Error::NotFound) };
+        let Some(binding) = self.bindings.iter_mut().flatten().nth(index) else {
+            return Err(Error::NotFound);
+        };
         binding.open = true;
         if core::mem::take(&mut binding.throttled) {
             self.throttled -= 1;
@@ -254,7 +286,8 @@ impl Devices {
         if owned.attached {
             return Ok(());
         }
-        let table = self.tables.get(usize::from(domain)).and_then(Option::as_ref).ok_or(Error::Hardware)?;
+        let table =
+            self.tables.get(usize::from(domain)).and_then(Option::as_ref).ok_or(Error::Hardware)?;
         let iommu = self.iommu.as_mut().ok_or(Error::Hardware)?;
         iommu.attach(bdf, iommu_domain(domain), table.root(), LEVELS).map_err(hardware)?;
         owned.attached = true;
@@ -271,18 +304,18 @@ impl Devices {
                 // A function without MSI-X has none to mask.
                 let _ = self.pci.msix_disable(function);
             }
-            if core::mem::take(&mut owned.attached) {
-                if let Some(Err(error)) = self.iommu.as_mut().map(|i| i.detach(owned.bdf)) {
-                    // The device may be loose. Nothing on this node is safe any more.
-                    panic!("IOMMU cannot block {}: {error:?}", owned.bdf);
-                }
+            if core::mem::take(&mut owned.attached)
+                && let Some(Err(error)) = self.iommu.as_mut().map(|i| i.detach(owned.bdf))
+            {
+                // The device may be loose. Nothing on this node is safe any more.
+                panic!("IOMMU cannot block {}: {error:?}", owned.bdf);
             }
         }
         for place in &mut self.bindings {
-            if place.is_some_and(|b| b.domain == domain && matches!(b.source, Source::MsiX { .. })) {
-                if place.take().is_some_and(|b| b.throttled) {
-                    self.throttled -= 1;
-                }
+            if place.is_some_and(|b| b.domain == domain && matches!(b.source, Source::MsiX { .. }))
+                && place.take().is_some_and(|b| b.throttled)
+            {
+                self.throttled -= 1;
             }
         }
     }
@@ -297,13 +330,20 @@ impl Devices {
             .map_err(|e| format!("control UART's interrupt cannot be routed: {e:?}"))?;
         if let Some(place) = self.bindings.get_mut(usize::from(vector)) {
             let source = Source::Uart { gsi };
-            *place = Some(Binding { domain, port: event::PORT_UART, source, open: true, throttled: false });
+            *place = Some(Binding {
+                domain,
+                port: event::PORT_UART,
+                source,
+                open: true,
+                throttled: false,
+            });
         }
         self.ioapics.set_mask(gsi, false).map_err(|e| format!("control UART's interrupt: {e:?}"))
     }
 
     fn free_vector(&self) -> Option<u8> {
-        (irq::DEVICE_FIRST..=irq::DEVICE_LAST).find(|v| self.bindings.get(usize::from(*v)).is_some_and(Option::is_none))
+        (irq::DEVICE_FIRST..=irq::DEVICE_LAST)
+            .find(|v| self.bindings.get(usize::from(*v)).is_some_and(Option::is_none))
     }
 
     fn set_mask(&mut self, source: Source, masked: bool) {
@@ -359,18 +399,17 @@ impl Devices {
     }
 
     /// Lets a domain's devices reach a granted page. False if it has none.
+    /// [`Self::dma_added`] follows.
     pub fn map_dma(&mut self, domain: DomainId, iova: u64, hpa: u64, write: bool) -> bool {
         let Some(Some(table)) = self.tables.get_mut(usize::from(domain)) else { return false };
-        if table.map(iova, hpa, write).is_err() {
-            return false;
-        }
-        match self.iommu.as_mut().map(|i| i.flush_added(iommu_domain(domain), iova, 1)) {
-            Some(Err(error)) => {
-                log::error!("IOMMU: {error:?}");
-                let _ = table.unmap(iova);
-                false
-            }
-            _ => true,
+        table.map(iova, hpa, write).is_ok()
+    }
+
+    /// After additions: returns when the device sees them.
+    pub fn dma_added(&mut self, domain: DomainId, iova: u64, pages: u64) -> Result<(), Error> {
+        match self.iommu.as_mut() {
+            Some(iommu) => iommu.flush_added(iommu_domain(domain), iova, pages).map_err(hardware),
+            None => Err(Error::Hardware),
         }
     }
 
@@ -398,18 +437,24 @@ impl Devices {
     ///
     /// # Errors
     /// The table leads anywhere but to frames of its own.
-    pub fn for_each_dma(&self, domain: DomainId, mut visit: impl FnMut(u64, u64, bool)) -> Result<(), Error> {
+    pub fn for_each_dma(
+        &self,
+        domain: DomainId,
+        mut visit: impl FnMut(u64, u64, bool),
+    ) -> Result<(), Error> {
         match self.tables.get(usize::from(domain)) {
-            Some(Some(table)) => {
-                table.leaves(&mut |leaf| visit(leaf.iova, leaf.phys, leaf.write)).map_err(|_| Error::Hardware)
-            }
+            Some(Some(table)) => table
+                .leaves(&mut |leaf| visit(leaf.iova, leaf.phys, leaf.write))
+                .map_err(|_| Error::Hardware),
             _ => Ok(()),
         }
     }
 
-    /// The next thing that a device was not allowed to do.
-    pub fn poll_event(&mut self) -> Option<iommu::Event> {
-        self.iommu.as_mut()?.poll_event()
+    /// The next thing that a device was not allowed to do, and whose it is.
+    pub fn poll_event(&mut self) -> Option<(iommu::Event, Option<DomainId>)> {
+        let event = self.iommu.as_mut()?.poll_event()?;
+        let owner = self.owned.iter().find(|o| o.bdf == event.bdf).map(|o| o.domain);
+        Some((event, owner))
     }
 
     /// Whether a domain has the control UART.

@@ -34,12 +34,19 @@ fn window_range(target: u64, count: u64) -> Result<(u32, u32), Error> {
 
 impl Node {
     /// The word of a granter's grant table.
-    fn grant_word(&self, granter: DomainId, gref: u32) -> Result<&core::sync::atomic::AtomicU64, Error> {
+    fn grant_word(
+        &self,
+        granter: DomainId,
+        gref: u32,
+    ) -> Result<&core::sync::atomic::AtomicU64, Error> {
         let d = self.domains.get(usize::from(granter)).ok_or(Error::NotFound)?;
         if gref >= d.table.len() {
             return Err(Error::NotFound);
         }
-        let at = d.space.translate(layout::GRANT_TABLE + u64::from(gref) * 8, 8, true).ok_or(Error::NotFound)?;
+        let at = d
+            .space
+            .translate(layout::GRANT_TABLE + u64::from(gref) * 8, 8, true)
+            .ok_or(Error::NotFound)?;
         self.ram.word64(at)
     }
 
@@ -70,6 +77,9 @@ impl Node {
                 return Err(e);
             }
         }
+        if dma {
+            self.devices.dma_added(caller, target, count.into())?;
+        }
         Ok(0)
     }
 
@@ -92,7 +102,8 @@ impl Node {
         word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed)
             .map_err(|_| Error::PeerGrant)?;
         let granting = &mut self.domains[usize::from(granter)];
-        let frame = granting.space.grantable_page(GrantEntry(seen).address()).ok_or(Error::PeerGrant)?;
+        let frame =
+            granting.space.grantable_page(GrantEntry(seen).address()).ok_or(Error::PeerGrant)?;
         granting.table.insert(gref, caller, page)?;
         let mapping = Mapping { source: Some(Source { granter, gref, frame }), write, dma };
         self.domains[usize::from(caller)].window.insert(page, mapping)?;
@@ -112,7 +123,9 @@ impl Node {
     /// Removes one mapping from tables and records. The caller flushes.
     /// Returns whether a device could reach it.
     fn unmap_one(&mut self, caller: DomainId, page: u32) -> bool {
-        let Some(mapping) = self.domains[usize::from(caller)].window.remove(page) else { return false };
+        let Some(mapping) = self.domains[usize::from(caller)].window.remove(page) else {
+            return false;
+        };
         let address = window_address(page);
         self.nested[usize::from(caller)].set_page(address, None);
         if mapping.dma {
@@ -136,7 +149,12 @@ impl Node {
         }
     }
 
-    pub(super) fn grant_unmap(&mut self, caller: DomainId, target: u64, count: u64) -> Result<u64, Error> {
+    pub(super) fn grant_unmap(
+        &mut self,
+        caller: DomainId,
+        target: u64,
+        count: u64,
+    ) -> Result<u64, Error> {
         let (page, count) = window_range(target, count)?;
         self.domains[usize::from(caller)].window.check_range(page, count)?;
         let mut dma = false;
@@ -147,7 +165,12 @@ impl Node {
         Ok(0)
     }
 
-    pub(super) fn grant_revoke(&mut self, caller: DomainId, first: u64, count: u64) -> Result<u64, Error> {
+    pub(super) fn grant_revoke(
+        &mut self,
+        caller: DomainId,
+        first: u64,
+        count: u64,
+    ) -> Result<u64, Error> {
         let len = self.domains[usize::from(caller)].table.len();
         let end = first.checked_add(count).ok_or(Error::BadArgument)?;
         if count > MAX_GRANT_BATCH || end > u64::from(len) {
@@ -166,9 +189,14 @@ impl Node {
             if let Ok(word) = self.grant_word(granter, gref) {
                 word.store(0, Ordering::SeqCst);
             }
-            let Some((grantee, page)) = self.domains[usize::from(granter)].table.remove(gref) else { continue };
+            let Some((grantee, page)) = self.domains[usize::from(granter)].table.remove(gref)
+            else {
+                continue;
+            };
             let g = usize::from(grantee);
-            let Some(was) = self.domains.get_mut(g).and_then(|d| d.window.revoke(page)) else { continue };
+            let Some(was) = self.domains.get_mut(g).and_then(|d| d.window.revoke(page)) else {
+                continue;
+            };
             let scratch = self.domains[g].space.scratch;
             let rights = Rights { write: true, execute: false, device: false };
             self.nested[g].set_page(window_address(page), Some((scratch, rights)));

@@ -7,7 +7,8 @@ use ring_proto::{
     crash::{CrashReport, Reason},
     event::{self, Inject},
     hypercall::{
-        ConnectionInfo, DomainInfo, Error, GrantCopyOp, MAX_CONSOLE_WRITE, MAX_COPY_BATCH, NodeInfo, Nr,
+        ConnectionInfo, DomainInfo, Error, GrantCopyOp, MAX_CONSOLE_WRITE, MAX_COPY_BATCH,
+        NodeInfo, Nr,
     },
     layout,
 };
@@ -109,7 +110,11 @@ impl Node {
     }
 
     fn checked(&self, domain: u64) -> Result<DomainId, Error> {
-        if domain < self.domains.len() as u64 { Ok(domain as DomainId) } else { Err(Error::NotFound) }
+        if domain < self.domains.len() as u64 {
+            Ok(domain as DomainId)
+        } else {
+            Err(Error::NotFound)
+        }
     }
 
     fn read_caller(&self, caller: DomainId, gpa: u64, out: &mut [u8]) -> Result<(), Error> {
@@ -124,10 +129,22 @@ impl Node {
         self.ram.write(at, data)
     }
 
-    fn console_write(&mut self, caller: DomainId, gpa: u64, len: u64, now: u64) -> Result<u64, Error> {
+    fn console_write(
+        &mut self,
+        caller: DomainId,
+        gpa: u64,
+        len: u64,
+        now: u64,
+    ) -> Result<u64, Error> {
         let mut buffer = [0; MAX_CONSOLE_WRITE as usize];
-        let text = buffer.get_mut(..usize::try_from(len).unwrap_or(usize::MAX)).ok_or(Error::BadArgument)?;
+        let text = buffer
+            .get_mut(..usize::try_from(len).unwrap_or(usize::MAX))
+            .ok_or(Error::BadArgument)?;
         self.read_caller(caller, gpa, text)?;
+        // In the log, an entry without text would mean the end.
+        if text.is_empty() {
+            return Ok(0);
+        }
         let d = &self.domains[usize::from(caller)];
         self.console.push(caller, d.generation, now, text);
         serial::tagged(&d.config.name, text);
@@ -170,10 +187,10 @@ impl Node {
         }
         self.domains[d].ready = true;
         let generation = self.domains[d].generation;
-        if let Some(record) = self.deaths.last_of(domain) {
-            if record.generation.wrapping_add(1) == generation {
-                record.ready_ns = now;
-            }
+        if let Some(record) = self.deaths.last_of(domain)
+            && record.generation.wrapping_add(1) == generation
+        {
+            record.ready_ns = now;
         }
         self.tell_supervisor();
     }
@@ -209,17 +226,22 @@ impl Node {
     /// Copies a domain's own report of its death; what it says is for people only.
     fn crash_report(&self, caller: DomainId, gpa: u64, len: u64) -> CrashReport {
         let mut report = CrashReport::new_zeroed();
-        if len != size_of::<CrashReport>() as u64 || self.read_caller(caller, gpa, report.as_mut_bytes()).is_err() {
+        if len != size_of::<CrashReport>() as u64
+            || self.read_caller(caller, gpa, report.as_mut_bytes()).is_err()
+        {
             return self.describe(caller, Reason::Panic);
         }
         report
     }
 
     fn domain_list(&mut self, caller: DomainId, gpa: u64, room: u64) -> Result<u64, Error> {
-        for (i, d) in self.domains.iter().enumerate().take(usize::try_from(room).unwrap_or(usize::MAX)) {
+        for (i, d) in
+            self.domains.iter().enumerate().take(usize::try_from(room).unwrap_or(usize::MAX))
+        {
             let mut info = d.info();
             info.cpu_ns = self.sched.get(d.id).map_or(0, |e| e.cpu_ns);
-            let at = gpa.checked_add((i * size_of::<DomainInfo>()) as u64).ok_or(Error::BadAddress)?;
+            let at =
+                gpa.checked_add((i * size_of::<DomainInfo>()) as u64).ok_or(Error::BadAddress)?;
             self.write_caller(caller, at, info.as_bytes())?;
         }
         Ok(self.domains.len() as u64)
@@ -237,23 +259,37 @@ impl Node {
     }
 
     fn connection_list(&mut self, caller: DomainId, gpa: u64, room: u64) -> Result<u64, Error> {
-        for (i, c) in self.connections.iter().enumerate().take(usize::try_from(room).unwrap_or(usize::MAX)) {
-            let state = |page| self.ram.word32(page).map_or(0, |w| w.load(core::sync::atomic::Ordering::Acquire));
+        for (i, c) in
+            self.connections.iter().enumerate().take(usize::try_from(room).unwrap_or(usize::MAX))
+        {
+            let state = |page| {
+                self.ram.word32(page).map_or(0, |w| w.load(core::sync::atomic::Ordering::Acquire))
+            };
             let info = ConnectionInfo {
                 id: i as u16,
                 protocol: c.config.protocol,
                 frontend: c.frontend.domain,
                 backend: c.backend.domain,
-                frontend_state: State::from_raw(state(c.frontend.page)).unwrap_or(State::Closed) as u32,
-                backend_state: State::from_raw(state(c.backend.page)).unwrap_or(State::Closed) as u32,
+                frontend_state: State::from_raw(state(c.frontend.page)).unwrap_or(State::Closed)
+                    as u32,
+                backend_state: State::from_raw(state(c.backend.page)).unwrap_or(State::Closed)
+                    as u32,
             };
-            let at = gpa.checked_add((i * size_of::<ConnectionInfo>()) as u64).ok_or(Error::BadAddress)?;
+            let at = gpa
+                .checked_add((i * size_of::<ConnectionInfo>()) as u64)
+                .ok_or(Error::BadAddress)?;
             self.write_caller(caller, at, info.as_bytes())?;
         }
         Ok(self.connections.len() as u64)
     }
 
-    fn crash_read(&mut self, caller: DomainId, from: u64, gpa: u64, len: u64) -> Result<u64, Error> {
+    fn crash_read(
+        &mut self,
+        caller: DomainId,
+        from: u64,
+        gpa: u64,
+        len: u64,
+    ) -> Result<u64, Error> {
         let record = self.deaths.at_least(from).ok_or(Error::NotFound)?;
         if len != size_of_val(record) as u64 {
             return Err(Error::BadArgument);
@@ -276,7 +312,13 @@ impl Node {
         Ok(0)
     }
 
-    fn log_read(&mut self, caller: DomainId, cursor: u64, gpa: u64, len: u64) -> Result<u64, Error> {
+    fn log_read(
+        &mut self,
+        caller: DomainId,
+        cursor: u64,
+        gpa: u64,
+        len: u64,
+    ) -> Result<u64, Error> {
         let mut buffer = [0; LOG_CHUNK];
         let room = usize::try_from(len).unwrap_or(usize::MAX).min(LOG_CHUNK);
         let (out, _) = buffer.split_at_mut(room);
@@ -298,5 +340,4 @@ impl Node {
         self.write_caller(caller, gpa, info.as_bytes())?;
         Ok(0)
     }
-
 }

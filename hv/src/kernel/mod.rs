@@ -24,15 +24,16 @@ use hv_core::{
     sched::{Decision, Scheduler},
 };
 use ring_proto::{
-    DomainId, Port, bundle, boot,
+    DomainId, Port, boot, bundle,
     crash::Reason,
-    event, layout,
-    hypercall::NodeInfo,
+    event,
+    hypercall::{HYPERVISOR, NodeInfo},
+    layout,
 };
 use spin::{Mutex, MutexGuard, Once};
 
 use crate::{
-    apic, cpu, irq, time,
+    apic, cpu, irq, serial, time,
     vt::{Exit, Vcpu, npt::NestedTable, svm::SvmVcpu},
 };
 
@@ -92,7 +93,12 @@ pub struct Node {
     console: Console,
     ram: ram::Ram,
     info: NodeInfo,
+    /// When the IOMMU's event log is looked at next, ns.
+    next_event_poll: u64,
 }
+
+/// Least ns between two looks at the IOMMU's event log.
+const EVENT_POLL: u64 = 5_000_000;
 
 fn lock() -> MutexGuard<'static, Node> {
     match NODE.get() {
@@ -161,6 +167,10 @@ pub fn run(core: u16) -> ! {
 impl Node {
     fn step(&mut self, core: u16) -> Step {
         let now = time::now_ns();
+        if now >= self.next_event_poll {
+            self.next_event_poll = now.saturating_add(EVENT_POLL);
+            self.take_iommu_events();
+        }
         if self.carry_out_orders(core, now) || self.restore_step(core) {
             return Step::Again;
         }
@@ -173,10 +183,10 @@ impl Node {
                     self.sched.stop(domain);
                     return Step::Again;
                 };
-                if let Some(flush) = self.flush.get_mut(d) {
-                    if core::mem::take(flush) {
-                        vcpu.flush_tlb();
-                    }
+                if let Some(flush) = self.flush.get_mut(d)
+                    && core::mem::take(flush)
+                {
+                    vcpu.flush_tlb();
                 }
                 IN_GUEST[usize::from(core)].store(u32::from(domain) + 1, Ordering::SeqCst);
                 Step::Run(domain, vcpu, until)
@@ -200,6 +210,21 @@ impl Node {
         let hung = hung && self.sched.get(domain).is_some_and(|e| e.since_wait > e.watchdog);
         if hung && self.domains[d].is_alive() {
             self.fault(domain, Reason::Watchdog, 0, 0, now);
+        }
+    }
+
+    /// A device that reached for what is not its own ends its owner's
+    /// generation.
+    fn take_iommu_events(&mut self) {
+        /// A storm of events is answered by ending its cause; no need to read it all.
+        const MOST: usize = 16;
+        for _ in 0..MOST {
+            let Some((event, owner)) = self.devices.poll_event() else { break };
+            log::warn!("IOMMU: {event:x?}");
+            if let Some(owner) = owner {
+                self.orders[usize::from(owner)].end = Some(Reason::IommuFault);
+                self.kick(self.domains[usize::from(owner)].core);
+            }
         }
     }
 
@@ -228,7 +253,9 @@ impl Node {
         if !target.is_alive() || port >= event::PORTS {
             return false;
         }
-        let Some(page) = target.space.translate(layout::EVENT_PAGE, 4096, true) else { return false };
+        let Some(page) = target.space.translate(layout::EVENT_PAGE, 4096, true) else {
+            return false;
+        };
         let bit = 1 << (port % 64);
         let before = match self.ram.word64(page + u64::from(port / 64) * 8) {
             Ok(word) => word.fetch_or(bit, Ordering::SeqCst),
@@ -253,7 +280,8 @@ impl Node {
 
     /// Raises the supervisor's life-cycle port.
     fn tell_supervisor(&mut self) {
-        let supervisor = self.domains.iter().find(|d| d.config.capabilities & boot::CAP_SUPERVISOR != 0);
+        let supervisor =
+            self.domains.iter().find(|d| d.config.capabilities & boot::CAP_SUPERVISOR != 0);
         if let Some(id) = supervisor.map(|d| d.id) {
             self.raise(id, event::PORT_LIFECYCLE);
         }
@@ -301,6 +329,10 @@ impl Node {
             if let Some(reason) = orders.end {
                 any = true;
                 self.end_on_order(d as DomainId, reason, now);
+                if !orders.start && self.domains[d].life == Life::Dead && reason == Reason::Operator
+                {
+                    self.domains[d].life = Life::Stopped;
+                }
             }
             if orders.start {
                 any = true;
@@ -316,6 +348,16 @@ impl Node {
     fn fault(&mut self, domain: DomainId, reason: Reason, address: u64, exit_code: u64, now: u64) {
         let report = self.describe(domain, reason);
         self.end(domain, reason, report, address, exit_code, now);
+    }
+
+    /// Says something to the console and into the log that outlives it.
+    fn say(&mut self, text: core::fmt::Arguments<'_>) {
+        let mut line = heapless::String::<256>::new();
+        // What does not fit is cut off.
+        let _ = core::fmt::Write::write_fmt(&mut line, text);
+        serial::tagged("hv", line.as_bytes());
+        let _ = line.push('\n');
+        self.console.push(HYPERVISOR, 0, time::now_ns(), line.as_bytes());
     }
 
     fn is_running(&self, domain: DomainId) -> bool {

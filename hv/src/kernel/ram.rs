@@ -70,7 +70,7 @@ impl Ram {
     /// A 64-bit word that domain and hypervisor share.
     pub fn word64(&self, hpa: u64) -> Result<&AtomicU64, Error> {
         let at = self.check(hpa, 8)?;
-        if hpa % 8 != 0 {
+        if !hpa.is_multiple_of(8) {
             return Err(Error::BadAddress);
         }
         // SAFETY: aligned, in RAM that lives as long as the node; all access
@@ -81,7 +81,7 @@ impl Ram {
     /// A 32-bit word that domain and hypervisor share.
     pub fn word32(&self, hpa: u64) -> Result<&AtomicU32, Error> {
         let at = self.check(hpa, 4)?;
-        if hpa % 4 != 0 {
+        if !hpa.is_multiple_of(4) {
             return Err(Error::BadAddress);
         }
         // SAFETY: as for `word64`.

@@ -5,7 +5,9 @@
 
 use hv_core::{domain::Life, memory::Kind};
 use ring_proto::{
-    DomainId, PAGE_SIZE, boot::{self, BarBoot, BootInfo, ConnectionBoot, DeviceBoot}, conn, layout,
+    DomainId, PAGE_SIZE,
+    boot::{self, BarBoot, BootInfo, ConnectionBoot, DeviceBoot},
+    conn, layout,
 };
 use x86_64::instructions::random::RdRand;
 use zerocopy::{FromZeros, IntoBytes};
@@ -68,7 +70,9 @@ impl Node {
         if let Some(page) = space.find(Kind::BootInfo).map(|r| r.hpa) {
             let _ = self.ram.write(page, info.as_bytes());
         }
-        let Some(entry) = self.images.get(usize::from(self.domains[d].config.image)).map(|i| i.entry) else {
+        let Some(entry) =
+            self.images.get(usize::from(self.domains[d].config.image)).map(|i| i.entry)
+        else {
             return;
         };
         if let Some(vcpu) = self.vcpus[d].as_mut() {
@@ -78,10 +82,10 @@ impl Node {
         self.domains[d].born(now);
         self.sched.start(domain, now);
         let generation = self.domains[d].generation;
-        if let Some(record) = self.deaths.last_of(domain) {
-            if record.generation.wrapping_add(1) == generation {
-                record.restarted_ns = now;
-            }
+        if let Some(record) = self.deaths.last_of(domain)
+            && record.generation.wrapping_add(1) == generation
+        {
+            record.restarted_ns = now;
         }
         self.tell_supervisor();
     }
@@ -90,9 +94,14 @@ impl Node {
     fn write_page_tables(&mut self, domain: DomainId) {
         const PRESENT_WRITE: u64 = 3;
         const ACCESSED_DIRTY_LARGE: u64 = 0xe0;
-        let Some(region) = self.domains[usize::from(domain)].space.find(Kind::PageTables) else { return };
+        let Some(region) = self.domains[usize::from(domain)].space.find(Kind::PageTables) else {
+            return;
+        };
         let (pml4, pdpt) = (region.hpa, region.hpa + PAGE_SIZE as u64);
-        let _ = self.ram.write(pml4, &((layout::PAGE_TABLES + PAGE_SIZE as u64) | PRESENT_WRITE | 0x20).to_le_bytes());
+        let _ = self.ram.write(
+            pml4,
+            &((layout::PAGE_TABLES + PAGE_SIZE as u64) | PRESENT_WRITE | 0x20).to_le_bytes(),
+        );
         for i in 0..layout::ADDRESS_SPACE >> 30 {
             let entry = i << 30 | PRESENT_WRITE | ACCESSED_DIRTY_LARGE;
             let _ = self.ram.write(pdpt + i * 8, &entry.to_le_bytes());
@@ -132,8 +141,13 @@ impl Node {
                 reserved: 0,
                 bars: core::array::from_fn(|bar| {
                     let len = function.bars.get(bar).map_or(0, |b| b.as_ref().map_or(0, |b| b.len));
-                    let address = layout::BARS + slot as u64 * layout::BAR_SLOT_STRIDE + bar as u64 * layout::BAR_STRIDE;
-                    BarBoot { address: if len == 0 { 0 } else { address }, len: len.min(layout::BAR_STRIDE) }
+                    let address = layout::BARS
+                        + slot as u64 * layout::BAR_SLOT_STRIDE
+                        + bar as u64 * layout::BAR_STRIDE;
+                    BarBoot {
+                        address: if len == 0 { 0 } else { address },
+                        len: len.min(layout::BAR_STRIDE),
+                    }
                 }),
             };
             info.device_count += 1;
@@ -141,10 +155,18 @@ impl Node {
         info
     }
 
-    fn connection_boot(&self, domain: DomainId, number: u16, c: &super::Connection) -> ConnectionBoot {
+    fn connection_boot(
+        &self,
+        domain: DomainId,
+        number: u16,
+        c: &super::Connection,
+    ) -> ConnectionBoot {
         let front = c.frontend.domain == domain;
-        let (role, peer) =
-            if front { (conn::Role::Frontend, c.backend) } else { (conn::Role::Backend, c.frontend) };
+        let (role, peer) = if front {
+            (conn::Role::Frontend, c.backend)
+        } else {
+            (conn::Role::Backend, c.frontend)
+        };
         let mut boot = ConnectionBoot {
             id: number,
             protocol: c.config.protocol,
@@ -179,7 +201,8 @@ fn copy_text(to: &mut [u8], text: &str) {
 /// secret; nothing may take them for a key.
 fn random_seed() -> [u8; 16] {
     let word = |i: u64| {
-        let random = cpu::features::get().rdrand.then(RdRand::new).flatten().and_then(RdRand::get_u64);
+        let random =
+            cpu::features::get().rdrand.then(RdRand::new).flatten().and_then(RdRand::get_u64);
         random.unwrap_or_else(|| {
             // splitmix64.
             let mut z = (time::now_ns() ^ i << 56).wrapping_add(0x9e37_79b9_7f4a_7c15);

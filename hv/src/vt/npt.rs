@@ -164,7 +164,13 @@ impl NestedTable {
         self.walk(self.root, 3, 0, &mut visit);
     }
 
-    fn walk(&self, table: u64, level: u32, base: u64, visit: &mut impl FnMut(u64, u64, u64, bool, bool)) {
+    fn walk(
+        &self,
+        table: u64,
+        level: u32,
+        base: u64,
+        visit: &mut impl FnMut(u64, u64, u64, bool, bool),
+    ) {
         for i in 0..512 {
             let e = self.read(table, i);
             let size = PAGE << (9 * level);

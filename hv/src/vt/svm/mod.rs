@@ -90,7 +90,10 @@ pub fn prepare(cores: usize) -> Result<(), &'static str> {
         return Err("SVM is disabled by the firmware");
     }
     for area in SAVE_AREAS.iter().take(cores) {
-        area.store(memmap::alloc_frames(1, 4096).ok_or("no memory for host save areas")?, Ordering::Release);
+        area.store(
+            memmap::alloc_frames(1, 4096).ok_or("no memory for host save areas")?,
+            Ordering::Release,
+        );
     }
     Ok(())
 }
@@ -100,7 +103,9 @@ pub fn enable_on_this_core() {
     let Some(area) = SAVE_AREAS.get(cpu::core()) else { return };
     // SAFETY: `prepare` found SVM; the save area is a frame of this core's own.
     unsafe {
-        Efer::update(|f| f.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE | EferFlags::NO_EXECUTE_ENABLE));
+        Efer::update(|f| {
+            f.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE | EferFlags::NO_EXECUTE_ENABLE)
+        });
         Msr::new(VM_HSAVE_PA).write(area.load(Ordering::Acquire));
     }
 }
@@ -268,7 +273,8 @@ impl Vcpu for SvmVcpu {
         report.cr2 = v.cr2;
         report.error_code = v.exit_info1;
         report.registers = [
-            v.rax, g[0], g[RCX], g[RDX], g[RSI], g[RDI], g[RBP], g[R8], g[7], g[8], g[9], g[10], g[11], g[12], g[13],
+            v.rax, g[0], g[RCX], g[RDX], g[RSI], g[RDI], g[RBP], g[R8], g[7], g[8], g[9], g[10],
+            g[11], g[12], g[13],
         ];
         g[RBP]
     }

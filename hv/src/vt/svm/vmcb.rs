@@ -118,8 +118,20 @@ pub const MISC1: u32 = {
     const TASK_SWITCH: u32 = 1 << 29;
     const FERR_FREEZE: u32 = 1 << 30;
     const SHUTDOWN: u32 = 1 << 31;
-    INTR | NMI | SMI | INIT | RDPMC | CPUID | RSM | INVD | HLT | INVLPGA | IOIO | MSR | TASK_SWITCH
-        | FERR_FREEZE | SHUTDOWN
+    INTR | NMI
+        | SMI
+        | INIT
+        | RDPMC
+        | CPUID
+        | RSM
+        | INVD
+        | HLT
+        | INVLPGA
+        | IOIO
+        | MSR
+        | TASK_SWITCH
+        | FERR_FREEZE
+        | SHUTDOWN
 };
 
 /// Intercept bits of `intercept_misc2`: all of the SVM instructions, WBINVD,
