@@ -14,7 +14,7 @@ use ring_proto::{
 
 use crate::{
     Node,
-    operation::{Operation, Order, Progress},
+    operation::{Missing, Operation, Order, Progress},
     restart::{Decision, History, decide},
     status,
 };
@@ -23,9 +23,10 @@ use crate::{
 const MAX_OPERATIONS: usize = 4;
 /// Bytes that can wait to be sent.
 const TX_BYTES: usize = 8 * 1024;
-/// How often a command under way is looked after. A domain's readiness and its
-/// connections show in shared memory, which signals nobody here.
-const OPERATION_POLL_NS: u64 = 500_000;
+/// How often a connection that a command waits for is looked at: its state is
+/// in memory that its two ends share, which signals nobody here. All else that
+/// commands wait for comes with an event.
+const CONNECTION_POLL_NS: u64 = 500_000;
 /// How long to wait before a start that failed, or did not show yet, is tried
 /// again: the hypervisor carries it out on the domain's own core, in its turn.
 const RETRY_NS: u64 = 100_000_000;
@@ -140,10 +141,7 @@ impl Supervisor {
         self.read_deaths(node);
         let mut next = self.restart_the_dead(node, now);
         if !self.operations.is_empty() {
-            self.finish_operations(node);
-            if !self.operations.is_empty() {
-                next = next.min(now.saturating_add(OPERATION_POLL_NS));
-            }
+            next = next.min(self.finish_operations(node));
         }
         next.min(self.leave(node))
     }
@@ -237,17 +235,20 @@ impl Supervisor {
         next
     }
 
-    /// Answers commands that are done, failed, or out of time.
-    fn finish_operations(&mut self, node: &mut impl Node) {
+    /// Answers commands that are done, failed, or out of time. Returns when
+    /// to come back for the others.
+    fn finish_operations(&mut self, node: &mut impl Node) -> u64 {
+        let now = node.now_ns();
         // The picture from before may lack what was just started or held.
         if self.look(node).is_err() {
-            return;
+            return now.saturating_add(RETRY_NS);
         }
-        let now = node.now_ns();
+        let mut next = u64::MAX;
         let mut index = 0;
         while let Some(operation) = self.operations.get(index) {
             if self.room() < FRAME_MAX {
-                return;
+                // As soon as the line has taken something.
+                return next;
             }
             let result = match operation.progress(&self.domains, &self.connections) {
                 Progress::Done => {
@@ -261,7 +262,11 @@ impl Supervisor {
                 Progress::Waiting(missing) if now >= operation.deadline_ns => {
                     Err(operation.timed_out(missing, &self.domains))
                 }
-                Progress::Waiting(_) => {
+                Progress::Waiting(missing) => {
+                    next = next.min(match missing {
+                        Missing::Connection(_) => now.saturating_add(CONNECTION_POLL_NS),
+                        _ => operation.deadline_ns,
+                    });
                     index += 1;
                     continue;
                 }
@@ -270,6 +275,7 @@ impl Supervisor {
             self.operations.swap_remove(index);
             self.reply(seq, result);
         }
+        next
     }
 
     /// Carries out what ends this supervisor, once the line is empty.
