@@ -70,7 +70,7 @@ mod tests {
         ranges.free(11..31);
         ranges.free(1..11);
         ranges.free(31..100);
-        assert_eq!(ranges.free, [1..100]);
+        assert_eq!(ranges.free.len(), 1);
         assert_eq!(ranges.alloc(99), Some(1));
         assert_eq!(ranges.alloc(1), None);
     }
