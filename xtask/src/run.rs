@@ -46,7 +46,7 @@ pub struct Options {
     /// QEMU's CPU model
     #[arg(long, value_name = "MODEL", default_value = "EPYC")]
     pub cpu: String,
-    /// For scripts: no log on the terminal, only in run/serial.log
+    /// For scripts: no log on the terminal, only in run/serial.log (or beside SOCKET)
     #[arg(long)]
     pub headless: bool,
     /// Write {"url", "control", "qemu_pid"} there once the service answers
@@ -73,13 +73,24 @@ pub fn run(options: &Options) -> Result<()> {
         Some(disk) => absolute(disk)?,
         None => dir.join(format!("{}.img", manifest.stem())),
     };
-    let control_socket = match &options.control {
-        Some(control) => absolute(control)?,
-        None => defaults.control_socket.clone(),
+    // Two nodes at a time differ in their control sockets, and so do their logs.
+    let (control_socket, serial_log, qemu_log) = match &options.control {
+        Some(control) => {
+            let control = absolute(control)?;
+            let logs = (control.with_extension("serial.log"), control.with_extension("qemu.log"));
+            (control, logs.0, logs.1)
+        }
+        None => (
+            defaults.control_socket.clone(),
+            defaults.serial_log.clone(),
+            defaults.qemu_log.clone(),
+        ),
     };
     let config = NodeConfig {
         disk,
         control_socket,
+        serial_log,
+        qemu_log,
         http_port: options.http,
         smp: options.smp,
         cpu: options.cpu.clone(),
