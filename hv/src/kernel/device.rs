@@ -222,13 +222,12 @@ impl Devices {
             return Err(Error::NotFound);
         }
         let source = Source::MsiX { bdf, entry };
-        if self
-            .bindings
-            .iter()
-            .flatten()
-            .any(|b| b.source == source || (b.domain == domain && b.port == port))
-        {
-            return Err(Error::Busy);
+        let same_port = |b: &&Binding| b.domain == domain && b.port == port;
+        match self.bindings.iter().flatten().find(|b| b.source == source || same_port(b)) {
+            // A driver that resets its device binds anew.
+            Some(b) if b.source == source && same_port(&b) => return Ok(0),
+            Some(_) => return Err(Error::Busy),
+            None => {}
         }
         let vector = self.free_vector().ok_or(Error::Exhausted)?;
         self.attach(domain, bdf)?;
