@@ -28,7 +28,7 @@ pub const BACK: DomainId = 2;
 pub const FRONT_PAGE: usize = 0;
 pub const BACK_PAGE: usize = 1;
 pub const FRAMES: usize = 64;
-pub const WINDOW_PAGES: usize = 64;
+pub const WINDOW_PAGES: usize = 1024;
 pub const PORT: Port = 16;
 
 /// A domain dies here: thrown through its code by an environment call.

@@ -1,0 +1,365 @@
+//! What an end makes of single wrong slots: one hand-made peer, one deviation
+//! at a time.
+#![allow(missing_docs)]
+
+mod sim;
+
+use ring_ends::{Window, blk, net};
+use ring_proto::blk::{MAX_SEGMENTS, Request, Response, Segment, Status};
+use ring_proto::conn::{
+    BackBody, BackHello, FrontHello, GrantRange, Pair, QueueHello, State, VERSION,
+};
+use ring_proto::net::{RxRequest, RxResponse, TxRequest, TxResponse};
+use ring_proto::ring::{BackRing, FrontRing};
+use sim::hostile::{BLK, NET, Shape, grant_all};
+use sim::{BACK, FRONT, Sim};
+
+/// Answers the frontend's offer by hand.
+fn answer(sim: &Sim, body: BackBody) {
+    let hello = BackHello { version: VERSION, features: 0, body };
+    let answers = sim.pages(BACK).peer.glance().pair;
+    let own = sim.pages(BACK).own;
+    own.publish(&hello, 1, answers, State::Initialising, State::Connected).unwrap();
+}
+
+/// Offers everything by hand.
+fn offer(sim: &Sim, shape: &Shape, features: u32) {
+    let queues = shape.rings.iter().map(|&frame| QueueHello {
+        ring: GrantRange { first: frame as u32, pages: 1 },
+        slots: shape.slots,
+    });
+    let hello = FrontHello {
+        version: VERSION,
+        protocol: shape.protocol,
+        features,
+        queues: queues.collect(),
+        pool: GrantRange { first: shape.pool as u32, pages: shape.pool_pages as u32 },
+    };
+    let own = sim.pages(FRONT).own;
+    own.publish(&hello, 1, Pair::default(), State::Closing, State::Initialising).unwrap();
+}
+
+#[test]
+fn blk_7_only_answers_to_requests_that_are_out_are_taken() {
+    // (id of the answer, given ids (a, b) of the two requests; status)
+    type Deviation = fn(u32, u32) -> Vec<(u32, u8)>;
+    let cases: [(&str, Deviation, u64); 7] = [
+        ("good, in the other order", |a, b| vec![(b, 0), (a, 1)], 0),
+        ("another entry", |a, _| vec![(a + 2, 0)], 1),
+        ("beyond the table", |a, _| vec![(a + 100, 0)], 1),
+        ("an earlier use of the entry", |a, _| vec![(a ^ 1 << 16, 0)], 1),
+        ("twice the same", |a, _| vec![(a, 0), (a, 0)], 1),
+        ("a status that is not defined", |a, _| vec![(a, 4)], 1),
+        ("any id", |_, _| vec![(u32::MAX, 0)], 1),
+    ];
+    for (name, deviation, misbehaviours) in cases {
+        let sim = Sim::new();
+        let mut env = sim.env(FRONT);
+        let mut front = blk::Frontend::new(sim::blk::front_config(&sim)).unwrap();
+        let _ = front.poll(&mut env);
+        let ring = sim.frame(sim::blk::RING);
+        let mut back = BackRing::<Request, Response>::attach(ring, sim::blk::SLOTS).unwrap();
+        answer(&sim, BackBody::Blk { sectors: 100, block_size: 512, read_only: false });
+        let segments = [Segment { offset: 0, len: 512 }];
+        for token in 0..2 {
+            let op = ring_proto::blk::Op::Read;
+            let io = blk::Io { op, sector: token, sectors: 0, segments: &segments };
+            front.submit(io, token).unwrap();
+        }
+        let _ = front.poll(&mut env);
+        let a = back.pop().unwrap().unwrap().id;
+        let b = back.pop().unwrap().unwrap().id;
+        for (id, status) in deviation(a, b) {
+            back.push(&Response { id, status, reserved: [0; 3] }).unwrap();
+        }
+        let _ = back.publish();
+        let _ = front.poll(&mut env);
+        assert_eq!(front.counters().misbehaviours, misbehaviours, "{name}");
+        assert_eq!(front.is_connected(), misbehaviours == 0, "{name}");
+    }
+}
+
+#[test]
+fn net_7_only_answers_to_requests_that_are_out_are_taken() {
+    type Deviation = fn(u32, u32) -> (u32, RxResponse);
+    fn rx(id: u32, len: u32, status: u8) -> RxResponse {
+        RxResponse { id, len, status, flags: 0, reserved: [0; 6] }
+    }
+    let cases: [(&str, Deviation, u64); 10] = [
+        ("good", |t, r| (t, rx(r, 60, 0)), 0),
+        ("dropped", |t, r| (t, rx(r, 0, 1)), 0),
+        ("tx: an earlier use of the entry", |t, r| (t ^ 1 << 16, rx(r, 60, 0)), 1),
+        ("tx: a free entry", |t, r| (t ^ 1, rx(r, 60, 0)), 1),
+        ("tx: beyond the table", |t, r| (t | 0x8000, rx(r, 60, 0)), 1),
+        ("rx: an earlier use of the entry", |t, r| (t, rx(r ^ 1 << 16, 60, 0)), 1),
+        ("rx: beyond the table", |t, r| (t, rx(r | 0x8000, 60, 0)), 1),
+        ("rx: too short", |t, r| (t, rx(r, 13, 0)), 1),
+        ("rx: too long", |t, r| (t, rx(r, 1515, 0)), 1),
+        ("rx: a status that is not defined", |t, r| (t, rx(r, 60, 3)), 1),
+    ];
+    for (name, deviation, misbehaviours) in cases {
+        let sim = Sim::new();
+        let mut env = sim.env(FRONT);
+        let mut front = net::Frontend::new(sim::net::front_config(&sim)).unwrap();
+        let _ = front.poll(&mut env);
+        let (tx, rx) = (sim.frame(sim::net::TX_RING), sim.frame(sim::net::RX_RING));
+        let slots = sim::net::SLOTS;
+        let mut tx = BackRing::<TxRequest, TxResponse>::attach(tx, slots).unwrap();
+        let mut rx = BackRing::<RxRequest, RxResponse>::attach(rx, slots).unwrap();
+        answer(&sim, BackBody::Net { mac: sim::net::MAC, mtu: 1500 });
+        let _ = front.poll(&mut env);
+        front.transmit(&[1; 60], None).unwrap();
+        front.kick(&mut env);
+        let (t, r) = (tx.pop().unwrap().unwrap().id, rx.pop().unwrap().unwrap().id);
+        let (id, response) = deviation(t, r);
+        tx.push(&TxResponse { id, status: 0, reserved: [0; 3] }).unwrap();
+        rx.push(&response).unwrap();
+        let _ = (tx.publish(), rx.publish());
+        let _ = front.poll(&mut env);
+        assert_eq!(front.counters().misbehaviours, misbehaviours, "{name}");
+        assert_eq!(front.is_connected(), misbehaviours == 0, "{name}");
+    }
+}
+
+fn segments<const N: usize>(list: &[(u32, u32)]) -> [Segment; N] {
+    let mut all = [Segment::default(); N];
+    for (to, &(offset, len)) in all.iter_mut().zip(list) {
+        *to = Segment { offset, len };
+    }
+    all
+}
+
+/// One change to a good request.
+type Change<T> = fn(&mut T);
+
+#[test]
+fn blk_4_each_malformed_request_is_answered_and_nothing_is_disconnected() {
+    const K: u32 = 1024;
+    let good = Request {
+        id: 5,
+        op: 1,
+        segment_count: 2,
+        reserved: 0,
+        sector: 8,
+        sectors: 0,
+        segments: segments(&[(0, 4 * K), (64 * K, 4 * K)]),
+    };
+    let cases: [(&str, Change<Request>, Option<Status>); 25] = [
+        ("good", |_| {}, None),
+        ("read", |r| r.op = 0, None),
+        ("up to the end", |r| r.sector = 4096 - 16, None),
+        ("a megabyte", |r| r.segments[0].len = 1020 * K, None),
+        ("flush", |r| (r.op, r.segment_count, r.sector) = (2, 0, 0), None),
+        ("write-zeroes", |r| (r.op, r.segment_count, r.sectors) = (4, 0, 8), None),
+        ("all of it", |r| (r.op, r.segment_count, r.sector, r.sectors) = (4, 0, 0, 4096), None),
+        ("discard", |r| (r.op, r.segment_count, r.sectors) = (3, 0, 8), Some(Status::Unsupported)),
+        ("operation", |r| r.op = 5, Some(Status::Invalid)),
+        ("reserved", |r| r.reserved = 1, Some(Status::Invalid)),
+        ("no segment", |r| r.segment_count = 0, Some(Status::Invalid)),
+        ("too many segments", |r| r.segment_count = 7, Some(Status::Invalid)),
+        ("more than a megabyte", |r| r.segments[0].len = 1024 * K, Some(Status::Invalid)),
+        ("empty segment", |r| r.segments[1].len = 0, Some(Status::Invalid)),
+        ("odd length", |r| r.segments[0].len = 1000, Some(Status::Invalid)),
+        ("odd offset", |r| r.segments[0].offset = 100, Some(Status::Invalid)),
+        ("beyond the pool", |r| r.segments[0].offset = 2045 * K, Some(Status::Invalid)),
+        ("wrapping", |r| r.segments[0].offset = u32::MAX - 511, Some(Status::Invalid)),
+        ("sectors in a write", |r| r.sectors = 8, Some(Status::Invalid)),
+        ("beyond the volume", |r| r.sector = 4096 - 8, Some(Status::Invalid)),
+        ("wrapping sector", |r| r.sector = u64::MAX - 7, Some(Status::Invalid)),
+        ("half a block", |r| r.sector = 9, Some(Status::Invalid)),
+        ("length of half a block", |r| r.segments[1].len = 512, Some(Status::Invalid)),
+        ("flush with data", |r| (r.op, r.sector) = (2, 0), Some(Status::Invalid)),
+        ("zeroes nowhere", |r| (r.op, r.segment_count) = (4, 0), Some(Status::Invalid)),
+    ];
+    run_blk_cases(&good, &cases);
+}
+
+/// Many grants of few frames: what matters is the arithmetic.
+fn run_blk_cases(good: &Request, cases: &[(&str, Change<Request>, Option<Status>)]) {
+    let sim = Sim::new();
+    let all = ring_proto::grant::MAP | ring_proto::grant::WRITE | ring_proto::grant::DMA;
+    const POOL_PAGES: u32 = 512;
+    sim.grant_anyhow(FRONT, 2, 2, all);
+    for page in 0..POOL_PAGES {
+        sim.grant_anyhow(FRONT, 1000 + page, 8 + page as usize % 16, all);
+    }
+    let window = Window { ring_page: 0, ring_pages: 1, pool_page: 8, pool_pages: POOL_PAGES };
+    let config = blk::BackendConfig { window, ..sim::blk::back_config(&sim) };
+    let volume = blk::Volume {
+        sectors: 4096,
+        block_size: 4096,
+        read_only: false,
+        features: ring_proto::blk::FEATURE_FLUSH | ring_proto::blk::FEATURE_WRITE_ZEROES,
+    };
+    let mut back = blk::Backend::new(config, volume);
+    let mut env = sim.env(BACK);
+    let mut ring = FrontRing::<Request, Response>::new(sim.frame(2), 16).unwrap();
+    let hello = FrontHello {
+        version: VERSION,
+        protocol: 1,
+        features: u32::MAX,
+        queues: [QueueHello { ring: GrantRange { first: 2, pages: 1 }, slots: 16 }]
+            .into_iter()
+            .collect(),
+        pool: GrantRange { first: 1000, pages: POOL_PAGES },
+    };
+    let own = sim.pages(FRONT).own;
+    own.publish(&hello, 1, Pair::default(), State::Closing, State::Initialising).unwrap();
+    for (name, change, wrong) in cases {
+        let mut request = *good;
+        change(&mut request);
+        ring.push(&request).unwrap();
+        let _ = ring.publish();
+        let _ = (back.poll(&mut env), back.poll(&mut env));
+        let valid = back.next_request();
+        assert_eq!(valid.is_none(), wrong.is_some(), "{name}");
+        if let Some(valid) = valid {
+            assert!(valid.segments.len() <= MAX_SEGMENTS);
+            back.complete(valid.tag, Status::Ok);
+        }
+        back.push_responses(&mut env);
+        let response = ring.pop().unwrap().unwrap();
+        assert_eq!(response.id, 5);
+        assert_eq!(Status::from_raw(response.status), Some(wrong.unwrap_or(Status::Ok)), "{name}");
+        assert!(back.is_connected());
+    }
+}
+
+#[test]
+fn blk_4_a_read_only_volume_is_not_written() {
+    let sim = Sim::new();
+    grant_all(&sim, &BLK);
+    let volume = blk::Volume { read_only: true, ..sim::blk::volume() };
+    let mut back = blk::Backend::new(sim::blk::back_config(&sim), volume);
+    let mut env = sim.env(BACK);
+    let mut ring = FrontRing::<Request, Response>::new(sim.frame(sim::blk::RING), 16).unwrap();
+    offer(&sim, &BLK, 7);
+    for (op, segment_count, sectors) in [(1, 1, 0), (3, 0, 8), (4, 0, 8), (0, 1, 0)] {
+        let segments = segments(&[(0, 4096)]);
+        let (id, sector, reserved) = (op.into(), 0, 0);
+        let request = Request { id, op, segment_count, reserved, sector, sectors, segments };
+        ring.push(&request).unwrap();
+    }
+    let _ = (back.poll(&mut env), ring.publish(), back.poll(&mut env));
+    assert_eq!(back.next_request().unwrap().op, ring_proto::blk::Op::Read);
+    assert!(back.next_request().is_none());
+    assert_eq!(back.counters().invalid, 3);
+}
+
+#[test]
+fn net_2_each_malformed_frame_is_answered_and_nothing_is_disconnected() {
+    let good = TxRequest {
+        id: 5,
+        flags: 0,
+        gso_type: 0,
+        gso_size: 0,
+        csum_start: 0,
+        csum_offset: 0,
+        segment_count: 2,
+        reserved: [0; 3],
+        segments: segments(&[(1, 14), (5000, 100)]),
+    };
+    let csum: Change<TxRequest> = |r| (r.flags, r.csum_start, r.csum_offset) = (1, 34, 16);
+    let cases: [(&str, Change<TxRequest>, bool); 17] = [
+        ("good", |_| {}, true),
+        ("checksum", csum, true),
+        ("checksum at the end", |r| (r.flags, r.csum_start, r.csum_offset) = (1, 100, 12), true),
+        ("segmentation", |r| (r.flags, r.gso_type, r.gso_size) = (1, 1, 50), true),
+        ("checksum outside", |r| (r.flags, r.csum_start, r.csum_offset) = (1, 100, 13), false),
+        ("checksum far out", |r| (r.flags, r.csum_start) = (1, u16::MAX), false),
+        ("unknown flag", |r| r.flags = 2, false),
+        ("unknown offload", |r| (r.flags, r.gso_type, r.gso_size) = (1, 2, 50), false),
+        ("offload without checksum", |r| (r.gso_type, r.gso_size) = (1, 50), false),
+        ("offload of nothing", |r| (r.flags, r.gso_type) = (1, 1), false),
+        ("size without offload", |r| r.gso_size = 50, false),
+        ("reserved", |r| r.reserved[2] = 1, false),
+        ("no segment", |r| r.segment_count = 0, false),
+        ("too many segments", |r| r.segment_count = 4, false),
+        ("too long", |r| r.segments[1].len = 1501, false),
+        ("too short", |r| (r.segment_count, r.segments[0].len) = (1, 13), false),
+        ("beyond the pool", |r| r.segments[1].offset = 16 * 4096 - 99, false),
+    ];
+    for features in [ring_proto::net::FEATURE_TX_CSUM | ring_proto::net::FEATURE_TX_TSO4, 0] {
+        let sim = Sim::new();
+        grant_all(&sim, &NET);
+        let vif = net::Vif { features, ..sim::net::vif() };
+        let mut back = net::Backend::new(sim::net::back_config(&sim), vif);
+        let mut env = sim.env(BACK);
+        let frame = sim.frame(sim::net::TX_RING);
+        let mut ring = FrontRing::<TxRequest, TxResponse>::new(frame, 16).unwrap();
+        offer(&sim, &NET, u32::MAX);
+        for (name, change, valid) in &cases {
+            let mut request = good;
+            change(&mut request);
+            // Without the features everything that uses them is malformed.
+            let valid = *valid && (features != 0 || (request.flags == 0 && request.gso_type == 0));
+            ring.push(&request).unwrap();
+            let _ = ring.publish();
+            let _ = (back.poll(&mut env), back.poll(&mut env));
+            let frame = back.next_tx();
+            assert_eq!(frame.is_some(), valid, "{name}, features {features}");
+            if let Some(frame) = frame {
+                back.complete_tx(frame.tag, ring_proto::net::Status::Ok);
+            }
+            back.push_responses(&mut env);
+            let response = ring.pop().unwrap().unwrap();
+            assert_eq!((response.id, response.status), (5, if valid { 0 } else { 2 }), "{name}");
+            assert!(back.is_connected());
+        }
+    }
+}
+
+#[test]
+fn net_5_bad_rx_buffers_are_answered_and_skipped() {
+    let sim = Sim::new();
+    grant_all(&sim, &NET);
+    let mut back = net::Backend::new(sim::net::back_config(&sim), sim::net::vif());
+    let mut env = sim.env(BACK);
+    let frame = sim.frame(sim::net::RX_RING);
+    let mut ring = FrontRing::<RxRequest, RxResponse>::new(frame, 16).unwrap();
+    offer(&sim, &NET, 0);
+    let buffers = [(0, 59), (16 * 4096 - 59, 60), (u32::MAX, u32::MAX), (0, 0), (4096, 60)];
+    for (id, (offset, len)) in (0..).zip(buffers) {
+        ring.push(&RxRequest { id, buffer: Segment { offset, len }, reserved: 0 }).unwrap();
+    }
+    let _ = (back.poll(&mut env), ring.publish(), back.poll(&mut env));
+    back.deliver(&[7; 60], true).unwrap();
+    back.push_responses(&mut env);
+    for id in 0..5 {
+        let response = ring.pop().unwrap().unwrap();
+        assert_eq!((response.id, response.status), (id, if id < 4 { 2 } else { 0 }));
+    }
+    let mut got = [0; 61];
+    sim.frames(sim::net::POOL, 16).copy_from(4096, &mut got).unwrap();
+    assert_eq!((&got[..60], got[60]), (&[7; 60][..], 0));
+}
+
+#[test]
+fn ring_9_between_two_polls_no_more_is_taken_than_the_ring_holds() {
+    let sim = Sim::new();
+    grant_all(&sim, &BLK);
+    let mut back = blk::Backend::new(sim::blk::back_config(&sim), sim::blk::volume());
+    let mut env = sim.env(BACK);
+    let slots = sim::blk::SLOTS;
+    let mut ring = FrontRing::<Request, Response>::new(sim.frame(sim::blk::RING), slots).unwrap();
+    offer(&sim, &BLK, 0);
+    let _ = (back.poll(&mut env), back.poll(&mut env));
+    let segments = segments(&[(0, 512)]);
+    let (id, op, segment_count, sector, sectors) = (1, 0, 1, 0, 0);
+    let request = Request { id, op, segment_count, reserved: 0, sector, sectors, segments };
+    // A frontend that refills as fast as it is served.
+    let mut serve = |back: &mut blk::Backend| {
+        for n in 0..10 * slots {
+            ring.push(&request).unwrap();
+            let _ = ring.publish();
+            let Some(valid) = back.next_request() else {
+                return n;
+            };
+            back.complete(valid.tag, Status::Ok);
+            back.push_responses(&mut env);
+            ring.pop().unwrap().unwrap();
+        }
+        10 * slots
+    };
+    assert_eq!(serve(&mut back), slots);
+}
