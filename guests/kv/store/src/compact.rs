@@ -21,30 +21,23 @@ impl<D: BlockDevice + 'static> Inner<D> {
         let old = self.state.borrow().journal;
         let area = 1 - old.area;
         let start = self.layout.area_start(area);
-        if old.rival {
-            self.write(start, &[0; BLOCK]).await?;
-            self.flush().await?;
-        }
         let epoch = old.epoch + 1;
         let mut header = Header { epoch, seq: old.seq, entries: 0, bytes: 0, crc: 0 };
         self.write_snapshot(start + 1, &mut header).await?;
         self.flush().await?;
 
         let (block, last) = header.encode(&self.layout);
-        {
-            // From here on the new header may be on the volume, whatever comes.
-            let journal = &mut self.state.borrow_mut().journal;
-            journal.rival = true;
-            journal.epoch = epoch;
-            journal.broken = true;
-        }
+        // From here on the other area may be in force on the volume, so nothing
+        // may be added to this journal, even if writing the header fails.
+        // Another try writes the very same snapshot and header.
+        self.state.borrow_mut().journal.broken = true;
         self.write(start, &block).await?;
         self.flush().await?;
         {
             let mut state = self.state.borrow_mut();
             let next = 1 + header.snapshot_blocks();
             let seq = old.seq;
-            state.journal = Journal { area, epoch, seq, last, next, broken: false, rival: false };
+            state.journal = Journal { area, epoch, seq, last, next, broken: false };
             state.end_limbo();
         }
         // So that damage to the new header shows at mount as damage, and does

@@ -45,7 +45,6 @@ pub(crate) async fn mount<D: BlockDevice>(
         last: crc,
         next: 1 + header.snapshot_blocks(),
         broken: false,
-        rival: false,
     };
     let mut state = State::new(&layout, index_memory, journal);
     replay::load_snapshot(&dev, &layout, &header, &mut state).await?;

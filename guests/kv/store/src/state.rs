@@ -69,9 +69,6 @@ pub(crate) struct Journal {
     /// What lies at `next` is unknown after a device error: only a new
     /// snapshot in the other area helps.
     pub broken: bool,
-    /// The header of the *other* area may be newer than ours, since writing
-    /// it failed: it must be gone before that area is used again.
-    pub rival: bool,
 }
 
 /// What an index entry takes, in the snapshot and in memory.

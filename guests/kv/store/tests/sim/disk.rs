@@ -121,6 +121,17 @@ impl Disk {
         self.0.borrow_mut().bad_blocks.push(block);
     }
 
+    /// What is pending never happens.
+    pub fn forget_pending(&self) {
+        let disk = &mut *self.0.borrow_mut();
+        disk.pending.clear();
+        disk.unflushed.retain(|write| write.order.is_some());
+    }
+
+    pub fn heal_bad_blocks(&self) {
+        self.0.borrow_mut().bad_blocks.clear();
+    }
+
     pub fn counts(&self) -> Counts {
         self.0.borrow().counts
     }
