@@ -114,3 +114,17 @@ fn net_5_without_a_buffer_a_frame_is_refused() {
     assert!(got.len == bytes.len() && !got.checksum_valid);
     assert_eq!(to[..got.len], bytes);
 }
+
+#[test]
+fn ring_8_a_frontend_without_buffers_is_woken_by_tx_responses() {
+    let mut world = World::new(Rng::new(4));
+    world.reflects = false;
+    while world.asked < 1_000 {
+        let sent = world.send();
+        assert!(world.step() || sent, "everybody sleeps");
+    }
+    world.settle();
+    assert_eq!(world.sent.len(), 1_000);
+    let front = world.front.counters();
+    assert!(front.notifications_suppressed > 0);
+}

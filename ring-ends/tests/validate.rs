@@ -13,6 +13,7 @@ use ring_proto::net::{RxRequest, RxResponse, TxRequest, TxResponse};
 use ring_proto::ring::{BackRing, FrontRing};
 use sim::hostile::{BLK, NET, Shape, grant_all};
 use sim::{BACK, FRONT, Sim};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Answers the frontend's offer by hand.
 fn answer(sim: &Sim, body: BackBody) {
@@ -144,7 +145,7 @@ fn blk_4_each_malformed_request_is_answered_and_nothing_is_disconnected() {
         sectors: 0,
         segments: segments(&[(0, 4 * K), (64 * K, 4 * K)]),
     };
-    let cases: [(&str, Change<Request>, Option<Status>); 25] = [
+    let cases: [(&str, Change<Request>, Option<Status>); 26] = [
         ("good", |_| {}, None),
         ("read", |r| r.op = 0, None),
         ("up to the end", |r| r.sector = 4096 - 16, None),
@@ -156,7 +157,12 @@ fn blk_4_each_malformed_request_is_answered_and_nothing_is_disconnected() {
         ("operation", |r| r.op = 5, Some(Status::Invalid)),
         ("reserved", |r| r.reserved = 1, Some(Status::Invalid)),
         ("no segment", |r| r.segment_count = 0, Some(Status::Invalid)),
-        ("too many segments", |r| r.segment_count = 7, Some(Status::Invalid)),
+        ("six segments", |r| (r.segment_count, r.segments) = (6, [r.segments[0]; 6]), None),
+        (
+            "too many segments",
+            |r| (r.segment_count, r.segments) = (7, [r.segments[0]; 6]),
+            Some(Status::Invalid),
+        ),
         ("more than a megabyte", |r| r.segments[0].len = 1024 * K, Some(Status::Invalid)),
         ("empty segment", |r| r.segments[1].len = 0, Some(Status::Invalid)),
         ("odd length", |r| r.segments[0].len = 1000, Some(Status::Invalid)),
@@ -260,7 +266,7 @@ fn net_2_each_malformed_frame_is_answered_and_nothing_is_disconnected() {
         segments: segments(&[(1, 14), (5000, 100)]),
     };
     let csum: Change<TxRequest> = |r| (r.flags, r.csum_start, r.csum_offset) = (1, 34, 16);
-    let cases: [(&str, Change<TxRequest>, bool); 17] = [
+    let cases: [(&str, Change<TxRequest>, bool); 18] = [
         ("good", |_| {}, true),
         ("checksum", csum, true),
         ("checksum at the end", |r| (r.flags, r.csum_start, r.csum_offset) = (1, 100, 12), true),
@@ -274,7 +280,8 @@ fn net_2_each_malformed_frame_is_answered_and_nothing_is_disconnected() {
         ("size without offload", |r| r.gso_size = 50, false),
         ("reserved", |r| r.reserved[2] = 1, false),
         ("no segment", |r| r.segment_count = 0, false),
-        ("too many segments", |r| r.segment_count = 4, false),
+        ("three segments", |r| (r.segment_count, r.segments) = (3, [r.segments[0]; 3]), true),
+        ("too many segments", |r| (r.segment_count, r.segments) = (4, [r.segments[0]; 3]), false),
         ("too long", |r| r.segments[1].len = 1501, false),
         ("too short", |r| (r.segment_count, r.segments[0].len) = (1, 13), false),
         ("beyond the pool", |r| r.segments[1].offset = 16 * 4096 - 99, false),
@@ -335,7 +342,7 @@ fn net_5_bad_rx_buffers_are_answered_and_skipped() {
 }
 
 #[test]
-fn ring_9_between_two_polls_no_more_is_taken_than_the_ring_holds() {
+fn ring_9_in_one_round_no_more_is_taken_than_the_ring_holds() {
     let sim = Sim::new();
     grant_all(&sim, &BLK);
     let mut back = blk::Backend::new(sim::blk::back_config(&sim), sim::blk::volume());
@@ -347,19 +354,25 @@ fn ring_9_between_two_polls_no_more_is_taken_than_the_ring_holds() {
     let segments = segments(&[(0, 512)]);
     let (id, op, segment_count, sector, sectors) = (1, 0, 1, 0, 0);
     let request = Request { id, op, segment_count, reserved: 0, sector, sectors, segments };
-    // A frontend that refills as fast as it is served.
-    let mut serve = |back: &mut blk::Backend| {
-        for n in 0..10 * slots {
-            ring.push(&request).unwrap();
-            let _ = ring.publish();
-            let Some(valid) = back.next_request() else {
-                return n;
-            };
+    for _ in 0..slots {
+        ring.push(&request).unwrap();
+    }
+    // A frontend that claims another request whenever one was answered.
+    let mem = sim.frame(sim::blk::RING);
+    let mut claimed = 0;
+    for _ in 0..2 {
+        let mut taken = 0;
+        loop {
+            claimed += 1;
+            mem.write_u32(0, claimed, Relaxed);
+            let Some(valid) = back.next_request() else { break };
             back.complete(valid.tag, Status::Ok);
-            back.push_responses(&mut env);
-            ring.pop().unwrap().unwrap();
+            taken += 1;
+            assert!(taken <= slots);
         }
-        10 * slots
-    };
-    assert_eq!(serve(&mut back), slots);
+        claimed -= 1;
+        assert_eq!(taken, slots);
+        back.push_responses(&mut env);
+    }
+    assert_eq!(back.counters().misbehaviours, 0);
 }

@@ -78,7 +78,7 @@ pub struct Backend {
     session: Option<Session>,
     serial: u32,
     in_flight: u32,
-    /// Requests that may still be taken before the next poll.
+    /// Requests that may still be taken in this round.
     budget: u32,
     /// The peer's ring is broken; the next poll disconnects it.
     broken: bool,
@@ -118,7 +118,6 @@ impl Backend {
             }
             BackStep::Up => {
                 if let Some(session) = &mut self.session {
-                    self.budget = session.ring.slots();
                     match session.ring.look_or_arm() {
                         Ok(more) => again = more,
                         Err(_) => {
@@ -136,8 +135,9 @@ impl Backend {
         Progress { again, deadline: self.link.deadline() }
     }
 
-    /// The next valid request. Malformed ones are answered here. Bounded
-    /// between two polls.
+    /// The next valid request. Malformed ones are answered here. Gives at most
+    /// as many as the ring has slots between two calls of `poll` or
+    /// `push_responses`.
     pub fn next_request(&mut self) -> Option<ValidRequest> {
         if self.broken {
             return None;
@@ -191,11 +191,12 @@ impl Backend {
         }
     }
 
-    /// Shows answers to the frontend, with at most one notification.
+    /// Shows answers to the frontend, with at most one notification. It ends
+    /// a round, as `poll` does.
     pub fn push_responses(&mut self, env: &mut impl Env) {
-        if let Some(session) = &mut self.session
-            && session.ring.unpublished() > 0
-        {
+        let Some(session) = &mut self.session else { return };
+        self.budget = session.ring.slots();
+        if session.ring.unpublished() > 0 {
             let notify = session.ring.publish();
             self.counters.published(env, self.link.port(), notify);
         }

@@ -87,9 +87,9 @@ pub struct Backend {
     session: Option<Session>,
     serial: u32,
     in_flight: u32,
-    /// Frames that may still be taken before the next poll.
+    /// Frames that may still be taken in this round.
     tx_budget: u32,
-    /// Malformed rx buffers that may still be answered before the next poll.
+    /// Malformed rx buffers that may still be answered in this round.
     rx_budget: u32,
     broken: bool,
     counters: Counters,
@@ -129,8 +129,6 @@ impl Backend {
             }
             BackStep::Up => {
                 if let Some(session) = &mut self.session {
-                    self.tx_budget = session.tx.slots();
-                    self.rx_budget = session.rx.slots();
                     match session.tx.look_or_arm() {
                         Ok(more) => again = more,
                         Err(_) => {
@@ -148,8 +146,9 @@ impl Backend {
         Progress { again, deadline: self.link.deadline() }
     }
 
-    /// The next valid frame. Malformed ones are answered here. Bounded
-    /// between two polls.
+    /// The next valid frame. Malformed ones are answered here. Gives at most
+    /// as many as the ring has slots between two calls of `poll` or
+    /// `push_responses`.
     pub fn next_tx(&mut self) -> Option<TxFrame> {
         if self.broken {
             return None;
@@ -262,9 +261,12 @@ impl Backend {
         }
     }
 
-    /// Shows answers and frames to the frontend, with at most one notification.
+    /// Shows answers and frames to the frontend, with at most one
+    /// notification. It ends a round, as `poll` does.
     pub fn push_responses(&mut self, env: &mut impl Env) {
         let Some(session) = &mut self.session else { return };
+        self.tx_budget = session.tx.slots();
+        self.rx_budget = session.rx.slots();
         if session.tx.unpublished() + session.rx.unpublished() > 0 {
             let notify = session.rx.publish() | session.tx.publish();
             self.counters.published(env, self.link.port(), notify);

@@ -75,6 +75,8 @@ pub struct World {
     pub asked: u64,
     pub no_buffer: u64,
     pub lives: u64,
+    /// What is sent comes back.
+    pub reflects: bool,
 }
 
 impl World {
@@ -97,6 +99,7 @@ impl World {
             asked: 0,
             no_buffer: 0,
             lives: 1,
+            reflects: true,
         }
     }
 
@@ -159,7 +162,9 @@ impl World {
             *self.sent.entry(number).or_insert(0) += 1;
             self.out_of_order += u64::from(number < self.last_sent);
             self.last_sent = number;
-            self.wire.push_back(bytes);
+            if self.reflects {
+                self.wire.push_back(bytes);
+            }
         }
         if let Some(back) = &mut self.back {
             back.complete_tx(frame.tag, Status::Ok);
