@@ -195,6 +195,8 @@ pub struct Info {
     pub shootdowns: u64,
     /// IOTLB invalidations.
     pub iotlb_flushes: u64,
+    /// Nested faults on accesses that the tables allow.
+    pub spurious_faults: u64,
     /// The supervisor's domain.
     pub supervisor: DomainId,
     /// The supervisor's generation.

@@ -34,7 +34,7 @@ use spin::{Mutex, MutexGuard, Once};
 
 use crate::{
     apic, cpu, irq, serial, time,
-    vt::{Exit, Vcpu, npt::NestedTable, svm::SvmVcpu},
+    vt::{Exit, Fault, Vcpu, npt::NestedTable, svm::SvmVcpu},
 };
 
 pub use build::build;
@@ -202,7 +202,7 @@ impl Node {
         match exit {
             Exit::Resume | Exit::Interrupt => {}
             Exit::Hypercall => self.hypercall(domain, now),
-            Exit::NestedFault(address) => self.fault(domain, Reason::NestedFault, address, 0, now),
+            Exit::NestedFault(fault) => self.nested_fault(domain, fault, now),
             Exit::Shutdown => self.fault(domain, Reason::Shutdown, 0, 0, now),
             Exit::Forbidden(code) => self.fault(domain, Reason::Forbidden, 0, code, now),
         }
@@ -342,6 +342,19 @@ impl Node {
             }
         }
         any
+    }
+
+    /// A fault on what the tables allow is the translation cache's: the access
+    /// is tried again with a clean one. (QEMU 7.2 was seen to do this.) A
+    /// domain that makes no progress that way still meets its watchdog.
+    fn nested_fault(&mut self, domain: DomainId, fault: Fault, now: u64) {
+        let d = usize::from(domain);
+        if self.nested[d].allows(fault.address, fault.write, fault.execute) {
+            self.info.spurious_faults += 1;
+            self.shoot_down(domain);
+        } else {
+            self.fault(domain, Reason::NestedFault, fault.address, 0, now);
+        }
     }
 
     /// Ends a generation over something that the hypervisor saw.

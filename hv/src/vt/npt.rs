@@ -158,6 +158,22 @@ impl NestedTable {
         true
     }
 
+    /// Whether the tables allow an access.
+    pub fn allows(&self, gpa: u64, write: bool, execute: bool) -> bool {
+        let mut table = self.root;
+        for level in (0..4).rev() {
+            let e = self.read(table, gpa >> (12 + 9 * level));
+            if e & PRESENT == 0 {
+                return false;
+            }
+            if level == 0 || e & LARGE != 0 {
+                return (e & WRITE != 0 || !write) && (e & NO_EXECUTE == 0 || !execute);
+            }
+            table = e & ADDRESS;
+        }
+        false
+    }
+
     /// Shows every mapped range to `visit` as (guest-physical, machine, bytes,
     /// writable, executable).
     pub fn for_each(&self, mut visit: impl FnMut(u64, u64, u64, bool, bool)) {

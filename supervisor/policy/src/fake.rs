@@ -260,6 +260,7 @@ impl Node for FakeNode {
             next_crash: self.records.len() as u64,
             shootdowns: 3,
             iotlb_flushes: 4,
+            spurious_faults: 0,
         })
     }
 

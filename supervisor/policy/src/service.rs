@@ -360,6 +360,7 @@ impl Supervisor {
             next_crash: info.next_crash,
             shootdowns: info.shootdowns,
             iotlb_flushes: info.iotlb_flushes,
+            spurious_faults: info.spurious_faults,
             supervisor: self.me,
             generation: self.generation,
             bad_frames: self.bad_frames,

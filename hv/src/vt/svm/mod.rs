@@ -17,7 +17,7 @@ use x86_64::registers::{
     model_specific::Msr,
 };
 
-use super::{Call, Exit, Vcpu};
+use super::{Call, Exit, Fault, Vcpu};
 use crate::{cpu, memmap};
 
 /// Guest registers that VMRUN does not switch, and the FPU.
@@ -241,7 +241,16 @@ impl Vcpu for SvmVcpu {
                 Exit::Hypercall
             }
             exit::INTR | exit::NMI => Exit::Interrupt,
-            exit::NPF => Exit::NestedFault(self.vmcb.exit_info2),
+            exit::NPF => {
+                const WRITE: u64 = 1 << 1;
+                const FETCH: u64 = 1 << 4;
+                let why = self.vmcb.exit_info1;
+                Exit::NestedFault(Fault {
+                    address: self.vmcb.exit_info2,
+                    write: why & WRITE != 0,
+                    execute: why & FETCH != 0,
+                })
+            }
             exit::CPUID => {
                 self.cpuid();
                 Exit::Resume
