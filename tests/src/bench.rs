@@ -125,12 +125,19 @@ impl Bench {
         }
         fs::create_dir_all(&self.dir).context("can't make the test's folder")?;
         configure(&mut config);
-        let built = build::build(&Manifest::load(&config.manifest)?)?;
+        let manifest = Manifest::load(&config.manifest)?;
+        let serves_http = manifest.domains.iter().any(|domain| domain.image == "kv");
+        let built = build::build(&manifest)?;
         let running = config
             .launch_built(&built)
             .map_err(|error| Unknown(format!("QEMU can't run: {error:#}")))?;
         let node = Node { running, dir: self.dir.clone() };
-        match node.running.wait_ready(BOOT) {
+        let ready = if serves_http {
+            node.running.wait_ready(BOOT)
+        } else {
+            wait_for("the supervisor", BOOT, || Ok(node.control().ok())).map(drop)
+        };
+        match ready {
             Ok(()) => Ok(node),
             Err(error) => Err(node.explain(error)),
         }
@@ -237,12 +244,17 @@ impl Node {
             }
             Some(end) => end.to_string(),
         };
-        let lines = self.running.log().last(LAST_LINES);
-        let text = format!(
-            "{error:#}\n{what}; logs are in {}\nlast lines of the node's log:\n  {}",
-            self.dir.display(),
-            lines.join("\n  ")
-        );
+        let mut text = format!("{error:#}\n{what}; logs are in {}", self.dir.display());
+        let mut quote = |title: &str, lines: &[String]| {
+            if !lines.is_empty() {
+                text += &format!("\n{title}:\n  {}", lines.join("\n  "));
+            }
+        };
+        quote("last lines of the node's log", &self.running.log().last(LAST_LINES));
+        let mut messages = self.running.qemu_log().last(LAST_LINES);
+        // It warns of what every machine without KVM lacks.
+        messages.retain(|line| !line.contains("TCG doesn't support"));
+        quote("QEMU", &messages);
         let is_unknown = error.downcast_ref::<Unknown>().is_some();
         match end {
             Some(End::Unknown(_)) => Unknown(text).into(),

@@ -67,10 +67,13 @@ impl Node {
             return;
         }
         self.sched.stop(domain);
+        let ended = self.domains[d].died(reason, detected);
+        // Before its grants turn into scratch pages: a peer that reads junk
+        // there must be able to see that it is junk (SPEC.md, CONN-8).
+        self.show_closed(domain);
         self.devices.quiesce(domain);
         self.unmap_everything(domain);
         self.withdraw_everything(domain);
-        let ended = self.domains[d].died(reason, detected);
         self.deaths.push(CrashRecord {
             sequence: 0,
             detected_ns: detected,
@@ -88,7 +91,6 @@ impl Node {
         let name = self.domains[d].config.name.clone();
         let place = Place { report: &report, fault_address, reason };
         self.say(format_args!("{name}: generation {ended} ended: {reason:?}{place}"));
-        self.show_closed(domain);
         self.tell_peers(domain);
         // There is nobody else to restart the supervisor.
         if self.domains[d].config.capabilities & boot::CAP_SUPERVISOR != 0 {

