@@ -125,13 +125,7 @@ pub unsafe fn copy(dst: *mut u8, src: *const u8, n: usize) {
     // what is still to be read.
     let above = (dst as usize).wrapping_sub(src as usize) < n;
     // SAFETY: the caller's promise.
-    unsafe {
-        if above {
-            copy_down(dst, src, n)
-        } else {
-            copy_up(dst, src, n)
-        }
-    }
+    unsafe { if above { copy_down(dst, src, n) } else { copy_up(dst, src, n) } }
 }
 
 /// Sets `n` bytes to `byte`.
@@ -182,11 +176,7 @@ pub unsafe fn compare(a: *const u8, b: *const u8, n: usize) -> i32 {
             let (x, y): (u64, u64) = (load(a.add(i)), load(b.add(i)));
             if x != y {
                 // The first byte in memory decides: it is the lowest one here.
-                return if x.swap_bytes() < y.swap_bytes() {
-                    -1
-                } else {
-                    1
-                };
+                return if x.swap_bytes() < y.swap_bytes() { -1 } else { 1 };
             }
             i += 8;
         }

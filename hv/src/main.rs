@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`boot`], [`memmap`], [`paging`], [`heap`] | from the loader's hand-over to final page tables |
 //! | [`cpu`], [`smp`], [`apic`], [`irq`], [`time`] | cores, exceptions, interrupts, the clock |
-//! | [`serial`], [`panic`], [`selftest`] | the console and the end |
+//! | [`serial`], [`mod@panic`], [`selftest`] | the console and the end |
 //! | [`phys`], [`acpi`] | what the firmware says about the platform |
 #![no_std]
 #![no_main]

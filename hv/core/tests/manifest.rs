@@ -12,6 +12,8 @@ use ring_proto::{
 };
 
 const TOTAL: u64 = 1 << 20;
+/// The highest page aligned number.
+const LAST_PAGE: u64 = u64::MAX - 0xfff;
 
 fn segment(address: u64, write: bool, execute: bool) -> Segment {
     Segment { address, memory_len: 0x4000, file_offset: 0x1000, file_len: 0x3000, write, execute }
@@ -108,13 +110,9 @@ fn bad_images() {
     bad(Image, 0, Problem::SegmentRange, |n| {
         n.images[0].segments[2].memory_len = layout::IMAGE_END
     });
-    bad(Image, 0, Problem::SegmentRange, |n| {
-        n.images[0].segments[2].memory_len = u64::MAX & !0xfff
-    });
+    bad(Image, 0, Problem::SegmentRange, |n| n.images[0].segments[2].memory_len = LAST_PAGE);
     bad(Image, 0, Problem::SegmentFile, |n| n.images[0].segments[2].file_offset = TOTAL);
-    bad(Image, 0, Problem::SegmentFile, |n| {
-        n.images[0].segments[2].file_offset = u64::MAX & !0xfff
-    });
+    bad(Image, 0, Problem::SegmentFile, |n| n.images[0].segments[2].file_offset = LAST_PAGE);
     bad(Image, 0, Problem::WriteExecute, |n| n.images[0].segments[0].write = true);
     bad(Image, 0, Problem::BadEntry, |n| n.images[0].entry = layout::IMAGE_BASE + 0x4000);
 }
@@ -131,7 +129,7 @@ fn bad_domains() {
     bad(Domain, 0, Problem::DeviceShared, |n| n.domains[0].devices.push(0).unwrap());
     bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].memory += 1);
     bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].memory = 1 << 40);
-    bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].dma_pool = u64::MAX & !0xfff);
+    bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].dma_pool = LAST_PAGE);
     bad(Domain, 0, Problem::BadGrantSize, |n| n.domains[0].grant_entries = 0);
     bad(Domain, 0, Problem::BadGrantSize, |n| n.domains[0].grant_window_pages = 513);
     bad(Domain, 0, Problem::BadCore, |n| n.domains[0].core = Some(2));

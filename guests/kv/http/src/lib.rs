@@ -13,8 +13,8 @@
 //! nothing else grows with a value's size. A value longer than the buffers
 //! pushes back on the client through TCP.
 //!
-//! The client is a stranger: [`request`] says how its heads are read, and
-//! [`conn`] bounds how long it may keep a connection waiting. Time spent
+//! The client is a stranger: `request` says how its heads are read, and
+//! `conn` bounds how long it may keep a connection waiting. Time spent
 //! waiting for the store never counts, so a pause of the disk is a pause and
 //! not an error.
 #![no_std]
