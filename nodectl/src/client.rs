@@ -193,6 +193,8 @@ impl Client {
                 match self.decoder.feed::<FromNode>(&mut &[byte][..]) {
                     Some(Ok(message)) => return Ok(Some(message)),
                     Some(Err(FrameError::Version(version))) => return Err(Error::Version(version)),
+                    // Sound by its checksum, so this is no noise.
+                    Some(Err(FrameError::Malformed)) => return Err(Error::OtherBuild),
                     // Noise; what was in it is asked for again or times out.
                     Some(Err(_)) | None => {}
                 }

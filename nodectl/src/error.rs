@@ -19,6 +19,8 @@ pub enum Error {
     Io(io::Error),
     /// The node speaks another version of the protocol.
     Version(u8),
+    /// The node sends messages that this build does not know.
+    OtherBuild,
     /// The supervisor restarted while it was busy with the command.
     SupervisorRestarted,
     /// The answer is of the wrong kind.
@@ -68,6 +70,9 @@ impl fmt::Display for Error {
             Self::Version(version) => write!(
                 f,
                 "the node speaks version {version} of the control protocol, and this is version {VERSION}"
+            ),
+            Self::OtherBuild => f.write_str(
+                "the node's messages can't be read: it was built from another state of the sources",
             ),
             Self::SupervisorRestarted => {
                 f.write_str("the supervisor restarted, so nobody knows what came of the command")

@@ -127,20 +127,27 @@ pub fn main(tests: &[Test]) -> ExitCode {
         return ExitCode::FAILURE;
     }
     for test in &wanted {
-        say(&format!("test {} ... ", test.name));
         let start = Instant::now();
         let bench = Bench::new(&test.name, arguments.keep, arguments.nocapture);
         let verdict = judge(test, &bench);
         let seconds = start.elapsed().as_secs_f32();
-        // `cargo xtask test` reads lines that end with "... FAILED".
+        // One piece, as others write to this terminal, too, and `cargo xtask
+        // test` reads lines that end with "... FAILED".
+        let name = &test.name;
         match &verdict {
-            Verdict::Passed => say(&format!("ok ({seconds:.1} s)\n")),
+            Verdict::Passed => say(&format!("test {name} ... ok ({seconds:.1} s)\n")),
             Verdict::Failed(why) => {
-                say(&format!("FAILED\n{}\n", indent(&format!("after {seconds:.1} s: {why}"))));
+                say(&format!(
+                    "test {name} ... FAILED\n{}\n",
+                    indent(&format!("after {seconds:.1} s: {why}"))
+                ));
                 failed.push(&test.name);
             }
             Verdict::Unknown(why) => {
-                say(&format!("UNKNOWN\n{}\n", indent(&format!("after {seconds:.1} s: {why}"))));
+                say(&format!(
+                    "test {name} ... UNKNOWN\n{}\n",
+                    indent(&format!("after {seconds:.1} s: {why}"))
+                ));
                 unknown.push(&test.name);
             }
         }
