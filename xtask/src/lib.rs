@@ -10,9 +10,10 @@
 //! | [`build`], [`elf`], [`bundle`] | bare-metal images, flattened, into one bundle |
 //! | [`disk`] | GPT disk images with the manifest's volumes |
 //! | [`qemu`] | a running node and its verdict |
-//! | [`run`], [`test`](mod@test), [`check`], [`deny`], [`sizes`] | the commands |
+//! | [`run`], [`test`](mod@test), [`check`], [`deny`], [`sizes`], [`bench`] | the commands |
 //! | [`figures`] | what measuring commands print and write |
 
+pub mod bench;
 pub mod build;
 pub mod bundle;
 pub mod check;

@@ -46,17 +46,7 @@ pub fn command(
         .arg(with_path("socket,id=com2,server=on,wait=off,path=", &config.control_socket))
         .args(["-serial", "chardev:com2"])
         .args(["-device", "amd-iommu,intremap=on"])
-        .arg("-drive")
-        .arg(with_path(
-            "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file.locking=on,file.filename=",
-            &config.disk,
-        ))
-        .args(["-device", "virtio-blk-pci,drive=disk,addr=4,disable-legacy=on,iommu_platform=on"])
-        .args(["-netdev", &format!("user,id=wire,hostfwd=tcp:127.0.0.1:{port}-:80")])
-        .args([
-            "-device",
-            "virtio-net-pci,netdev=wire,addr=5,romfile=,disable-legacy=on,iommu_platform=on",
-        ]);
+        .args(config.devices.clone().unwrap_or_else(|| devices(config, port)));
     // A machine that resets itself says nothing on any console; this keeps its last state.
     command
         .args(["-d", "cpu_reset,guest_errors", "-D"])
@@ -72,8 +62,25 @@ pub fn command(
     Ok(command)
 }
 
+/// The disk with its image, and the NIC with the user network.
+fn devices(config: &NodeConfig, port: u16) -> Vec<OsString> {
+    vec![
+        "-drive".into(),
+        with_path(
+            "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file.locking=on,file.filename=",
+            &config.disk,
+        ),
+        "-device".into(),
+        "virtio-blk-pci,drive=disk,addr=4,disable-legacy=on,iommu_platform=on".into(),
+        "-netdev".into(),
+        format!("user,id=wire,hostfwd=tcp:127.0.0.1:{port}-:80").into(),
+        "-device".into(),
+        "virtio-net-pci,netdev=wire,addr=5,romfile=,disable-legacy=on,iommu_platform=on".into(),
+    ]
+}
+
 /// An option with a path in it, where QEMU wants commas doubled.
-fn with_path(before: &str, path: &Path) -> OsString {
+pub fn with_path(before: &str, path: &Path) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let mut bytes = before.as_bytes().to_vec();
     for byte in path.as_os_str().as_bytes() {

@@ -30,6 +30,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 pub use accel::Accel;
+pub(crate) use command::with_path;
 pub use log::Log;
 pub use node::{RunningNode, Verdict};
 
@@ -79,6 +80,9 @@ pub struct NodeConfig {
     pub qemu_log: PathBuf,
     /// Called with each line of the node's log.
     pub on_line: Option<OnLine>,
+    /// Arguments that put disk and NIC into the machine; `None` = one virtio
+    /// disk with the image, one virtio NIC with the user network.
+    pub devices: Option<Vec<OsString>>,
     /// Further arguments for QEMU.
     pub extra_args: Vec<OsString>,
 }
@@ -100,6 +104,7 @@ impl NodeConfig {
             serial_log: dir.join("serial.log"),
             qemu_log: dir.join("qemu.log"),
             on_line: None,
+            devices: None,
             extra_args: Vec::new(),
         }
     }

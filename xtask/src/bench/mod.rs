@@ -1,0 +1,241 @@
+//! `cargo xtask bench`: blk and net through driver domains, beside *fused*: the
+//! same workload with the driver linked into it, one domain, no rings.
+//!
+//! # What a figure means
+//!
+//! Both nodes run under `-icount shift=0,sleep=off`: an instruction takes a
+//! nanosecond of virtual time, whatever the host is doing. What runs is the
+//! same binary, `guests/bench`; only how it reaches the device differs.
+//!
+//! - **One core.** Under icount QEMU runs the cores of a machine one after the
+//!   other, on one clock: a second core adds no speed in virtual time. So the
+//!   node has one, and the time of a request is the sum of all instructions on
+//!   its way: workload, ring, hypervisor, driver domain. On real hardware the
+//!   driver domain has a core of its own and works beside the guest; the ratios
+//!   here are the worst case.
+//! - **The disk takes no time.** While all cores sleep, the virtual clock jumps
+//!   to the next timer, however long the host's disk takes; an image file would
+//!   turn each wait into a jump that measures nothing. So the disk is QEMU's
+//!   `null-co` under a partition table (see [`disk`](self)), which answers
+//!   within the same turn of QEMU's main loop, before any jump. MB/s and IOPS
+//!   are therefore those of the software, as if the disk were infinitely fast.
+//!   What a real disk takes would be added to both sides.
+//! - **Data is touched.** What is written is copied into the request's buffer
+//!   and what was read is copied out of it, once, in both modes.
+//! - **The wire takes [`WIRE_NS`] each way**, by a timer of the NIC on the
+//!   virtual clock. The peer is a third domain on the same machine, behind a
+//!   NIC of its own on a QEMU hub. In bulk figures its CPU time is subtracted,
+//!   as if it were another machine (the exits that it causes are not). In the
+//!   round trip it is part of what is measured.
+//! - **Per request** means exits, hypercalls and notifications of the guest and
+//!   the driver domain together, without the peer's, for each request; in bulk
+//!   TCP for each full segment of 1460 bytes.
+//!
+//! QEMU's main loop finishes disk requests beside the CPU, so where exactly a
+//! completion falls differs a little between runs; ratios move by a few
+//! hundredths. Figures of net repeat more closely.
+
+mod disk;
+mod table;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+
+use crate::manifest::Manifest;
+use crate::qemu::{NodeConfig, Verdict, install};
+use crate::{build, figures, workspace};
+
+/// ns of virtual time from a sent frame to its arrival.
+pub const WIRE_NS: u32 = 5000;
+/// Wall time that a node may take. It says nothing on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// Names of all cases, for a filter that fits none.
+const CASES: [&str; 11] = [
+    "blk.seq128k.read.d1",
+    "blk.seq128k.read.d32",
+    "blk.seq128k.write.d1",
+    "blk.seq128k.write.d32",
+    "blk.rand4k.read.d1",
+    "blk.rand4k.read.d32",
+    "blk.rand4k.write.d1",
+    "blk.rand4k.write.d32",
+    "net.tcp.out",
+    "net.tcp.in",
+    "net.tcp.rtt",
+];
+
+/// Options.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Only cases whose name contains one of these, such as `rand4k` or `net`
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// What the guest counted in one case.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct Counts {
+    pub requests: u64,
+    pub bytes: u64,
+    pub p50_ns: u64,
+    pub elapsed_ns: u64,
+    pub cpu_ns: u64,
+    pub peer_ns: u64,
+    pub exits: u64,
+    pub hypercalls: u64,
+    pub notifications: u64,
+    pub interrupts: u64,
+}
+
+/// A line of the guest.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Record {
+    Case {
+        case: String,
+        #[serde(flatten)]
+        counts: Counts,
+    },
+    Failed {
+        failed: String,
+    },
+    End {
+        #[allow(dead_code, reason = "its presence is what counts")]
+        end: bool,
+    },
+}
+
+/// How the devices are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Ring,
+    Fused,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::Fused => "fused",
+        }
+    }
+}
+
+/// Builds both nodes, runs them, prints the table and writes the figures.
+///
+/// # Errors
+///
+/// A node does not build, run or end in order, or a name fits no case.
+pub fn bench(options: &Options) -> Result<()> {
+    let fits = |case: &str| options.names.iter().any(|name| case.contains(name.as_str()));
+    if !options.names.is_empty() && !CASES.iter().any(|case| fits(case)) {
+        bail!("no case is named so; there is {}", CASES.join(", "));
+    }
+    // The words reach the guest through `args`.
+    let plain = |name: &String| {
+        name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.') && !name.is_empty()
+    };
+    if let Some(name) = options.names.iter().find(|name| !plain(name)) {
+        bail!("`{name}` is part of no case's name; there is {}", CASES.join(", "));
+    }
+    install::ensure()?;
+    let ring = measure(Mode::Ring, &options.names)?;
+    let fused = measure(Mode::Fused, &options.names)?;
+    let mut rows = Vec::new();
+    for (case, ring) in ring {
+        let fused = fused.iter().find(|(other, _)| *other == case).map(|(_, counts)| *counts);
+        let fused = fused.ok_or_else(|| anyhow!("case {case} ran over rings only"))?;
+        rows.push(table::Row { case, ring, fused });
+    }
+    table::print(&rows);
+    if let Some(path) = &options.json {
+        figures::write(path, &table::figures(&rows))?;
+    }
+    Ok(())
+}
+
+/// Runs one node and collects what it counted.
+fn measure(mode: Mode, names: &[String]) -> Result<Vec<(String, Counts)>> {
+    let name = mode.name();
+    let path = workspace::root().join(format!("nodes/bench-{name}.toml"));
+    let mut manifest = Manifest::load(&path)?;
+    if !names.is_empty() {
+        let bench = manifest.domains.iter_mut().find(|domain| domain.spec.name == "bench");
+        let bench = bench.ok_or_else(|| anyhow!("{} has no bench", path.display()))?;
+        let args = format!("{} only={}", bench.spec.args, names.join(","));
+        bench.spec.args = heapless::String::try_from(args.as_str())
+            .map_err(|_| anyhow!("these are too many names"))?;
+    }
+    let built = build::build(&manifest)?;
+    let dir = workspace::run_dir().join(format!("bench-{name}"));
+    std::fs::create_dir_all(&dir).with_context(|| format!("can't create {}", dir.display()))?;
+    let config = NodeConfig {
+        smp: Some(1),
+        icount: true,
+        devices: Some(devices(&dir)?),
+        ..NodeConfig::new(&path, &dir)
+    };
+    eprintln!("running {} …", workspace::show(&path));
+    let node = config.launch_built(&built)?;
+    let verdict = node.wait(Some(PATIENCE));
+    let mut cases = Vec::new();
+    for line in node.log().lines() {
+        let Some((_, json)) = line.split_once("record {") else { continue };
+        let record: Record = serde_json::from_str(&format!("{{{json}"))
+            .with_context(|| format!("the guest wrote a strange record: {line}"))?;
+        match record {
+            Record::Case { case, counts } => cases.push((case, counts)),
+            Record::Failed { failed } => {
+                bail!("the {name} workload failed: {failed}; log: {}", show(&config))
+            }
+            Record::End { .. } => {}
+        }
+    }
+    match verdict {
+        Some(Verdict::Orderly) => Ok(cases),
+        Some(verdict) => bail!("the {name} node: {verdict}; log: {}", show(&config)),
+        None => bail!(
+            "the {name} node was not done after {} s, with {} cases measured; log: {}",
+            PATIENCE.as_secs(),
+            cases.len(),
+            show(&config)
+        ),
+    }
+}
+
+fn show(config: &NodeConfig) -> String {
+    workspace::show(&config.serial_log)
+}
+
+/// A disk without a medium, a NIC, and the peer's NIC on the same hub.
+///
+/// `ioeventfd=off` has the CPU's own thread start a request at once, and not
+/// the main loop some time later.
+fn devices(dir: &Path) -> Result<Vec<OsString>> {
+    let mut arguments = disk::arguments(dir)?;
+    let disk = "virtio-blk-pci,drive=disk,addr=4,ioeventfd=off";
+    arguments.push("-device".into());
+    arguments.push(format!("{disk},disable-legacy=on,iommu_platform=on").into());
+    for (id, address, mac) in
+        [("under-test", 5, "52:54:00:12:34:56"), ("peer", 6, "52:54:00:12:34:57")]
+    {
+        arguments.push("-netdev".into());
+        arguments.push(format!("hubport,id={id},hubid=0").into());
+        arguments.push("-device".into());
+        arguments.push(
+            format!(
+                "virtio-net-pci,netdev={id},addr={address},mac={mac},romfile=,ioeventfd=off,\
+                 tx=timer,x-txtimer={WIRE_NS},disable-legacy=on,iommu_platform=on"
+            )
+            .into(),
+        );
+    }
+    Ok(arguments)
+}
