@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec, vec::Vec};
 use core::fmt::Display;
 
-use domain_rt::{hypercall, start::text, time::now_ns};
+use domain_rt::{boot, hypercall, start::text, time::now_ns};
 use ring_proto::hypercall::DomainInfo;
 use zerocopy::FromZeros;
 
@@ -44,15 +44,21 @@ pub(crate) fn case(name: &str, work: &Work, before: &Snapshot, after: &Snapshot)
     let used = |peer, counter: fn(&DomainInfo) -> u64| {
         after.sum(peer, counter).saturating_sub(before.sum(peer, counter))
     };
+    let own = |snapshot: &Snapshot| {
+        let domain = snapshot.domains.get(usize::from(boot().domain));
+        domain.map_or(0, |d| d.cpu_ns)
+    };
+    let own = own(after).saturating_sub(own(before));
     line(&format!(
         "{{\"case\":\"{name}\",\"requests\":{},\"bytes\":{},\"p50_ns\":{},\"elapsed_ns\":{},\
-         \"cpu_ns\":{},\"peer_ns\":{},\"exits\":{},\"hypercalls\":{},\"notifications\":{},\
+         \"guest_ns\":{},\"driver_ns\":{},\"peer_ns\":{},\"exits\":{},\"hypercalls\":{},\"notifications\":{},\
          \"interrupts\":{}}}",
         work.requests,
         work.bytes,
         work.p50_ns,
         after.now.saturating_sub(before.now),
-        used(false, |d| d.cpu_ns),
+        own,
+        used(false, |d| d.cpu_ns).saturating_sub(own),
         used(true, |d| d.cpu_ns),
         used(false, |d| d.exits),
         used(false, |d| d.hypercalls),

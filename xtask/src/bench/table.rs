@@ -152,8 +152,9 @@ pub(super) fn figures(rows: &[Row]) -> Vec<Figure> {
             let Headline { metric, unit, value } = row.headline(counts);
             put(mode, metric, value, unit, "virtual");
             put(mode, "time_per_request", time_per_request(row, counts), "ns", "virtual");
-            let cpu = counts.cpu_ns as f64 / counts.requests.max(1) as f64;
-            put(mode, "domain_time_per_request", cpu, "ns", "virtual");
+            let per = |ns: u64| ns as f64 / counts.requests.max(1) as f64;
+            put(mode, "guest_time_per_request", per(counts.guest_ns), "ns", "virtual");
+            put(mode, "driver_time_per_request", per(counts.driver_ns), "ns", "virtual");
             for (metric, value) in per_request(counts) {
                 put(mode, metric, value, "count", "none");
             }
