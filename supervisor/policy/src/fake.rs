@@ -61,6 +61,7 @@ pub struct FakeNode {
     /// Violations that the audit finds in each domain.
     pub violations: u64,
     held: Vec<bool>,
+    starts_at: Vec<Option<u64>>,
     dies_at: Vec<Option<(u64, Reason)>>,
     connections: Vec<(DomainId, DomainId)>,
 }
@@ -113,6 +114,7 @@ impl FakeNode {
             off: false,
             violations: 0,
             held: vec![false; names.len()],
+            starts_at: vec![None; names.len()],
             dies_at: vec![None; names.len()],
             connections: vec![(KV, BLK), (KV, NET)],
         };
@@ -135,6 +137,10 @@ impl FakeNode {
             {
                 self.die(index as DomainId, reason);
             }
+            if self.starts_at[index].is_some_and(|at| at <= self.now) {
+                self.starts_at[index] = None;
+                self.begin(index as DomainId);
+            }
             let info = &mut self.domains[index];
             let ready_at = info.started_ns + self.habits[index].ready_after_ns;
             if info.state == DomainState::Running as u32 && info.ready == 0 && ready_at <= self.now
@@ -156,7 +162,10 @@ impl FakeNode {
             return;
         }
         let generation: Generation = info.generation;
-        info.state = DomainState::Dead as u32;
+        info.state = match reason {
+            Reason::Operator | Reason::Exit => DomainState::Stopped as u32,
+            _ => DomainState::Dead as u32,
+        };
         info.generation += 1;
         info.deaths += 1;
         info.ready = 0;
@@ -270,7 +279,8 @@ impl Node for FakeNode {
             return Err(Error::BadState);
         }
         self.starts.push((domain, self.now));
-        self.begin(domain);
+        // The domain's own core does it, in its turn.
+        self.starts_at[usize::from(domain)] = Some(self.now + MS / 20);
         Ok(())
     }
 
@@ -298,7 +308,7 @@ impl Node for FakeNode {
     }
 
     fn release(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.get(domain)?.state = DomainState::Dead as u32;
+        self.get(domain)?.state = DomainState::Stopped as u32;
         self.held[usize::from(domain)] = false;
         Ok(())
     }

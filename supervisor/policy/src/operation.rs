@@ -110,11 +110,12 @@ impl Operation {
             Some(DomainState::Held) => {
                 return self.failed(format_args!("{} is held; `release` it", self.name));
             }
-            Some(DomainState::Stopped) => {
+            Some(DomainState::Stopped) if matches!(self.order, Order::Crash(_)) => {
                 return self
                     .failed(format_args!("{} ended in good order and is stopped", self.name));
             }
-            _ if self.order != Order::Restart && info.restart_automatic == 0 => {
+            // What was started before may die again, and then it depends on the policy.
+            Some(DomainState::Dead) if self.needs_policy() && info.restart_automatic == 0 => {
                 return self.failed(format_args!(
                     "{} died; its manifest says not to restart it",
                     self.name
@@ -139,6 +140,11 @@ impl Operation {
             }
         }
         Progress::Done
+    }
+
+    /// Whether it is the policy that starts the next generation.
+    fn needs_policy(&self) -> bool {
+        self.order != Order::Restart
     }
 
     /// Whether the domain serves only once `connection` is connected: it is
