@@ -62,6 +62,9 @@ pub enum Decision {
 #[derive(Debug, Default)]
 pub struct Scheduler {
     entities: Vec<Entity>,
+    /// For each core the virtual time it has come to: the greatest that a
+    /// domain had when it was picked. Who sleeps falls behind it only so far.
+    clocks: Vec<u64>,
 }
 
 impl Scheduler {
@@ -84,6 +87,9 @@ impl Scheduler {
             period: 0,
             used: 0,
         });
+        if self.clocks.len() <= usize::from(core) {
+            self.clocks.resize(usize::from(core) + 1, 0);
+        }
     }
 
     /// A domain's entity.
@@ -130,17 +136,10 @@ impl Scheduler {
 
     fn resume(&mut self, domain: DomainId, _now: u64) -> Option<u16> {
         let core = self.get(domain)?.core;
-        let floor = self
-            .entities
-            .iter()
-            .filter(|e| e.core == core && e.activity == Activity::Runnable)
-            .map(|e| e.vruntime)
-            .min();
+        let clock = self.clocks.get(usize::from(core)).copied().unwrap_or(0);
         let e = self.entities.get_mut(usize::from(domain))?;
         e.activity = Activity::Runnable;
-        if let Some(floor) = floor {
-            e.vruntime = e.vruntime.max(floor.saturating_sub(SLEEPER_CREDIT));
-        }
+        e.vruntime = e.vruntime.max(clock.saturating_sub(SLEEPER_CREDIT));
         Some(core)
     }
 
@@ -203,7 +202,10 @@ impl Scheduler {
                 best = Some((id, e.vruntime));
             }
         }
-        let Some((id, _)) = best else { return Decision::Idle(next_event) };
+        let Some((id, vruntime)) = best else { return Decision::Idle(next_event) };
+        if let Some(clock) = self.clocks.get_mut(usize::from(core)) {
+            *clock = vruntime.max(*clock);
+        }
         let mut until = next_event;
         if let Some(e) = self.get(id) {
             until = until.min(

@@ -55,8 +55,7 @@ fn caps_hold_even_when_the_core_is_free() {
 fn a_sleeper_gets_no_hoard_but_preempts() {
     let mut s = two(256, 256, 100);
     s.sleep(1, u64::MAX);
-    s.charge(0, 500_000_000, 500_000_000);
-    s.fed(0);
+    run_from(&mut s, 0, 500_000_000);
     assert_eq!(s.wake(1, 500_000_000), Some(0));
     assert!(s.preempts(1, 0));
     // What it may catch up is bounded: soon it must share again.
@@ -82,4 +81,20 @@ fn the_watchdog_counts_cpu_time_without_wait() {
     assert!(s.charge(0, 2, 2));
     s.fed(0);
     assert!(!s.charge(0, 2, 3));
+}
+
+#[test]
+fn a_sleeper_gets_no_hoard_even_when_it_wakes_alone() {
+    let mut s = two(256, 256, 100);
+    s.sleep(1, u64::MAX);
+    let (a, _) = run_from(&mut s, 0, 1_000_000_000);
+    assert_eq!(a, 1_000_000_000);
+    // Both sleep; the one that slept all along wakes first and never stops.
+    s.sleep(0, u64::MAX);
+    s.wake(1, 1_000_000_000);
+    run_from(&mut s, 1_000_000_000, 1_000_000);
+    s.wake(0, 1_001_000_000);
+    let (before, _) = cpu(&s);
+    let (after, _) = run_from(&mut s, 1_001_000_000, 40_000_000);
+    assert!(after - before > 15_000_000, "starved: {} ns of 40 ms", after - before);
 }

@@ -16,7 +16,10 @@ mod ram;
 mod restore;
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use hv_core::{
     domain::{Domain, Life},
@@ -121,19 +124,22 @@ enum Step {
 
 /// The loop of one core.
 pub fn run(core: u16) -> ! {
-    let mut armed = u64::MAX;
-    let mut arm = |until: u64| {
-        if until != armed || until <= time::now_ns() {
+    let armed = Cell::new(u64::MAX);
+    let arm = |until: u64| {
+        if until != armed.get() || until <= time::now_ns() {
             match until {
                 u64::MAX => apic::disarm_timer(),
                 _ => apic::arm_timer(until),
             }
-            armed = until;
+            armed.set(until);
         }
     };
     let mut node = lock();
     loop {
-        node.take_interrupts(core);
+        if node.take_interrupts(core) {
+            // It may have been early (it counts about 4 s at most).
+            armed.set(u64::MAX);
+        }
         match node.step(core) {
             Step::Run(domain, mut vcpu, until) => {
                 drop(node);
@@ -228,9 +234,11 @@ impl Node {
         }
     }
 
-    /// Turns interrupts that this core took into port events.
-    fn take_interrupts(&mut self, core: u16) {
-        for (word, bits) in irq::take_pending(core.into()).into_iter().enumerate() {
+    /// Turns interrupts that this core took into port events. Returns whether
+    /// its timer was among them.
+    fn take_interrupts(&mut self, core: u16) -> bool {
+        let vectors = irq::take_pending(core.into());
+        for (word, bits) in vectors.into_iter().enumerate() {
             let mut bits = bits;
             while bits != 0 {
                 let vector = word as u32 * 64 + bits.trailing_zeros();
@@ -243,6 +251,7 @@ impl Node {
                 }
             }
         }
+        vectors[usize::from(irq::TIMER / 64)] >> (irq::TIMER % 64) & 1 != 0
     }
 
     /// Sets a port bit in a domain's event page and wakes it. Returns whether

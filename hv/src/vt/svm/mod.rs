@@ -255,7 +255,7 @@ impl Vcpu for SvmVcpu {
                 self.cpuid();
                 Exit::Resume
             }
-            exit::SHUTDOWN | exit::INVALID => Exit::Shutdown,
+            exit::SHUTDOWN => Exit::Shutdown,
             code => Exit::Forbidden(code),
         }
     }

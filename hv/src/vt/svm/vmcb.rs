@@ -159,5 +159,4 @@ pub mod exit {
     pub const SHUTDOWN: u64 = 0x7f;
     pub const VMMCALL: u64 = 0x81;
     pub const NPF: u64 = 0x400;
-    pub const INVALID: u64 = u64::MAX;
 }
