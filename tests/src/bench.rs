@@ -4,7 +4,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -131,7 +134,7 @@ impl Bench {
         let running = config
             .launch_built(&built)
             .map_err(|error| Unknown(format!("QEMU can't run: {error:#}")))?;
-        let node = Node { running, dir: self.dir.clone() };
+        let node = Node { running, opening: Mutex::new(()), dir: self.dir.clone() };
         let ready = if serves_http {
             node.running.wait_ready(BOOT)
         } else {
@@ -155,6 +158,8 @@ impl Bench {
 #[derive(Debug)]
 pub struct Node {
     running: RunningNode,
+    /// Held while a connection is opened.
+    opening: Mutex<()>,
     dir: PathBuf,
 }
 
@@ -167,13 +172,21 @@ impl Drop for Node {
 }
 
 impl Node {
-    /// A new HTTP connection.
+    /// A new HTTP connection, over which one request was answered.
+    ///
+    /// Connections are opened one after the other: QEMU's user network listens
+    /// with a backlog of one, and a host that is asked for several at once
+    /// resets some before they ever come to the node.
     ///
     /// # Errors
     ///
     /// The node does not take it.
     pub fn connect(&self) -> Result<Connection> {
-        Connection::open(self.running.http_address(), REQUEST)
+        let _one_at_a_time = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connection = Connection::open(self.running.http_address(), REQUEST)?;
+        let health = connection.request("GET", "health", None).context("a new connection")?;
+        ensure!(health.status == 200, "GET /health: {} {}", health.status, health.text());
+        Ok(connection)
     }
 
     /// The machine.
