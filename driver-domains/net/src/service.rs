@@ -38,8 +38,13 @@ const TX_TURN: u32 = 32;
 const HEAD: usize = 128;
 /// Busy turns between two looks at the handshakes.
 const POLL_TURNS: u32 = 32;
-/// An interrupt that was lost is noticed after this time.
+/// A NIC that finished nothing for so long is asked whether it gave up.
 const POLL_NS: u64 = 100 * MS;
+/// Sent frames that are worth an interrupt: who sent one rarely waits for its
+/// buffer.
+const SENT_BATCH: u16 = 16;
+/// Fewer are taken back after this time, if nothing else happens before.
+const SENT_NS: u64 = MS / 2;
 /// A NIC that finished nothing for so long is given up.
 const STUCK_NS: u64 = 30_000 * MS;
 /// Pages for the rings of one connection.
@@ -204,17 +209,22 @@ impl Service {
             if idle > STUCK_NS || (idle > POLL_NS && self.nic.needs_reset()) {
                 panic!("the NIC does not answer");
             }
-            deadline = deadline.min(now.saturating_add(POLL_NS));
+            // An interrupt that was lost is noticed then, too.
+            deadline = deadline.min(now.saturating_add(SENT_NS));
         }
         // Frames that wait for room go on after a completion, which wakes us.
         (again && self.has_room(), deadline)
     }
 
     /// How many frames the NIC should have sent before it interrupts a sleep:
-    /// all of them, unless guests wait for room.
+    /// a batch, unless guests wait for room.
     fn sent_to_wait_for(&self) -> u16 {
         let in_flight = self.nic.in_flight();
-        if self.has_room() { in_flight } else { in_flight.div_ceil(2) }
+        match in_flight {
+            0 => 0,
+            _ if self.has_room() => in_flight.max(SENT_BATCH),
+            _ => in_flight.div_ceil(2),
+        }
     }
 
     fn has_room(&self) -> bool {
