@@ -89,10 +89,14 @@ fn write_map(path: &Path, len: u64) -> std::io::Result<()> {
     file.write_all_at(&(REFCOUNTS * CLUSTER).to_be_bytes(), REFCOUNT_TABLE * CLUSTER)?;
     let counts: Vec<u8> = (0..CLUSTERS).flat_map(|_| 1u16.to_be_bytes()).collect();
     file.write_all_at(&counts, REFCOUNTS * CLUSTER)?;
-    file.write_all_at(&(L2_TABLE * CLUSTER | COPIED).to_be_bytes(), L1_TABLE * CLUSTER)?;
+    file.write_all_at(&((L2_TABLE * CLUSTER) | COPIED).to_be_bytes(), L1_TABLE * CLUSTER)?;
     let last = (len - 1) / CLUSTER;
     let entries: Vec<u8> = (0..=last)
-        .map(|cluster| if cluster == 0 || cluster == last { 0 } else { cluster * CLUSTER | COPIED })
+        .map(
+            |cluster| {
+                if cluster == 0 || cluster == last { 0 } else { (cluster * CLUSTER) | COPIED }
+            },
+        )
         .flat_map(u64::to_be_bytes)
         .collect();
     file.write_all_at(&entries, L2_TABLE * CLUSTER)

@@ -16,7 +16,7 @@
 //! - **The disk takes no time.** While all cores sleep, the virtual clock jumps
 //!   to the next timer, however long the host's disk takes; an image file would
 //!   turn each wait into a jump that measures nothing. So the disk is QEMU's
-//!   `null-co` under a partition table (see [`disk`](self)), which answers
+//!   `null-co` under a partition table (see `disk.rs`), which answers
 //!   within the same turn of QEMU's main loop, before any jump. MB/s and IOPS
 //!   are therefore those of the software, as if the disk were infinitely fast.
 //!   What a real disk takes would be added to both sides.

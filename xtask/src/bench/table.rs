@@ -163,3 +163,55 @@ pub(super) fn figures(rows: &[Row]) -> Vec<Figure> {
     }
     figures
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(elapsed_ns: u64, peer_ns: u64) -> Counts {
+        Counts {
+            requests: 1000,
+            bytes: 4_000_000,
+            p50_ns: 30_000,
+            elapsed_ns,
+            guest_ns: 0,
+            driver_ns: 0,
+            peer_ns,
+            exits: 100,
+            hypercalls: 90,
+            notifications: 30,
+            interrupts: 10,
+        }
+    }
+
+    fn row(case: &str) -> Row {
+        let case = case.to_owned();
+        Row { case, ring: counts(3_000_000, 1_000_000), fused: counts(2_000_000, 1_000_000) }
+    }
+
+    #[test]
+    fn the_peers_time_counts_in_round_trips_only() {
+        let bulk = row("net.tcp.out");
+        let Headline { unit, value, .. } = bulk.headline(&bulk.ring);
+        assert_eq!((unit, value), ("MB/s", 2000.0));
+        assert_eq!(bulk.ratio(), 0.5);
+        assert_eq!(row("net.tcp.rtt").ratio(), 1.0);
+        assert_eq!(row("net.tcp.rtt").headline(&counts(1, 0)).value, 30.0);
+        let disk = row("blk.rand4k.read.d32");
+        assert_eq!(disk.headline(&disk.fused).value, 500_000.0);
+    }
+
+    #[test]
+    fn figures_have_stable_names() {
+        let figures = figures(&[row("blk.seq128k.read.d32")]);
+        let find = |name: &str, metric: &str| {
+            let found = figures.iter().find(|f| f.name == name && f.metric == metric);
+            found.map(|f| (f.value, f.unit.as_str(), f.clock.as_str()))
+        };
+        let ring = "bench.blk.seq128k.read.d32.ring";
+        assert!(matches!(find(ring, "throughput"), Some((_, "MB/s", "virtual"))));
+        assert_eq!(find(ring, "exits_per_request"), Some((0.1, "count", "none")));
+        let ratio = find("bench.blk.seq128k.read.d32.ratio", "ring_to_fused");
+        assert!(ratio.is_some_and(|(value, ..)| (value - 2.0 / 3.0).abs() < 1e-9));
+    }
+}

@@ -7,7 +7,7 @@
 
 use alloc::vec;
 
-use domain_rt::{events, set_ready, time::NEVER};
+use domain_rt::{events, set_ready};
 use smoltcp::{iface::SocketHandle, socket::tcp};
 
 use super::{
@@ -31,7 +31,7 @@ pub(crate) fn serve() -> Result<(), &'static str> {
         if acted || deadline == 0 {
             events::breathe();
         } else {
-            stack.rest(deadline.min(NEVER));
+            stack.rest(deadline);
         }
     }
 }

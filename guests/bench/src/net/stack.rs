@@ -148,7 +148,6 @@ pub(super) fn socket() -> tcp::Socket<'static> {
     let buffer = || tcp::SocketBuffer::new(vec![0; SOCKET_BUFFER]);
     let mut socket = tcp::Socket::new(buffer(), buffer());
     socket.set_nagle_enabled(false);
-    // A ping is answered by data, so an acknowledgement may wait for it.
     socket
 }
 
