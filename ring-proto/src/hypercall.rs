@@ -93,7 +93,7 @@ numbered! {
         Audit = 42,
         /// `(address of NodeInfo)`.
         NodeInfo = 43,
-        /// `(code)`: power the node off.
+        /// `(0)`: power the node off in good order.
         Shutdown = 44,
     }
 }
@@ -179,7 +179,7 @@ pub struct DomainInfo {
     pub core: u16,
     /// [`DomainState`].
     pub state: u32,
-    /// Present (or last) generation; 0 before the first start.
+    /// Present generation, or the coming one while the domain does not run. From 1.
     pub generation: u32,
     /// Deaths since the node's boot.
     pub deaths: u32,

@@ -16,6 +16,10 @@ const SYSTEM: &str = "system-tests";
 /// Host tools: their tests are short, and they are built in the dev profile anyway.
 const TOOLS: &[&str] = &["nodectl", "xtask"];
 
+/// Bare-metal crates whose libraries have tests that run on the host.
+const BARE_LIBRARIES: &[&str] =
+    &["bare-support", "domain-rt", "driver-blk", "driver-net", "guest-io"];
+
 /// Options.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -66,6 +70,10 @@ pub fn test(options: &Options) -> Result<()> {
         }
         command.arg("--release");
         tally.phase("libraries", command, &options.filter)?;
+        // In an invocation of their own, as everything bare-metal.
+        let mut command = packages(BARE_LIBRARIES);
+        command.args(["--lib", "--release"]);
+        tally.phase("libraries of domains", command, &options.filter)?;
         tally.phase("tools", packages(&tools), &options.filter)?;
     }
     if options.only != Some(Kind::Host) {

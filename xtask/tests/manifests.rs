@@ -130,7 +130,10 @@ size = "64MiB"
     assert_eq!(manifest.volumes[0].size, 64 << 20);
     assert_eq!(
         manifest.warnings,
-        ["`spare = true` in [domain.net] has no effect yet: warm spares are still to come"]
+        [
+            "`spare = true` in [domain.net] has no effect yet: warm spares are still to come",
+            "`limits` of [[connection]] have no effect yet: nothing enforces them",
+        ]
     );
 }
 

@@ -61,6 +61,8 @@ pub enum Error {
     Timeout,
     /// It lacks VERSION_1 or refused the features that it offered.
     Features,
+    /// It bypasses the IOMMU (no ACCESS_PLATFORM): nothing would confine it.
+    Unconfined,
     /// It has no such queue, or one too small.
     NoQueue(u16),
     /// It refused an interrupt vector.
@@ -85,6 +87,9 @@ impl fmt::Display for Error {
             Self::ResetTimeout => f.write_str("the device does not come out of reset"),
             Self::Timeout => f.write_str("the device does not answer"),
             Self::Features => f.write_str("the device refuses the features that it offers"),
+            Self::Unconfined => {
+                f.write_str("the device bypasses the IOMMU (with QEMU: iommu_platform=on)")
+            }
             Self::NoQueue(queue) => write!(f, "the device lacks queue {queue}"),
             Self::NoVector => f.write_str("the device refuses an interrupt vector"),
             Self::NoMemory => f.write_str("the DMA pool is too small"),
@@ -239,7 +244,7 @@ impl Device {
             return Err(Error::Features);
         }
         if features & ACCESS_PLATFORM == 0 {
-            log::warn!("the device bypasses the IOMMU (no ACCESS_PLATFORM)");
+            return Err(Error::Unconfined);
         }
         self.features = features;
         Ok(features)

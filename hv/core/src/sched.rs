@@ -13,8 +13,6 @@ use ring_proto::DomainId;
 pub const SLICE: u64 = 1_000_000;
 /// How far behind the others a sleeper may re-enter, ns of weight 256.
 pub const SLEEPER_CREDIT: u64 = 2_000_000;
-/// A woken domain preempts if it is this far behind, ns of weight 256.
-pub const PREEMPT: u64 = 100_000;
 /// Period over which a cap is enforced, ns.
 pub const CAP_PERIOD: u64 = 10_000_000;
 
@@ -141,18 +139,6 @@ impl Scheduler {
         e.activity = Activity::Runnable;
         e.vruntime = e.vruntime.max(clock.saturating_sub(SLEEPER_CREDIT));
         Some(core)
-    }
-
-    /// Whether `woken` should run instead of `current` at once.
-    pub fn preempts(&self, woken: DomainId, current: DomainId) -> bool {
-        match (self.get(woken), self.get(current)) {
-            (Some(w), Some(c)) => {
-                w.core == c.core
-                    && w.activity == Activity::Runnable
-                    && w.vruntime.saturating_add(PREEMPT) < c.vruntime
-            }
-            _ => false,
-        }
     }
 
     /// Charges CPU time. Returns whether the watchdog bound is exceeded.

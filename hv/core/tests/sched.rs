@@ -52,12 +52,12 @@ fn caps_hold_even_when_the_core_is_free() {
 }
 
 #[test]
-fn a_sleeper_gets_no_hoard_but_preempts() {
+fn a_sleeper_gets_no_hoard_but_runs_first() {
     let mut s = two(256, 256, 100);
     s.sleep(1, u64::MAX);
     run_from(&mut s, 0, 500_000_000);
     assert_eq!(s.wake(1, 500_000_000), Some(0));
-    assert!(s.preempts(1, 0));
+    assert!(matches!(s.pick(0, 500_000_000), Decision::Run(1, _)), "who slept answers at once");
     // What it may catch up is bounded: soon it must share again.
     let (before, _) = cpu(&s);
     let (a, b) = run_from(&mut s, 500_000_000, 40_000_000);

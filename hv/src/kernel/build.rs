@@ -86,6 +86,7 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
         vcpus: Vec::new(),
         nested: Vec::new(),
         flush: vec![false; manifest.domains.len()],
+        asleep: vec![false; manifest.domains.len()],
         orders: vec![Orders::default(); manifest.domains.len()],
         connections: Vec::new(),
         slots: vec![Vec::new(); manifest.domains.len()],

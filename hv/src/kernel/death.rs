@@ -57,7 +57,7 @@ impl Node {
         &mut self,
         domain: DomainId,
         reason: Reason,
-        report: CrashReport,
+        mut report: CrashReport,
         fault_address: u64,
         exit_code: u64,
         detected: u64,
@@ -66,12 +66,16 @@ impl Node {
         if !self.is_running(domain) {
             return;
         }
+        // What a domain says of itself is for people; this is what happened.
+        report.reason = reason as u32;
         self.sched.stop(domain);
         let ended = self.domains[d].died(reason, detected);
         // Before its grants turn into scratch pages: a peer that reads junk
         // there must be able to see that it is junk (SPEC.md, CONN-8).
         self.show_closed(domain);
         self.devices.quiesce(domain);
+        // Events that its devices caused up to here are its own.
+        self.take_iommu_events();
         self.unmap_everything(domain);
         self.withdraw_everything(domain);
         self.deaths.push(CrashRecord {
@@ -137,8 +141,8 @@ impl Node {
                 let report = self.describe(domain, reason);
                 self.end(domain, reason, report, 0, 0, now);
             }
-            Life::Building(_) => self.domains[d].life = Life::Dead,
-            Life::Dead | Life::Stopped => {}
+            Life::Building(_) if reason == Reason::Operator => self.domains[d].life = Life::Dead,
+            Life::Building(_) | Life::Dead | Life::Stopped => {}
         }
     }
 

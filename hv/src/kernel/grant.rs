@@ -98,13 +98,17 @@ impl Node {
         let word = self.grant_word(granter, gref)?;
         let seen = word.load(Ordering::Acquire);
         grants::check_map(GrantEntry(seen), caller, write, dma)?;
-        // The granter may change its mind meanwhile; then this grant is not valid.
-        word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed)
-            .map_err(|_| Error::PeerGrant)?;
         let granting = &mut self.domains[usize::from(granter)];
-        let frame =
-            granting.space.grantable_page(GrantEntry(seen).address()).ok_or(Error::PeerGrant)?;
+        let address = GrantEntry(seen).address();
+        let frame = granting.space.grantable_page(address).ok_or(Error::PeerGrant)?;
         granting.table.insert(gref, caller, page)?;
+        // The granter may have changed its mind meanwhile; then this grant is not valid.
+        let word = self.grant_word(granter, gref)?;
+        let taken = word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed);
+        if taken.is_err() {
+            self.domains[usize::from(granter)].table.remove(gref);
+            return Err(Error::PeerGrant);
+        }
         let mapping = Mapping { source: Some(Source { granter, gref, frame }), write, dma };
         self.domains[usize::from(caller)].window.insert(page, mapping)?;
         let address = window_address(page);

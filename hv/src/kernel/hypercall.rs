@@ -170,8 +170,8 @@ impl Node {
         self.devices.rearm(caller);
         if !pending && !injected && deadline > now {
             self.sched.sleep(caller, deadline);
+            self.asleep[usize::from(caller)] = true;
         }
-        // The domain reads the clock itself: this value is when it went to sleep.
         Ok(now).into()
     }
 

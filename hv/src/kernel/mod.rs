@@ -86,6 +86,8 @@ pub struct Node {
     nested: Vec<NestedTable>,
     /// Cached translations must go before the domain runs next.
     flush: Vec<bool>,
+    /// It sleeps in `wait`, which returns when it runs next.
+    asleep: Vec<bool>,
     orders: Vec<Orders>,
     connections: Vec<Connection>,
     /// Connection number by domain and slot.
@@ -189,6 +191,9 @@ impl Node {
                     self.sched.stop(domain);
                     return Step::Again;
                 };
+                if core::mem::take(&mut self.asleep[d]) {
+                    vcpu.set_result(0, now);
+                }
                 if let Some(flush) = self.flush.get_mut(d)
                     && core::mem::take(flush)
                 {
@@ -227,7 +232,8 @@ impl Node {
         for _ in 0..MOST {
             let Some((event, owner)) = self.devices.poll_event() else { break };
             log::warn!("IOMMU: {event:x?}");
-            if let Some(owner) = owner {
+            // What an ended generation left in the log is not its successor's.
+            if let Some(owner) = owner.filter(|&owner| self.is_running(owner)) {
                 self.orders[usize::from(owner)].end = Some(Reason::IommuFault);
                 self.kick(self.domains[usize::from(owner)].core);
             }

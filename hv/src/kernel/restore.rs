@@ -80,6 +80,7 @@ impl Node {
         }
         let now = time::now_ns();
         self.domains[d].born(now);
+        self.asleep[d] = false;
         self.sched.start(domain, now);
         let generation = self.domains[d].generation;
         if let Some(record) = self.deaths.last_of(domain)

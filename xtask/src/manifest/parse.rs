@@ -62,6 +62,11 @@ pub fn parse(source: Source) -> Result<Manifest, ManifestError> {
             domain.spec.name
         ));
     }
+    if connections.iter().any(|c| c.ops_limit != 0 || c.bandwidth_limit != 0) {
+        warnings.push(
+            "`limits` of [[connection]] have no effect yet: nothing enforces them".to_owned(),
+        );
+    }
     if domains.iter().all(|d| d.spec.capabilities & CAP_SUPERVISOR == 0) {
         warnings.push(
             "no domain has the capability `supervisor`: a domain that dies stays dead".to_owned(),

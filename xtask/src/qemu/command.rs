@@ -12,9 +12,10 @@ use crate::size::KIB;
 
 /// The command for a node.
 ///
-/// The disk and the NIC sit behind root ports so that they have a PCI Express
-/// capability and with it a function-level reset; without `iommu_platform` a
-/// virtio device would bypass the IOMMU silently.
+/// The disk and the NIC sit on the root bus: QEMU 7.2's AMD IOMMU takes a device's bus number
+/// before the firmware has given it one, and would mistake both of two devices behind root ports
+/// for 00:00.0. (So they have no function-level reset.) Without `iommu_platform` a virtio device
+/// would bypass the IOMMU silently.
 pub fn command(
     qemu: &Path,
     config: &NodeConfig,
