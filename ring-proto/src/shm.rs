@@ -91,12 +91,14 @@ impl SharedMem {
     }
 
     /// The part from `offset` on of `len` bytes.
+    #[inline]
     pub fn sub(&self, offset: usize, len: usize) -> Option<Self> {
         self.check(offset, len).ok()?;
         Some(Self { raw: self.raw.at(offset), len })
     }
 
     /// Copies `to.len()` bytes from `offset` on into private memory.
+    #[inline]
     pub fn copy_from(&self, offset: usize, to: &mut [u8]) -> Result<(), OutOfRange> {
         self.check(offset, to.len())?;
         self.raw.get(offset, to);
@@ -104,6 +106,7 @@ impl SharedMem {
     }
 
     /// Copies private memory to `offset`.
+    #[inline]
     pub fn copy_to(&self, offset: usize, from: &[u8]) -> Result<(), OutOfRange> {
         self.check(offset, from.len())?;
         self.raw.put(offset, from);
@@ -111,6 +114,7 @@ impl SharedMem {
     }
 
     /// A copy of the value at `offset`.
+    #[inline]
     pub fn read<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, OutOfRange> {
         let mut value = T::new_zeroed();
         self.copy_from(offset, value.as_mut_bytes())?;
@@ -118,6 +122,7 @@ impl SharedMem {
     }
 
     /// Writes `value` to `offset`.
+    #[inline]
     pub fn write<T: IntoBytes + Immutable>(
         &self,
         offset: usize,
@@ -144,6 +149,7 @@ impl SharedMem {
     /// If `offset` is misaligned or out of range: it is the program's own
     /// constant, never a value that a peer chose.
     #[track_caller]
+    #[inline]
     pub fn read_u32(&self, offset: usize, order: Ordering) -> u32 {
         self.assert_word(offset);
         self.raw.load(offset, order)
@@ -155,6 +161,7 @@ impl SharedMem {
     ///
     /// As [`Self::read_u32`].
     #[track_caller]
+    #[inline]
     pub fn write_u32(&self, offset: usize, value: u32, order: Ordering) {
         self.assert_word(offset);
         self.raw.store(offset, value, order);
@@ -217,11 +224,24 @@ impl Raw {
         }
     }
 
+    #[inline]
     fn get(self, offset: usize, to: &mut [u8]) {
         let shared = self.0.wrapping_add(offset);
         if to.len() >= copy::LONG {
             // SAFETY: the caller checked the range; `to` is private.
             unsafe { copy::long(shared, to.as_mut_ptr(), to.len()) };
+            return;
+        }
+        // Whole words, as slots and descriptors are: with a length that the
+        // compiler knows, a few loads in a row.
+        if let (words, []) = to.as_chunks_mut::<8>()
+            && shared.addr().is_multiple_of(8)
+        {
+            for (i, to) in words.iter_mut().enumerate() {
+                // SAFETY: in range, as the whole is, and aligned.
+                let word = unsafe { copy::word(shared.wrapping_add(i * 8)) };
+                *to = word.load(Ordering::Relaxed).to_ne_bytes();
+            }
             return;
         }
         let (mut at, mut to) = (shared, to);
@@ -241,11 +261,22 @@ impl Raw {
         }
     }
 
+    #[inline]
     fn put(self, offset: usize, from: &[u8]) {
         let shared = self.0.wrapping_add(offset);
         if from.len() >= copy::LONG {
             // SAFETY: the caller checked the range; `from` is private.
             unsafe { copy::long(from.as_ptr(), shared, from.len()) };
+            return;
+        }
+        if let (words, []) = from.as_chunks::<8>()
+            && shared.addr().is_multiple_of(8)
+        {
+            for (i, from) in words.iter().enumerate() {
+                // SAFETY: as in `get`.
+                let word = unsafe { copy::word(shared.wrapping_add(i * 8)) };
+                word.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
+            }
             return;
         }
         let (mut at, mut from) = (shared, from);
