@@ -35,7 +35,7 @@ pub fn alloc(len: usize) -> Option<SharedMem> {
     Some(memory)
 }
 
-/// Gives memory of [`alloc`] back. The device must be done with it.
+/// Gives memory of [`alloc()`] back. The device must be done with it.
 pub fn free(memory: SharedMem) {
     let first = (memory.address().wrapping_sub(layout::DMA_POOL) / PAGE_SIZE as u64) as u32;
     let pages = (memory.len() / PAGE_SIZE) as u32;

@@ -10,9 +10,9 @@
 //! | begin a program | [`entry!`], [`boot`], [`set_ready`] |
 //! | talk to the hypervisor | [`hypercall`] |
 //! | hear of things | [`events`], [`time`], [`exec`] |
-//! | share memory with another domain | [`conn`], [`env`] |
+//! | share memory with another domain | [`conn`], [`mod@env`] |
 //! | drive a device | [`dma`], [`virtio`] |
-//! | die well | [`fault`], [`panic`] |
+//! | die well | [`fault`], [`mod@panic`] |
 //!
 //! A binary of a domain holds `domain_rt::entry!(main);` and depends on
 //! `bare-support` beside this crate. Everything that may exist once in a

@@ -4,7 +4,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`runner`] | runs tests one after the other; three verdicts |
-//! | [`bench`] | a node for a test, and what happens after the test |
+//! | [`mod@bench`] | a node for a test, and what happens after the test |
 //! | [`http`] | one connection to the node, whose every break is noticed |
 //! | [`values`] | values whose bytes say what they are |
 //! | [`workload`] | clients that put, get and check without end |

@@ -10,7 +10,7 @@
 //! | [`build`], [`elf`], [`bundle`] | bare-metal images, flattened, into one bundle |
 //! | [`disk`] | GPT disk images with the manifest's volumes |
 //! | [`qemu`] | a running node and its verdict |
-//! | [`run`], [`test`](mod@test), [`check`], [`deny`], [`sizes`], [`bench`] | the commands |
+//! | [`run`], [`test`](mod@test), [`check`], [`deny`], [`sizes`], [`mod@bench`] | the commands |
 //! | [`figures`] | what measuring commands print and write |
 
 pub mod bench;

@@ -5,7 +5,7 @@ use alloc::{collections::VecDeque, vec, vec::Vec};
 use ring_proto::{DomainId, Generation, crash::CrashRecord, hypercall::LogHeader};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Death records of the node, the newest [`Self::capacity`] of them.
+/// Death records of the node, the newest ones up to a bound.
 #[derive(Debug)]
 pub struct Deaths {
     kept: VecDeque<CrashRecord>,

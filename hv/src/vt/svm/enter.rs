@@ -25,6 +25,8 @@ pub(super) unsafe extern "C" fn run(vmcb: u64, registers: *mut Registers, host_v
         "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
         "push rdx", "push rsi", "push rdi",
         "clgi",
+        // Not right before VMRUN, where its interrupt shadow would reach the guest.
+        "sti",
         "mov rax, rdx",
         "vmsave rax",
         "fxrstor64 [rsi + {fpu}]",
@@ -44,7 +46,6 @@ pub(super) unsafe extern "C" fn run(vmcb: u64, registers: *mut Registers, host_v
         "mov r14, [rsi + 96]",
         "mov r15, [rsi + 104]",
         "mov rsi, [rsi + 24]",
-        "sti",
         "vmrun rax",
         "cli",
         "vmsave rax",
