@@ -74,6 +74,11 @@ pub fn test(options: &Options) -> Result<()> {
         let mut command = packages(BARE_LIBRARIES);
         command.args(["--lib", "--release"]);
         tally.phase("libraries of domains", command, &options.filter)?;
+        // loom replaces the atomics, so nothing else can share its build.
+        let mut command = packages(&["ring-proto"]);
+        command.args(["--test", "loom", "--release", "--target-dir"]);
+        command.arg(workspace::target_dir().join("loom")).env("RUSTFLAGS", "--cfg loom");
+        tally.phase("models", command, &options.filter)?;
         tally.phase("tools", packages(&tools), &options.filter)?;
     }
     if options.only != Some(Kind::Host) {
