@@ -13,7 +13,7 @@ use signal_hook::iterator::Signals;
 
 use crate::disk::Disk;
 use crate::manifest::{self, Manifest};
-use crate::qemu::{Accel, NodeConfig, OnLine, RunningNode, Verdict, install};
+use crate::qemu::{Accel, Iommu, NodeConfig, OnLine, RunningNode, Verdict, install};
 use crate::{build, size, workspace};
 
 /// How long the node may take until its service answers.
@@ -43,6 +43,9 @@ pub struct Options {
     /// tcg, kvm, or auto: KVM where nested SVM is there
     #[arg(long, value_name = "ACCEL", default_value = "auto")]
     pub accel: Accel,
+    /// amd (AMD-Vi) or intel (VT-d)
+    #[arg(long, value_name = "IOMMU", default_value = "amd")]
+    pub iommu: Iommu,
     /// QEMU's CPU model
     #[arg(long, value_name = "MODEL", default_value = "EPYC")]
     pub cpu: String,
@@ -96,6 +99,7 @@ pub fn run(options: &Options) -> Result<()> {
         cpu: options.cpu.clone(),
         memory: options.memory,
         accel: options.accel,
+        iommu: options.iommu,
         on_line: (!options.headless).then(printer),
         ..defaults
     };

@@ -3,12 +3,44 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 
-use anyhow::{Result, anyhow};
+use anyhow::anyhow;
 
 use super::NodeConfig;
 use crate::build::Built;
 use crate::size::KIB;
+
+/// What stands between devices and memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Iommu {
+    /// AMD-Vi. QEMU 7.2's remaps interrupts, but never writes an event log.
+    Amd,
+    /// VT-d. QEMU 7.2's reports faults, but lets interrupt messages of the old format through.
+    Intel,
+}
+
+impl FromStr for Iommu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "amd" => Ok(Self::Amd),
+            "intel" => Ok(Self::Intel),
+            other => Err(format!("`{other}` is not `amd` or `intel`")),
+        }
+    }
+}
+
+impl Iommu {
+    /// QEMU's device, which must come before those that it confines.
+    fn device(self) -> &'static str {
+        match self {
+            Self::Amd => "amd-iommu,intremap=on",
+            Self::Intel => "intel-iommu,intremap=on,aw-bits=48",
+        }
+    }
+}
 
 /// The command for a node.
 ///
@@ -22,7 +54,7 @@ pub fn command(
     built: &Built,
     cores: u16,
     port: u16,
-) -> Result<Command> {
+) -> anyhow::Result<Command> {
     let kvm = config.accel.use_kvm().map_err(|why| anyhow!("KVM can't be used: {why}"))?;
     let accel = match (kvm, config.icount) {
         (true, true) => return Err(anyhow!("instructions can be counted with --accel tcg only")),
@@ -46,7 +78,7 @@ pub fn command(
         .arg("-chardev")
         .arg(with_path("socket,id=com2,server=on,wait=off,path=", &config.control_socket))
         .args(["-serial", "chardev:com2"])
-        .args(["-device", "amd-iommu,intremap=on"])
+        .args(["-device", config.iommu.device()])
         .args(config.devices.clone().unwrap_or_else(|| devices(config, port)));
     // A machine that resets itself says nothing on any console; this keeps its last state.
     command

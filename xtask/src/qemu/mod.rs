@@ -30,6 +30,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 pub use accel::Accel;
+pub use command::Iommu;
 pub(crate) use command::with_path;
 pub use log::Log;
 pub use node::{RunningNode, Verdict};
@@ -72,6 +73,8 @@ pub struct NodeConfig {
     pub memory: u64,
     /// Who executes the machine's instructions.
     pub accel: Accel,
+    /// What stands between devices and memory.
+    pub iommu: Iommu,
     /// Count instructions: one is one nanosecond. Repeatable, and slow.
     pub icount: bool,
     /// Where the node's log goes, as it comes.
@@ -100,6 +103,7 @@ impl NodeConfig {
             cpu: "EPYC".to_owned(),
             memory: 512 * MIB,
             accel: Accel::Tcg,
+            iommu: Iommu::Amd,
             icount: false,
             serial_log: dir.join("serial.log"),
             qemu_log: dir.join("qemu.log"),
