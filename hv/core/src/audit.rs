@@ -55,11 +55,13 @@ pub fn nested_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
     })
 }
 
-/// Whether a leaf of a domain's IOMMU table is right: DMA pool or a live DMA grant.
+/// Whether a leaf of a domain's IOMMU table is right: DMA pool, a live DMA grant, or the scratch
+/// page in the place of a revoked one.
 pub fn iommu_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
     if let Some(page) = window_page(window, leaf.gpa) {
         return window.get(page).is_some_and(|m| {
-            m.dma && m.source.is_some_and(|s| s.frame == leaf.hpa) && (m.write || !leaf.write)
+            let (frame, write) = expected(space, m);
+            m.dma && leaf.hpa == frame && (write || !leaf.write)
         });
     }
     space

@@ -100,12 +100,12 @@ impl Window {
         self.slots.get_mut(page as usize)?.take()
     }
 
-    /// Marks the mapping at `page` as revoked; returns what it was.
+    /// Marks the mapping at `page` as revoked; returns what it was. It stays
+    /// one for DMA: the device, too, finds the scratch page there.
     pub fn revoke(&mut self, page: u32) -> Option<Mapping> {
         let mapping = self.slots.get_mut(page as usize)?.as_mut()?;
         let was = *mapping;
         mapping.source = None;
-        mapping.dma = false;
         Some(was)
     }
 

@@ -2,7 +2,9 @@
 //! memory layout that follows from the good one.
 
 use hv_core::{
+    audit::{self, Leaf},
     bundle::{Item, ManifestError, Problem, validate},
+    grants::{Mapping, Source, Window},
     memory::{Kind, Space, least_memory},
 };
 use ring_proto::{
@@ -200,4 +202,25 @@ fn translation_stays_in_one_region_and_respects_rights() {
     assert!(space.grantable_page(layout::HEAP + 8).is_none(), "not a page");
     assert!(space.grantable_page(text).is_none(), "read-only memory is not granted");
     assert!(space.grantable_page(layout::PAGE_TABLES).is_none());
+}
+
+#[test]
+fn grant_3_a_device_finds_the_scratch_page_after_a_revocation() {
+    let node = good();
+    let space = Space::new(&node.domains[0], &node.images[0], 0x4000_0000).unwrap();
+    let mut window = Window::new(8);
+    let frame = 0x8000_0000;
+    let source = Some(Source { granter: 1, gref: 5, frame });
+    window.insert(2, Mapping { source, write: false, dma: true }).unwrap();
+    let leaf =
+        |hpa, write| Leaf { gpa: layout::GRANT_WINDOW + 2 * 4096, hpa, write, execute: false };
+    let right = |window: &Window, hpa, write| audit::iommu_leaf(&space, window, leaf(hpa, write));
+    assert!(right(&window, frame, false));
+    assert!(!right(&window, frame, true), "writable");
+    assert!(!right(&window, space.scratch, true), "not revoked");
+    assert!(window.revoke(2).is_some_and(|was| was.dma));
+    assert!(!right(&window, frame, false), "revoked");
+    assert!(right(&window, space.scratch, true));
+    assert!(window.remove(2).is_some_and(|was| was.dma), "the device's page goes, too");
+    assert!(!right(&window, space.scratch, true), "unmapped");
 }

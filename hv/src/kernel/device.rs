@@ -420,6 +420,14 @@ impl Devices {
         }
     }
 
+    /// Has a mapped page of a domain's IOMMU table lead to `hpa`. [`Self::flush_dma`] follows.
+    pub fn redirect_dma(&mut self, domain: DomainId, iova: u64, hpa: u64) {
+        if let Some(Some(table)) = self.tables.get_mut(usize::from(domain)) {
+            // A page that was never mapped leads nowhere as it is.
+            let _ = table.redirect(iova, hpa);
+        }
+    }
+
     /// After removals: returns when no device uses a removed page any more.
     pub fn flush_dma(&mut self, domain: DomainId) {
         if let Some(Err(error)) = self.iommu.as_mut().map(|i| i.flush_all(iommu_domain(domain))) {

@@ -206,7 +206,8 @@ impl Node {
             self.nested[g].set_page(window_address(page), Some((scratch, rights)));
             cpu |= 1 << grantee;
             if was.dma {
-                self.devices.unmap_dma(grantee, window_address(page));
+                // The device may be at work there: it must not fault over the granter's decision.
+                self.devices.redirect_dma(grantee, window_address(page), scratch);
                 dma |= 1 << grantee;
             }
         }

@@ -97,6 +97,21 @@ fn a_removed_page_is_gone_after_the_flush() {
 }
 
 #[test]
+fn a_redirected_page_leads_to_the_new_frame_and_never_faults() {
+    let (machine, _, _, mut iommu) = boot();
+    let mut table = table(&machine);
+    table.map(IOVA, PHYS, false).unwrap();
+    iommu.attach(DISK_BDF, 3, table.root(), LEVELS).unwrap();
+    assert_eq!(machine.dma(DISK, IOVA, false), Some(PHYS));
+    table.redirect(IOVA, PHYS + 0x9000).unwrap();
+    assert!(machine.dma(DISK, IOVA, false).is_some());
+    iommu.flush_all(3).unwrap();
+    assert_eq!(machine.dma(DISK, IOVA + 8, true), Some(PHYS + 0x9008));
+    assert!(table.redirect(IOVA + 0x1000, PHYS).is_err(), "nothing to redirect");
+    assert_eq!(machine.dma(DISK, IOVA + 0x1000, true), None);
+}
+
+#[test]
 fn an_interrupt_is_gone_after_unmap() {
     let (machine, _, _, mut iommu) = boot();
     let table = table(&machine);

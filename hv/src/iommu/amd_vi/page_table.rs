@@ -137,6 +137,16 @@ impl<IO: PhysIo> IoTable<IO> {
         Ok(entry & ADDRESS)
     }
 
+    /// Has a mapped page lead to `phys`, writable; there is no moment at which it leads nowhere.
+    /// The device may still reach the old page until [`crate::iommu::Iommu::flush_pages`] has
+    /// returned.
+    pub fn redirect(&mut self, iova: u64, phys: u64) -> Result<(), Error> {
+        check(iova, phys)?;
+        let (at, _) = self.find(iova)?;
+        self.io.write64(at, leaf(phys, true));
+        Ok(())
+    }
+
     /// Calls `visit` for every page a device can reach, in address order.
     /// Fails on an entry that leads anywhere but to a table of our own.
     pub fn leaves(&self, visit: &mut dyn FnMut(Leaf)) -> Result<(), Error> {
