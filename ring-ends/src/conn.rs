@@ -15,9 +15,11 @@
 //! the grants and mappings; what is in the rings is the protocol's business.
 
 mod back;
+mod conduct;
 mod front;
 
 pub use back::{BackLink, BackStep, Mapped, QueueKind, Rules, Window};
+pub use conduct::Complaint;
 pub use front::{FrontLink, FrontStep, Region};
 
 /// Shortest pause of a frontend after a loss without a new backend generation, ns.
@@ -26,7 +28,16 @@ pub const BACKOFF_FIRST_NS: u64 = 10_000_000;
 pub const BACKOFF_MOST_NS: u64 = 1_000_000_000;
 /// A connection that stood as long as this sets the pause back to the first, ns.
 pub const STABLE_NS: u64 = 2_000_000_000;
-/// Least time between two answers of a backend to one frontend generation, ns.
+/// Least time between two answers of a backend to one frontend generation, ns;
+/// doubled with each strike.
 pub const ANSWER_INTERVAL_NS: u64 = 1_000_000;
+/// Longest that strikes make this time, ns.
+pub const ANSWER_PAUSE_MOST_NS: u64 = 1_000_000_000;
+/// Least time between an answer to one frontend generation and to another, ns.
+pub const GENERATION_INTERVAL_NS: u64 = 10_000_000;
+/// Disconnects and refusals of a frontend generation after which it is barred.
+pub const STRIKES_MOST: u32 = 16;
+/// For each such time without a strike one is forgiven, ns.
+pub const FORGIVE_NS: u64 = 60_000_000_000;
 /// Pause before a failed revocation or unmapping is tried again, ns.
 pub const RETRY_NS: u64 = 1_000_000;

@@ -23,6 +23,8 @@ pub struct Counters {
     pub disconnects: u64,
     /// Times the peer broke the protocol.
     pub misbehaviours: u64,
+    /// Generations of the peer that were barred over it (backend, CONN-14).
+    pub barred: u64,
 }
 
 impl Counters {

@@ -4,7 +4,9 @@
 mod sim;
 
 use ring_ends::blk::{Backend, Frontend, Io};
-use ring_ends::conn::ANSWER_INTERVAL_NS;
+use ring_ends::conn::{
+    ANSWER_INTERVAL_NS, ANSWER_PAUSE_MOST_NS, FORGIVE_NS, GENERATION_INTERVAL_NS, STRIKES_MOST,
+};
 use ring_proto::blk::{Op, Segment};
 use ring_proto::conn::{
     BackBody, BackHello, FrontHello, GrantRange, Pair, QueueHello, State, VERSION,
@@ -41,7 +43,7 @@ fn offer(sim: &Sim, back: &mut Backend, epoch: u32, hello: &FrontHello) -> (Stat
     own.publish(hello, epoch, Pair::default(), State::Closing, State::Initialising).unwrap();
     for _ in 0..4 {
         let _ = back.poll(&mut sim.env(BACK));
-        sim.advance(ANSWER_INTERVAL_NS);
+        sim.advance(FORGIVE_NS);
     }
     let peer = sim.pages(FRONT).peer;
     let seen = peer.glance();
@@ -170,15 +172,16 @@ fn conn_10_answers_to_one_generation_keep_their_distance() {
     grant_all(&sim, &BLK);
     let mut back = Backend::new(back_config(&sim), volume());
     let own = sim.pages(FRONT).own;
-    // A frontend that offers a thousand times a millisecond, for 20 ms.
+    // A frontend that offers a thousand times a millisecond, for 20 ms: it is
+    // answered at once, after 2 ms, after 4 ms more and after 8 ms more.
     for epoch in 0..20_000 {
         own.publish(&good_hello(), epoch, Pair::default(), State::Closing, State::Initialising)
             .unwrap();
         let _ = back.poll(&mut sim.env(BACK));
         sim.advance(1_000);
     }
-    let connects = back.counters().connects;
-    assert!((10..=21).contains(&connects), "{connects}");
+    assert_eq!(back.counters().connects, 4);
+    assert_eq!(ANSWER_INTERVAL_NS, 1_000_000);
 }
 
 #[test]
@@ -232,7 +235,7 @@ fn conn_5_a_hello_that_does_not_decode_is_misbehaviour() {
         page.copy_to(64, &[byte; 64]).unwrap();
         own.set_state(State::Initialising);
         let _ = back.poll(&mut sim.env(BACK));
-        sim.advance(ANSWER_INTERVAL_NS);
+        sim.advance(ANSWER_PAUSE_MOST_NS);
         assert_eq!(back.counters().misbehaviours, u64::from(n), "{len}");
         assert!(sim.pages(FRONT).peer.glance().is(State::Closing));
     }
@@ -257,4 +260,121 @@ fn conn_8_a_revoked_slot_is_not_served() {
     back.complete(tag, ring_proto::blk::Status::Ok);
     let _ = back.poll(&mut sim.env(BACK));
     assert_eq!((back.counters().misbehaviours, back.counters().requests), (0, 1));
+}
+
+/// Offers a good hello again and again and breaks the ring whenever it is
+/// taken, for `ns` in steps of 100 us. Returns how often it was taken.
+fn break_rings(sim: &Sim, back: &mut Backend, ns: u64) -> u64 {
+    let own = sim.pages(FRONT).own;
+    let before = back.counters().connects;
+    let page = sim.frame(FRONT_PAGE);
+    for _ in 0..ns / 100_000 {
+        if back.is_connected() {
+            // 17 requests in a ring of 16.
+            sim.frame(sim::blk::RING).write_u32(0, 17, Relaxed);
+        } else {
+            sim.frame(sim::blk::RING).write_u32(0, 0, Relaxed);
+            let epoch = page.read_u32(8, Relaxed).wrapping_add(1);
+            own.publish(&good_hello(), epoch, Pair::default(), State::Closing, State::Initialising)
+                .unwrap();
+        }
+        let _ = back.poll(&mut sim.env(BACK));
+        let _ = back.poll(&mut sim.env(BACK));
+        sim.advance(100_000);
+    }
+    back.counters().connects - before
+}
+
+#[test]
+fn conn_14_a_frontend_that_breaks_the_protocol_again_and_again_is_barred() {
+    let sim = Sim::new();
+    grant_all(&sim, &BLK);
+    let mut back = Backend::new(back_config(&sim), volume());
+    let begin = sim.now();
+    // Within 1 + 2 + 4 + … ms, then a second each.
+    let mut log = Vec::new();
+    let mut taken = 0;
+    for _ in 0..12 {
+        taken += break_rings(&sim, &mut back, 1_000_000_000);
+        log.extend(back.complaint().map(|complaint| complaint.to_string()));
+    }
+    assert_eq!(taken, u64::from(STRIKES_MOST));
+    assert!(sim.now() - begin > 6 * ANSWER_PAUSE_MOST_NS);
+    assert_eq!((back.counters().barred, back.barred()), (1, Some(1)));
+    let last = "was disconnected too often (its ring index is out of bounds): \
+                generation 1 is not served again";
+    assert_eq!(log.last().unwrap(), last);
+    assert!(log.len() <= 6, "few lines for many strikes: {log:?}");
+    // It is told once, and an hour changes nothing.
+    let peer = sim.pages(FRONT).peer;
+    let answer: BackHello = peer.hello(&peer.glance()).unwrap();
+    let BackBody::Refused { why } = answer.body else { panic!("{answer:?}") };
+    assert_eq!(why, "disconnected too often");
+    let calls = sim.calls(BACK);
+    for _ in 0..60 {
+        sim.advance(FORGIVE_NS);
+        assert_eq!(break_rings(&sim, &mut back, 1_000_000), 0);
+    }
+    assert_eq!((sim.calls(BACK), back.complaint(), back.counters().barred), (calls, None, 1));
+    // Its next life is served in full.
+    sim.end_generation(FRONT);
+    let mut front = Frontend::new(front_config(&sim)).unwrap();
+    for _ in 0..4 {
+        poll(&sim, &mut front, &mut back);
+        sim.advance(GENERATION_INTERVAL_NS);
+    }
+    assert!(front.is_connected() && back.barred().is_none());
+}
+
+#[test]
+fn conn_14_hellos_that_are_refused_and_leaving_count_like_broken_rings() {
+    for leaves in [false, true] {
+        let sim = Sim::new();
+        grant_all(&sim, &BLK);
+        let mut back = Backend::new(back_config(&sim), volume());
+        let own = sim.pages(FRONT).own;
+        let hello = FrontHello { protocol: if leaves { 1 } else { 2 }, ..good_hello() };
+        for epoch in 0..40 {
+            own.publish(&hello, epoch, Pair::default(), State::Closing, State::Initialising)
+                .unwrap();
+            for _ in 0..2 {
+                let _ = back.poll(&mut sim.env(BACK));
+                sim.advance(ANSWER_PAUSE_MOST_NS);
+            }
+            assert_eq!(back.is_connected(), leaves && epoch < STRIKES_MOST);
+            own.set_state(State::Closing);
+            let _ = back.poll(&mut sim.env(BACK));
+        }
+        assert_eq!(back.barred(), Some(1), "leaves: {leaves}");
+        assert_eq!(sim.mapped_pages(), 0);
+    }
+}
+
+#[test]
+fn conn_14_a_strike_a_minute_is_forgiven() {
+    let sim = Sim::new();
+    grant_all(&sim, &BLK);
+    let mut back = Backend::new(back_config(&sim), volume());
+    for strikes in 1..100 {
+        // One connection, and not the time for another.
+        assert_eq!(break_rings(&sim, &mut back, 800_000), 1, "{strikes}");
+        sim.advance(FORGIVE_NS);
+    }
+    assert_eq!((back.counters().barred, back.barred()), (0, None));
+    assert_eq!(back.counters().misbehaviours, 99);
+}
+
+#[test]
+fn conn_14_a_frontend_that_claims_a_new_generation_each_time_gains_little() {
+    let sim = Sim::new();
+    grant_all(&sim, &BLK);
+    let mut back = Backend::new(back_config(&sim), volume());
+    let page = sim.frame(FRONT_PAGE);
+    let mut taken = 0;
+    for generation in 0..10_000 {
+        page.write_u32(4, generation, Relaxed);
+        taken += break_rings(&sim, &mut back, 100_000);
+    }
+    // A second in all: one in ten milliseconds.
+    assert!((50..=101).contains(&taken), "{taken}");
 }

@@ -17,6 +17,8 @@ use sim::{BACK, FRONT, Sim};
 
 /// Steps between two visits of an honest peer.
 const VISIT: u64 = 20_000;
+/// An hour, ns.
+const HOUR: u64 = 3_600_000_000_000;
 /// More environment calls than any one call of an end makes.
 const MOST_CALLS: u64 = 16;
 
@@ -206,6 +208,8 @@ fn conn_13_hostile_frontend_against_blk_backend() {
         match rng.below(16) {
             0..8 => frontend_step(&sim, &BLK, &mut rng),
             8 | 9 => drop(back.poll(&mut env)),
+            // CONN-14 makes it wait; so that it comes far, time flies.
+            10 if rng.one_in(10) => sim.advance(rng.below(HOUR)),
             10 => sim.advance(rng.below(3_000_000)),
             11..14 => {
                 if let Some(request) = back.next_request() {
@@ -300,6 +304,8 @@ fn conn_13_hostile_frontend_against_net_backend() {
         match rng.below(16) {
             0..8 => frontend_step(&sim, &NET, &mut rng),
             8 | 9 => drop(back.poll(&mut env)),
+            // CONN-14 makes it wait; so that it comes far, time flies.
+            10 if rng.one_in(10) => sim.advance(rng.below(HOUR)),
             10 => sim.advance(rng.below(3_000_000)),
             11 | 12 => {
                 if let Some(frame) = back.next_tx() {

@@ -451,8 +451,11 @@ fn reason(text: core::fmt::Arguments<'_>) -> heapless::String<96> {
 }
 
 impl Client {
-    /// Logs when the connection comes or goes.
+    /// Logs when the connection comes or goes, and what the guest does wrong.
     fn tell(&mut self) {
+        if let Some(complaint) = self.backend.complaint() {
+            log::warn!("{} {complaint}", self.connection.peer_name());
+        }
         let connected = self.backend.is_connected();
         if connected != self.connected {
             self.connected = connected;

@@ -413,8 +413,11 @@ fn deliver(clients: &mut [Client], targets: Targets, frame: &[u8]) {
 }
 
 impl Client {
-    /// Logs when the connection comes or goes.
+    /// Logs when the connection comes or goes, and what the guest does wrong.
     fn tell(&mut self) {
+        if let Some(complaint) = self.backend.complaint() {
+            log::warn!("{} {complaint}", self.connection.peer_name());
+        }
         let connected = self.backend.is_connected();
         if connected != self.connected {
             self.connected = connected;

@@ -7,10 +7,10 @@ use ring_proto::blk::{
 use ring_proto::conn::{BackBody, Pages};
 use ring_proto::ring::BackRing;
 use ring_proto::shm::SharedMem;
-use ring_proto::{DomainId, Port};
+use ring_proto::{DomainId, Generation, Port};
 
 use super::RULES;
-use crate::conn::{BackLink, BackStep, Mapped, Window};
+use crate::conn::{BackLink, BackStep, Complaint, Mapped, Window};
 use crate::{Counters, Env, Piece, Progress, pieces};
 
 /// Where a backend stands.
@@ -113,7 +113,7 @@ impl Backend {
             }
             BackStep::Up if self.broken => {
                 again = true;
-                self.link.misbehaved(env, &mut self.counters);
+                self.link.misbehaved(env, &mut self.counters, "its ring index is out of bounds");
                 self.forget();
             }
             BackStep::Up => {
@@ -223,6 +223,16 @@ impl Backend {
         self.session.as_ref().map(|s| s.pool)
     }
 
+    /// The frontend's generation that is not served any more, if there is one.
+    pub fn barred(&self) -> Option<Generation> {
+        self.link.barred()
+    }
+
+    /// Something to log about the frontend, if there is (see [`Complaint`]).
+    pub fn complaint(&mut self) -> Option<Complaint> {
+        self.link.complaint()
+    }
+
     /// Counts since the beginning.
     pub fn counters(&self) -> Counters {
         self.counters
@@ -232,7 +242,7 @@ impl Backend {
         let features = mapped.features & self.volume.features;
         let ring = mapped.rings.first().and_then(|&(mem, slots)| BackRing::attach(mem, slots));
         let Some(ring) = ring else {
-            self.link.misbehaved(env, &mut self.counters);
+            self.link.misbehaved(env, &mut self.counters, "its ring memory does not do");
             return;
         };
         self.session = Some(Session { ring, pool: mapped.pool, features });

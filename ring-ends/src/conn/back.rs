@@ -5,9 +5,10 @@ use ring_proto::conn::{
 };
 use ring_proto::hypercall::{Error, MAP_DMA, MAP_WRITE};
 use ring_proto::shm::SharedMem;
-use ring_proto::{DomainId, Port, ring};
+use ring_proto::{DomainId, Generation, Port, ring};
 
-use super::{ANSWER_INTERVAL_NS, RETRY_NS};
+use super::RETRY_NS;
+use super::conduct::{Complaint, Conduct, Verdict};
 use crate::{Counters, Env};
 
 /// The part of the grant window that belongs to one connection.
@@ -99,8 +100,12 @@ pub struct BackLink {
     rejected: Option<Pair>,
     /// Window ranges that are mapped: (page, count).
     mapped: heapless::Vec<(u32, u32), 5>,
-    /// The last frontend generation whose hello was looked at, and when.
-    last: (u32, u64),
+    conduct: Conduct,
+    /// The barred generation was told so.
+    told: bool,
+    complaint: Option<Complaint>,
+    /// `Counters::misbehaviours` at the last strike.
+    complained: u64,
     deadline: Option<u64>,
 }
 
@@ -117,7 +122,10 @@ impl BackLink {
             epoch: 0,
             rejected: None,
             mapped: heapless::Vec::new(),
-            last: (0, 0),
+            conduct: Conduct::default(),
+            told: false,
+            complaint: None,
+            complained: 0,
             deadline: None,
         }
     }
@@ -140,6 +148,22 @@ impl BackLink {
     /// When to step again without an event.
     pub fn deadline(&self) -> Option<u64> {
         self.deadline
+    }
+
+    /// Strikes of the frontend's generation that was answered last (CONN-14).
+    pub fn strikes(&self) -> u32 {
+        self.conduct.strikes()
+    }
+
+    /// The frontend's generation that is not served any more, if there is one.
+    pub fn barred(&self) -> Option<Generation> {
+        self.conduct.barred()
+    }
+
+    /// Something to log about the frontend, if there is. Not every time: one
+    /// that never stops is worth a line at the first, second, fourth, … time.
+    pub fn complaint(&mut self) -> Option<Complaint> {
+        self.complaint.take()
     }
 
     /// Whether the frontend still stands by the hello that is being served.
@@ -172,7 +196,11 @@ impl BackLink {
             }
             Phase::Idle => self.look(env, counters),
             Phase::Up(_) if self.still() => BackStep::Up,
-            Phase::Up(_) | Phase::Mapped(_) => {
+            Phase::Up(pair) | Phase::Mapped(pair) => {
+                // A generation that ended is no strike; one that leaves is.
+                if self.pages.peer.glance().pair.generation == pair.generation {
+                    self.strike(env, counters, "it left");
+                }
                 self.down(env, counters, State::Initialising);
                 BackStep::Lost
             }
@@ -196,35 +224,53 @@ impl BackLink {
             return BackStep::Waiting;
         }
         let now = env.now_ns();
-        let (generation, when) = self.last;
-        let next = when.saturating_add(ANSWER_INTERVAL_NS);
-        if generation == seen.pair.generation && now < next {
-            self.deadline = Some(next);
-            return BackStep::Waiting;
+        let generation = seen.pair.generation;
+        match self.conduct.verdict(generation, now) {
+            Verdict::Now => {}
+            Verdict::At(next) => {
+                self.deadline = Some(next);
+                return BackStep::Waiting;
+            }
+            Verdict::Never => {
+                // Once is enough.
+                if !self.told {
+                    self.told = true;
+                    self.publish_refusal(env, seen.pair, "disconnected too often");
+                }
+                return BackStep::Waiting;
+            }
         }
-        self.last = (seen.pair.generation, now);
+        self.told = false;
+        self.conduct.answered(generation, now);
         let hello = match self.pages.peer.hello::<FrontHello>(&seen) {
             Ok(hello) => hello,
             // It is changing its page and signals when it is done.
             Err(HelloError::Unsettled) => return BackStep::Waiting,
             Err(HelloError::Malformed) => {
-                counters.misbehaviours += 1;
-                self.refuse(env, seen.pair, "the hello does not decode");
+                counters.misbehaviours = counters.misbehaviours.saturating_add(1);
+                self.refuse(env, counters, seen.pair, "the hello does not decode");
                 return BackStep::Waiting;
             }
         };
         if let Err(why) = self.check(&hello) {
-            counters.misbehaviours += 1;
-            self.refuse(env, seen.pair, why);
+            counters.misbehaviours = counters.misbehaviours.saturating_add(1);
+            self.refuse(env, counters, seen.pair, why);
             return BackStep::Waiting;
         }
         match self.map(env, &hello) {
-            Some(mapped) => {
+            Ok(mapped) => {
                 self.phase = Phase::Mapped(seen.pair);
                 BackStep::Offered(mapped)
             }
-            None => {
-                self.refuse(env, seen.pair, "the grants could not be mapped");
+            Err(error) => {
+                let why = "the grants could not be mapped";
+                match error {
+                    // Not of its making.
+                    Error::PeerDead | Error::Exhausted | Error::Hardware => {
+                        self.publish_refusal(env, seen.pair, why);
+                    }
+                    _ => self.refuse(env, counters, seen.pair, why),
+                }
                 self.phase = Phase::Draining;
                 self.deadline = Some(now);
                 BackStep::Waiting
@@ -265,16 +311,16 @@ impl BackLink {
         Ok(())
     }
 
-    fn map(&mut self, env: &mut impl Env, hello: &FrontHello) -> Option<Mapped> {
+    fn map(&mut self, env: &mut impl Env, hello: &FrontHello) -> Result<Mapped, Error> {
         let mut rings = heapless::Vec::new();
         let mut page = self.window.ring_page;
         for queue in &hello.queues {
             let mem = self.map_range(env, queue.ring, page, MAP_WRITE)?;
-            page += queue.ring.pages;
-            rings.push((mem, queue.slots)).ok()?;
+            page = page.saturating_add(queue.ring.pages);
+            rings.push((mem, queue.slots)).map_err(|_| Error::Exhausted)?;
         }
         let pool = self.map_range(env, hello.pool, self.window.pool_page, MAP_WRITE | MAP_DMA)?;
-        Some(Mapped { rings, pool, features: hello.features })
+        Ok(Mapped { rings, pool, features: hello.features })
     }
 
     fn map_range(
@@ -283,11 +329,11 @@ impl BackLink {
         range: GrantRange,
         page: u32,
         flags: u64,
-    ) -> Option<SharedMem> {
-        let mem = env.map(self.peer, range.first, range.pages, page, flags).ok()?;
+    ) -> Result<SharedMem, Error> {
+        let mem = env.map(self.peer, range.first, range.pages, page, flags)?;
         // As many as the protocols have queues, and the pool.
-        self.mapped.push((page, range.pages)).ok()?;
-        Some(mem)
+        self.mapped.push((page, range.pages)).map_err(|_| Error::Exhausted)?;
+        Ok(mem)
     }
 
     /// Publishes the answer to the offer that was just mapped.
@@ -306,20 +352,45 @@ impl BackLink {
     }
 
     /// Disconnects a frontend that broke the protocol; it is served again
-    /// when it offers anew.
-    pub fn misbehaved(&mut self, env: &mut impl Env, counters: &mut Counters) {
-        counters.misbehaviours += 1;
+    /// when it offers anew, unless that was once too often.
+    pub fn misbehaved(&mut self, env: &mut impl Env, counters: &mut Counters, why: &'static str) {
+        counters.misbehaviours = counters.misbehaviours.saturating_add(1);
         if let Phase::Up(pair) | Phase::Mapped(pair) = self.phase {
             self.rejected = Some(pair);
+            self.strike(env, counters, why);
             self.down(env, counters, State::Closing);
         }
     }
 
-    fn refuse(&mut self, env: &mut impl Env, pair: Pair, why: &str) {
+    fn refuse(
+        &mut self,
+        env: &mut impl Env,
+        counters: &mut Counters,
+        pair: Pair,
+        why: &'static str,
+    ) {
+        self.strike(env, counters, why);
+        self.publish_refusal(env, pair, why);
+    }
+
+    fn publish_refusal(&mut self, env: &mut impl Env, pair: Pair, why: &str) {
         self.rejected = Some(pair);
         let why = heapless::String::try_from(why).unwrap_or_default();
         self.publish(pair, 0, BackBody::Refused { why }, State::Closing);
         env.notify(self.port);
+    }
+
+    fn strike(&mut self, env: &impl Env, counters: &mut Counters, why: &'static str) {
+        let times = counters.misbehaviours;
+        if self.conduct.strike(env.now_ns()) {
+            counters.barred = counters.barred.saturating_add(1);
+            if counters.barred.is_power_of_two() {
+                self.complaint = Some(Complaint { why, times, barred: self.conduct.barred() });
+            }
+        } else if times.is_power_of_two() && times != self.complained {
+            self.complaint = Some(Complaint { why, times, barred: None });
+        }
+        self.complained = times;
     }
 
     fn publish(&mut self, pair: Pair, features: u32, body: BackBody, state: State) {

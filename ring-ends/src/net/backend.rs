@@ -7,10 +7,10 @@ use ring_proto::net::{
 };
 use ring_proto::ring::BackRing;
 use ring_proto::shm::SharedMem;
-use ring_proto::{DomainId, Port};
+use ring_proto::{DomainId, Generation, Port};
 
 use super::{Checksum, RULES};
-use crate::conn::{BackLink, BackStep, Mapped, Window};
+use crate::conn::{BackLink, BackStep, Complaint, Mapped, Window};
 use crate::{Counters, Env, Piece, Progress, pieces};
 
 /// Where a backend stands.
@@ -124,7 +124,7 @@ impl Backend {
             }
             BackStep::Up if self.broken => {
                 again = true;
-                self.link.misbehaved(env, &mut self.counters);
+                self.link.misbehaved(env, &mut self.counters, "its ring index is out of bounds");
                 self.forget();
             }
             BackStep::Up => {
@@ -294,6 +294,16 @@ impl Backend {
         self.session.as_ref().map(|s| s.pool)
     }
 
+    /// The frontend's generation that is not served any more, if there is one.
+    pub fn barred(&self) -> Option<Generation> {
+        self.link.barred()
+    }
+
+    /// Something to log about the frontend, if there is (see [`Complaint`]).
+    pub fn complaint(&mut self) -> Option<Complaint> {
+        self.link.complaint()
+    }
+
     /// Counts since the beginning.
     pub fn counters(&self) -> Counters {
         self.counters
@@ -304,7 +314,7 @@ impl Backend {
         let tx = mapped.rings.first().and_then(|&(mem, slots)| BackRing::attach(mem, slots));
         let rx = mapped.rings.get(1).and_then(|&(mem, slots)| BackRing::attach(mem, slots));
         let (Some(tx), Some(mut rx)) = (tx, rx) else {
-            self.link.misbehaved(env, &mut self.counters);
+            self.link.misbehaved(env, &mut self.counters, "its ring memory does not do");
             return;
         };
         rx.disarm();
