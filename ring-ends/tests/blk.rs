@@ -9,7 +9,7 @@ mod sim;
 use ring_proto::blk::{Op, Segment, Status};
 use sim::blk::{World, front_config, volume};
 use sim::rng::{Rng, count};
-use sim::{FRONT, Sim};
+use sim::{BACK, FRONT, Sim};
 
 use ring_ends::blk::{Frontend, Io, SubmitError};
 
@@ -186,6 +186,65 @@ fn blk_8_requests_are_replayed_in_the_order_of_submission() {
         world.sim.advance(10_000_000);
     }
     assert_eq!(world.order, sectors);
+}
+
+#[test]
+fn blk_11_g3_after_an_acknowledged_write_no_older_one_lands() {
+    let mut overlapping = 0;
+    for seed in 0..3 {
+        let dense = |rng| {
+            let mut world = World::new(rng);
+            world.span = 10;
+            world
+        };
+        let steps = workload(&mut dense(Rng::new(seed)), |_, _| {});
+        for k in 0..steps {
+            let mut world = dense(Rng::new(seed));
+            workload(&mut world, |world, step| {
+                if step == k || step == k + 9 {
+                    world.end_backend();
+                }
+            });
+            assert!(world.expect.iter().take(10).all(|e| *e != sim::blk::Expect::Unknown));
+            overlapping += world.overlapping;
+        }
+    }
+    assert!(overlapping > 1000, "{overlapping}");
+}
+
+#[test]
+fn blk_11_a_change_waits_for_the_change_that_it_overlaps() {
+    let mut world = World::new(Rng::new(11));
+    let mut env = world.sim.env(FRONT);
+    while !world.front.is_connected() {
+        assert!(world.step());
+    }
+    let segments = [Segment { offset: 0, len: 1024 }];
+    let mut submit = |op, sector, sectors, token| {
+        let segments = if op == Op::Write { &segments[..] } else { &[] };
+        world.front.submit(Io { op, sector, sectors, segments }, token).unwrap();
+    };
+    // Two sectors each; the third touches the first, the fourth the third, the last none.
+    submit(Op::Write, 8, 0, 0);
+    submit(Op::Write, 10, 0, 1);
+    submit(Op::WriteZeroes, 9, 1, 2);
+    submit(Op::Discard, 9, 4, 3);
+    submit(Op::Write, 50, 0, 4);
+    let mut back = world.back.take().unwrap();
+    let mut be = world.sim.env(BACK);
+    let mut rounds = Vec::new();
+    for _ in 0..4 {
+        let _ = world.front.poll(&mut env);
+        let _ = back.poll(&mut be);
+        let mut round = Vec::new();
+        while let Some(request) = back.next_request() {
+            round.push(request.sector);
+            back.complete(request.tag, Status::Ok);
+        }
+        back.push_responses(&mut be);
+        rounds.push(round);
+    }
+    assert_eq!(rounds, [vec![8, 10], vec![9], vec![9, 50], vec![]]);
 }
 
 #[test]

@@ -105,6 +105,9 @@ pub struct Frontend {
     ring: Option<FrontRing<Request, Response>>,
     geometry: Option<Geometry>,
     entries: Vec<Entry>,
+    /// Of each entry, the sectors that it changes while it is in the ring
+    /// (first, end); otherwise an empty range.
+    changing: Vec<(u64, u64)>,
     free: Vec<u16>,
     /// In order of submission.
     waiting: VecDeque<u16>,
@@ -144,6 +147,7 @@ impl Frontend {
             ring: None,
             geometry: None,
             entries: alloc::vec![entry; slots],
+            changing: alloc::vec![(0, 0); slots],
             free: (0..config.slots as u16).rev().collect(),
             waiting: VecDeque::with_capacity(slots),
             done: VecDeque::with_capacity(slots),
@@ -202,7 +206,9 @@ impl Frontend {
         Ok(())
     }
 
-    /// Sends what was submitted, with at most one notification.
+    /// Sends what was submitted, with at most one notification. Stops at a
+    /// request that changes sectors which one in the ring changes (BLK-11):
+    /// that one's response comes first.
     pub fn kick(&mut self, env: &mut impl Env) {
         if !self.link.is_up() {
             return;
@@ -213,11 +219,21 @@ impl Frontend {
             if !in_range(geometry, &entry.request) {
                 entry.stage = Stage::Done(Status::IoError);
                 self.done.push_back(index);
-            } else if ring.push(&entry.request).is_ok() {
-                entry.stage = Stage::Sent;
-                self.counters.requests += 1;
             } else {
-                break;
+                let (first, end) = changed(&entry.request);
+                let Some(own) = self.changing.get_mut(usize::from(index)) else { break };
+                *own = (0, 0);
+                if first != end && self.changing.iter().any(|&(f, e)| f < end && first < e) {
+                    break;
+                }
+                if ring.push(&entry.request).is_err() {
+                    break;
+                }
+                entry.stage = Stage::Sent;
+                if let Some(own) = self.changing.get_mut(usize::from(index)) {
+                    *own = (first, end);
+                }
+                self.counters.requests += 1;
             }
             self.waiting.pop_front();
         }
@@ -291,6 +307,9 @@ impl Frontend {
                 {
                     entry.stage = Stage::Done(status);
                     self.done.push_back(index);
+                    if let Some(range) = self.changing.get_mut(usize::from(index)) {
+                        *range = (0, 0);
+                    }
                 }
                 _ => {
                     self.misbehaved(env);
@@ -318,6 +337,7 @@ impl Frontend {
     /// What was in the ring waits again, in the order of submission.
     fn forget_ring(&mut self) {
         self.ring = None;
+        self.changing.fill((0, 0));
         self.waiting.clear();
         for (index, entry) in self.entries.iter_mut().enumerate() {
             if entry.stage == Stage::Sent {
@@ -376,10 +396,24 @@ fn check_answer(hello: &BackHello) -> Option<Geometry> {
     plausible.then_some(Geometry { sectors, block_size, read_only, features: hello.features })
 }
 
+/// The sector after the request's last one.
+fn end_sector(request: &Request) -> Option<u64> {
+    let bytes: u64 = request.segments.iter().map(|s| u64::from(s.len)).sum();
+    request.sector.checked_add(request.sectors)?.checked_add(bytes / SECTOR)
+}
+
 /// Whether the request's sectors are on the volume.
 fn in_range(geometry: &Geometry, request: &Request) -> bool {
-    let bytes: u64 = request.segments.iter().map(|s| u64::from(s.len)).sum();
-    let end =
-        request.sector.checked_add(request.sectors).and_then(|end| end.checked_add(bytes / SECTOR));
+    let end = end_sector(request);
     request.op == Op::Flush as u8 || end.is_some_and(|end| end <= geometry.sectors)
+}
+
+/// The sectors that a request changes: first and end; an empty range if none.
+fn changed(request: &Request) -> (u64, u64) {
+    match Op::from_raw(request.op) {
+        Some(Op::Write | Op::Discard | Op::WriteZeroes) => {
+            (request.sector, end_sector(request).unwrap_or(u64::MAX))
+        }
+        _ => (0, 0),
+    }
 }

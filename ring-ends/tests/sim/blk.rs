@@ -55,6 +55,18 @@ struct Asked {
     sectors: u64,
     stamp: u64,
     buffer: u32,
+    /// A read that overlaps a change: it may see either.
+    races: bool,
+}
+
+impl Asked {
+    fn changes(&self) -> bool {
+        !matches!(self.op, Op::Read | Op::Flush)
+    }
+
+    fn overlaps(&self, sector: u64, sectors: u64) -> bool {
+        self.sector < sector + sectors && sector < self.sector + self.sectors
+    }
 }
 
 /// What may be in a sector.
@@ -93,6 +105,10 @@ pub struct World {
     asked: HashMap<u64, Asked>,
     next_token: u64,
     next_stamp: u64,
+    /// Requests are for sectors below this one.
+    pub span: u64,
+    /// Changes that were asked for while an overlapping one was out.
+    pub overlapping: u64,
     pub volume: Volume,
     pub completed: u64,
     pub io_errors: u64,
@@ -118,6 +134,8 @@ impl World {
             asked: HashMap::new(),
             next_token: 1,
             next_stamp: 1,
+            span: SECTORS,
+            overlapping: 0,
             volume: volume(),
             completed: 0,
             io_errors: 0,
@@ -127,13 +145,7 @@ impl World {
         }
     }
 
-    fn overlaps(&self, sector: u64, sectors: u64) -> bool {
-        self.asked
-            .values()
-            .any(|a| a.sector < sector + sectors && sector < a.sector + a.sectors.max(1))
-    }
-
-    /// Submits a random request that touches no sector in flight.
+    /// Submits a random request, which may overlap others in flight.
     pub fn submit(&mut self) -> bool {
         let used: Vec<u32> = self.asked.values().map(|a| a.buffer).collect();
         let Some(buffer) = (0..POOL_PAGES as u32 * 2).find(|b| !used.contains(b)) else {
@@ -150,10 +162,7 @@ impl World {
             Op::WriteZeroes,
         ]);
         let sectors = 1 + self.rng.below(4);
-        let sector = self.rng.below(SECTORS - sectors + 1);
-        if self.overlaps(sector, sectors) {
-            return false;
-        }
+        let sector = self.rng.below(self.span - sectors + 1);
         let stamp = self.next_stamp;
         let mut segments = Vec::new();
         if matches!(op, Op::Read | Op::Write) {
@@ -191,14 +200,21 @@ impl World {
             Err(SubmitError::Invalid) => panic!("a good request was refused"),
         }
         self.next_token += 1;
-        if !matches!(op, Op::Read | Op::Flush) {
+        let (sector, sectors) = if op == Op::Flush { (0, 0) } else { (sector, sectors) };
+        let mut asked = Asked { op, sector, sectors, stamp, buffer, races: false };
+        let mut overlapped = false;
+        for other in self.asked.values_mut().filter(|other| other.overlaps(sector, sectors)) {
+            overlapped |= other.changes() && asked.changes();
+            other.races |= asked.changes();
+            asked.races |= other.changes();
+        }
+        self.overlapping += u64::from(overlapped);
+        if asked.changes() {
             for s in sector..sector + sectors {
                 self.expect[s as usize] = Expect::Unknown;
             }
         }
-        let (sector, sectors) =
-            if op == Op::Flush { (SECTORS + token, 0) } else { (sector, sectors) };
-        self.asked.insert(token, Asked { op, sector, sectors, stamp, buffer });
+        self.asked.insert(token, asked);
         self.front.kick(&mut self.sim.env(FRONT));
         // Something was given to the frontend: poll before sleeping.
         self.front_wake.again = true;
@@ -234,15 +250,21 @@ impl World {
                         let first: u64 = pool.read(at_pool).unwrap();
                         let last: u64 = pool.read(at_pool + SECTOR as usize - 8).unwrap();
                         assert_eq!(first, last, "torn read of {at}");
-                        if let Expect::Stamp(stamp) = self.expect[at] {
+                        if let Expect::Stamp(stamp) = self.expect[at]
+                            && !asked.races
+                        {
                             assert_eq!(first, stamp, "sector {at} was read");
                         }
                         continue;
                     }
                     Op::Flush => continue,
                 };
+                // BLK-11: a newer change of it has not even begun.
                 assert_eq!(self.disk[at], want, "sector {at} was acknowledged");
-                self.expect[at] = Expect::Stamp(want);
+                let newer = |a: &Asked| a.changes() && a.overlaps(at as u64, 1);
+                if !self.asked.values().any(newer) {
+                    self.expect[at] = Expect::Stamp(want);
+                }
             }
         }
         assert_eq!(self.front.in_flight() + self.front.room(), SLOTS as usize);
