@@ -9,7 +9,7 @@ use alloc::string::String;
 use crate::cpu::{self, features, stack::Stack};
 use crate::ioapic::IoApics;
 use crate::memmap::Kind;
-use crate::pci::Pci;
+use crate::pci::{self, Pci};
 use crate::phys::Identity;
 use crate::vt::svm;
 use crate::{acpi, apic, iommu, irq, kernel, memmap, paging, say, selftest, serial, smp, time};
@@ -69,13 +69,16 @@ extern "C" fn on_final_stack() -> ! {
 fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(), String> {
     svm::prepare(cores)?;
     let ecam = platform.ecam.ok_or("the firmware names no PCI configuration space (MCFG)")?;
-    let pci = Pci::enumerate(phys, ecam).map_err(|e| format!("PCI: {e:?}"))?;
+    let mut pci = Pci::enumerate(phys, ecam).map_err(|e| format!("PCI: {e:?}"))?;
+    let ram = memmap::boot().regions.iter().filter(|r| r.kind != Kind::Reserved);
+    ram.for_each(|r| pci.withhold(r.range.start, r.range.len()));
+    pci.withhold(platform.local_apic, 1 << 20);
+    platform.ioapics.iter().for_each(|unit| pci.withhold(unit.address, 1 << 12));
+    platform.iommus.iter().for_each(|unit| pci.withhold(unit.mmio, 1 << 14));
     let mut frames = |count, align: u64| memmap::alloc_frames(count, align);
     let iommu =
         iommu::init(phys, platform, &pci, &mut frames).map_err(|e| format!("IOMMU: {e:?}"))?;
-    for bar in
-        pci.functions().iter().flat_map(|f| f.bars.iter().flatten()).filter(|b| b.is_memory())
-    {
+    for bar in pci.functions().iter().filter(|f| f.assignable()).flat_map(pci::Function::memory) {
         paging::map_mmio(bar.address, bar.len);
     }
     say!(

@@ -31,6 +31,9 @@ const PAGE: u64 = PAGE_SIZE as u64;
 /// Legacy interrupt of the second UART.
 const UART_IRQ: u8 = 3;
 
+/// Vectors for all devices, beside the UART's.
+const VECTORS: usize = (irq::DEVICE_LAST - irq::DEVICE_FIRST) as usize;
+
 /// Where a vector's interrupt comes from and goes to.
 #[derive(Clone, Copy, Debug)]
 struct Binding {
@@ -77,7 +80,7 @@ pub struct Devices {
 
 /// The IOMMU's number for a domain; 0 is not allowed.
 fn iommu_domain(domain: DomainId) -> u16 {
-    domain + 1
+    domain.saturating_add(1)
 }
 
 fn hardware(error: iommu::Error) -> Error {
@@ -143,6 +146,15 @@ impl Devices {
     ) -> Result<(), String> {
         for &index in &config.devices {
             let bdf = *self.named.get(usize::from(index)).ok_or("device missing")?;
+            let function = self.pci.function(bdf).ok_or("device missing")?;
+            // Functions of one device may reach each other without the IOMMU's seeing it.
+            if self.owned.iter().any(|o| o.domain != domain && o.bdf.is_sibling(bdf)) {
+                return Err(format!(
+                    "{}: {bdf} shares its device with another domain",
+                    config.name
+                ));
+            }
+            self.pci.set_bus_master(function, false);
             self.owned.push(Owned { domain, bdf, attached: false });
         }
         if config.devices.is_empty() {
@@ -155,11 +167,13 @@ impl Devices {
         let ranges = [(layout::DMA_POOL, pool.map_or(0, |r| r.len / PAGE)), window];
         // All frames that the table can ever need: mapping cannot run out later.
         let frames = IoTable::<Identity>::frames_for(&ranges);
-        let base = memmap::alloc_frames(frames as usize, PAGE).ok_or_else(short)?;
+        let count = usize::try_from(frames).map_err(|_| short())?;
+        let base = memmap::alloc_frames(count, PAGE).ok_or_else(short)?;
         let mut table = IoTable::new(self.io, base, frames).map_err(|_| short())?;
         if let Some(region) = pool {
             for offset in (0..region.len).step_by(PAGE_SIZE) {
-                table.map(region.gpa + offset, region.hpa + offset, true).map_err(|_| short())?;
+                let at = |base: u64| base.saturating_add(offset);
+                table.map(at(region.gpa), at(region.hpa), true).map_err(|_| short())?;
             }
         }
         self.tables.push(Some(table));
@@ -183,14 +197,10 @@ impl Devices {
         let bdf = self.bdf(domain, slot)?;
         let function = self.pci.function(bdf).ok_or(Error::NotFound)?;
         let offset = u16::try_from(offset).ok().filter(|o| *o < 4096).ok_or(Error::BadArgument)?;
-        let width = match width {
-            1 | 2 | 4 => width as u8,
-            _ => return Err(Error::BadArgument),
-        };
+        let width = u8::try_from(width).ok().filter(|w| matches!(w, 1 | 2 | 4));
+        let width = width.ok_or(Error::BadArgument)?;
         match write {
-            // Machine addresses are none of the domain's business.
-            0 if (0x10..0x28).contains(&offset) => Ok(0),
-            0 => Ok(self.pci.config_read(bdf, offset, width).into()),
+            0 => Ok(self.pci.domain_config_read(function, offset, width).into()),
             1 => {
                 let value = u32::try_from(value).map_err(|_| Error::BadArgument)?;
                 self.pci
@@ -229,6 +239,13 @@ impl Devices {
             Some(_) => return Err(Error::Busy),
             None => {}
         }
+        // No function can take the vectors that others need.
+        let from_here =
+            |b: &&Binding| matches!(b.source, Source::MsiX { bdf: from, .. } if from == bdf);
+        let taken = self.bindings.iter().flatten().filter(from_here).count();
+        if VECTORS.checked_div(self.owned.len()).is_none_or(|share| taken >= share) {
+            return Err(Error::Exhausted);
+        }
         let vector = self.free_vector().ok_or(Error::Exhausted)?;
         self.attach(domain, bdf)?;
         let iommu = self.iommu.as_mut().ok_or(Error::Hardware)?;
@@ -257,7 +274,7 @@ impl Devices {
         };
         binding.open = true;
         if core::mem::take(&mut binding.throttled) {
-            self.throttled -= 1;
+            self.throttled = self.throttled.saturating_sub(1);
         }
         let source = binding.source;
         self.set_mask(source, false);
@@ -296,6 +313,7 @@ impl Devices {
     /// Takes everything from a dead domain's devices: bus mastering, then the
     /// IOMMU context, then interrupts. When this returns, no DMA and no
     /// interrupt of theirs is on its way any more.
+    #[expect(clippy::panic, reason = "the IOMMU is dead: nothing is confined")]
     pub fn quiesce(&mut self, domain: DomainId) {
         for owned in self.owned.iter_mut().filter(|o| o.domain == domain) {
             if let Some(function) = self.pci.function(owned.bdf) {
@@ -314,7 +332,7 @@ impl Devices {
             if place.is_some_and(|b| b.domain == domain && matches!(b.source, Source::MsiX { .. }))
                 && place.take().is_some_and(|b| b.throttled)
             {
-                self.throttled -= 1;
+                self.throttled = self.throttled.saturating_sub(1);
             }
         }
     }
@@ -375,7 +393,7 @@ impl Devices {
             if core::mem::replace(&mut binding.throttled, true) {
                 return;
             }
-            self.throttled += 1;
+            self.throttled = self.throttled.saturating_add(1);
             let source = binding.source;
             self.set_mask(source, true);
         }
@@ -390,7 +408,7 @@ impl Devices {
             let Some(Some(binding)) = self.bindings.get_mut(i) else { continue };
             if binding.domain == domain && binding.open && binding.throttled {
                 binding.throttled = false;
-                self.throttled -= 1;
+                self.throttled = self.throttled.saturating_sub(1);
                 let source = binding.source;
                 self.set_mask(source, false);
             }
@@ -429,6 +447,7 @@ impl Devices {
     }
 
     /// After removals: returns when no device uses a removed page any more.
+    #[expect(clippy::panic, reason = "the IOMMU is dead: nothing is confined")]
     pub fn flush_dma(&mut self, domain: DomainId) {
         if let Some(Err(error)) = self.iommu.as_mut().map(|i| i.flush_all(iommu_domain(domain))) {
             panic!("IOMMU cannot flush: {error:?}");

@@ -32,6 +32,11 @@ impl Bar {
         self.kind != BarKind::Io
     }
 
+    /// Some of `start..start + len` is in it.
+    pub fn overlaps(&self, start: u64, len: u64) -> bool {
+        self.address < start.saturating_add(len) && start < self.address.saturating_add(self.len)
+    }
+
     /// The bytes `offset..offset + len` as a physical address, if they are
     /// memory and within the BAR.
     pub fn slice(&self, offset: u64, len: u64) -> Option<u64> {
@@ -67,12 +72,9 @@ pub fn decode(value: [u32; 2], probe: [u32; 2]) -> (BarKind, Option<Bar>) {
     (kind, usable.then_some(Bar { address, len, kind }))
 }
 
-/// Sizes the BARs of a function whose decoding is switched off. Returns them
-/// and the registers' values, which are as before when this returns.
-pub(super) fn read_all<IO: PhysIo>(
-    ecam: &Ecam<IO>,
-    bdf: Bdf,
-) -> ([Option<Bar>; BARS], [u32; BARS]) {
+/// Sizes the BARs of a function whose decoding is switched off. The registers
+/// are as before when this returns.
+pub(super) fn read_all<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> [Option<Bar>; BARS] {
     let mut bars = [None; BARS];
     let mut raw = [0; BARS];
     let mut probe = [0; BARS];
@@ -90,11 +92,11 @@ pub(super) fn read_all<IO: PhysIo>(
         }
         let pair = |from: &[u32; BARS]| {
             let at = |i: usize| from.get(i).copied().unwrap_or(0);
-            [at(index), at(index + 1)]
+            [at(index), at(index.saturating_add(1))]
         };
         let (kind, bar) = decode(pair(&raw), pair(&probe));
         upper_half = kind == BarKind::Memory64;
         *slot = bar;
     }
-    (bars, raw)
+    bars
 }

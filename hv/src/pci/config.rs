@@ -16,10 +16,6 @@ pub mod register {
     pub const STATUS: u16 = 0x06;
     /// Revision, interface, subclass, class.
     pub const CLASS: u16 = 0x08;
-    /// Cache line size, 8 bits.
-    pub const CACHE_LINE: u16 = 0x0c;
-    /// Latency timer, 8 bits.
-    pub const LATENCY: u16 = 0x0d;
     /// Header type, 8 bits; bit 7 = several functions.
     pub const HEADER: u16 = 0x0e;
     /// The first BAR.
@@ -28,8 +24,6 @@ pub mod register {
     pub const BUSES: u16 = 0x18;
     /// The first capability, 8 bits.
     pub const CAPABILITIES: u16 = 0x34;
-    /// Interrupt line, 8 bits.
-    pub const INTERRUPT_LINE: u16 = 0x3c;
 }
 
 /// Bits of the command register.
@@ -65,6 +59,14 @@ impl<IO: PhysIo> Ecam<IO> {
         self.info.first_bus..=self.info.last_bus
     }
 
+    /// Address and length of the space.
+    pub fn range(&self) -> (u64, u64) {
+        const PER_BUS: u64 = 1 << 20;
+        let buses = self.buses().len() as u64;
+        let start = self.info.base.saturating_add(u64::from(self.info.first_bus) << 20);
+        (start, buses.saturating_mul(PER_BUS))
+    }
+
     /// Access to physical memory.
     pub fn io(&self) -> &IO {
         &self.io
@@ -90,13 +92,6 @@ impl<IO: PhysIo> Ecam<IO> {
     /// Reads 32 bits.
     pub fn read32(&self, bdf: Bdf, offset: u16) -> u32 {
         self.address(bdf, offset, 4).map_or(u32::MAX, |a| self.io.read32(a))
-    }
-
-    /// Writes a byte.
-    pub fn write8(&self, bdf: Bdf, offset: u16, value: u8) {
-        if let Some(address) = self.address(bdf, offset, 1) {
-            self.io.write8(address, value);
-        }
     }
 
     /// Writes 16 bits.

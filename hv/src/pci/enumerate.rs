@@ -1,11 +1,12 @@
 //! Finding all functions, at boot.
+#![expect(clippy::arithmetic_side_effects, reason = "offsets of capabilities end at 4095")]
 
-use heapless::Vec;
+use alloc::vec::Vec;
 
-use super::capability::{self, MSI, MSI_X, PCI_EXPRESS};
+use super::capability::{self, ACS, ATS, MSI, MSI_X, PASID, PCI_EXPRESS, PRI, VENDOR};
 use super::config::{Ecam, command, register};
 use super::msix::MsiX;
-use super::{BARS, Bdf, Error, Function, Kind, MAX_FUNCTIONS, bar, flr};
+use super::{BARS, Bdf, Error, Function, Kind, MAX_FUNCTIONS, bar};
 use crate::phys::PhysIo;
 
 const CLASS_BRIDGE: u8 = 0x06;
@@ -16,10 +17,10 @@ const CLASS_IOMMU: (u8, u8) = (0x08, 0x06);
 ///
 /// Every bus is looked at, whether a bridge leads to it or not: a function
 /// that we did not find is one that nobody stops.
-pub(super) fn all<IO: PhysIo>(ecam: &Ecam<IO>) -> Result<Vec<Function, MAX_FUNCTIONS>, Error> {
+pub(super) fn all<IO: PhysIo>(ecam: &Ecam<IO>) -> Result<Vec<Function>, Error> {
     const DEVICES: u8 = 32;
     const MULTIFUNCTION: u8 = 1 << 7;
-    let mut functions: Vec<Function, MAX_FUNCTIONS> = Vec::new();
+    let mut functions = Vec::new();
     for bus in ecam.buses() {
         for device in 0..DEVICES {
             let first = Bdf::first(bus, device);
@@ -29,21 +30,27 @@ pub(super) fn all<IO: PhysIo>(ecam: &Ecam<IO>) -> Result<Vec<Function, MAX_FUNCT
             let count =
                 if ecam.read8(first, register::HEADER) & MULTIFUNCTION != 0 { 8 } else { 1 };
             for bdf in (0..count).map(|i| first.sibling(i)).filter(|&bdf| present(ecam, bdf)) {
-                functions.push(read(ecam, bdf)).map_err(|_| Error::TooMany)?;
+                if functions.len() == MAX_FUNCTIONS {
+                    return Err(Error::TooMany);
+                }
+                functions.push(read(ecam, bdf));
             }
         }
     }
-    let shared: Vec<bool, MAX_FUNCTIONS> = functions
-        .iter()
-        .map(|f| {
-            bridges_above(&functions, f.bdf)
-                .any(|b| matches!(b.kind, Kind::Bridge { conventional: true, .. }))
-        })
-        .collect();
-    for (function, shared) in functions.iter_mut().zip(shared) {
-        function.shared_requester = shared;
+    let unfit: Vec<bool> = functions.iter().map(|f| is_unfit(&functions, f)).collect();
+    for (function, unfit) in functions.iter_mut().zip(unfit) {
+        function.unfit |= unfit;
     }
     Ok(functions)
+}
+
+/// Its neighbours stand in the way of giving `function` to a domain.
+fn is_unfit(functions: &[Function], function: &Function) -> bool {
+    let conventional = |b: &Function| matches!(b.kind, Kind::Bridge { conventional: true, .. });
+    let memory = || functions.iter().flat_map(Function::memory);
+    bridges_above(functions, function.bdf).any(conventional)
+        // Each BAR overlaps itself.
+        || function.memory().any(|b| memory().filter(|o| b.overlaps(o.address, o.len)).count() != 1)
 }
 
 /// The bridges between `bdf` and the root.
@@ -60,9 +67,8 @@ fn present<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> bool {
     !matches!(ecam.read16(bdf, register::VENDOR), 0 | u16::MAX)
 }
 
-/// Reads one function and takes bus mastering from it.
+/// Reads one function and takes it off the bus.
 fn read<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> Function {
-    const FLR_CAPABLE: u32 = 1 << 28;
     let [_, interface, subclass, class] = ecam.read32(bdf, register::CLASS).to_le_bytes();
     let pcie = capability::find(ecam, bdf, PCI_EXPRESS);
     let kind = kind(ecam, bdf, class, subclass, pcie);
@@ -76,37 +82,74 @@ fn read<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> Function {
         kind,
         bars: [None; BARS],
         msix: None,
-        pcie,
-        flr: false,
-        shared_requester: false,
-        saved: flr::Saved::default(),
+        readable: 0,
+        unfit: false,
     };
+    if pcie.is_some() {
+        fence_extended(ecam, bdf);
+    }
     // Sizing moves BARs about, which the platform's own parts may not survive.
     if kind == Kind::Endpoint {
         fence(ecam, bdf);
-        let decoding = ecam.read16(bdf, register::COMMAND) & (command::IO | command::MEMORY);
-        ecam.change_command(bdf, decoding, 0);
-        let (bars, raw) = bar::read_all(ecam, bdf);
-        ecam.change_command(bdf, 0, decoding);
-        function.bars = bars;
-        function.msix = MsiX::read(ecam, bdf, &bars);
-        function.flr = pcie.is_some_and(|at| ecam.read32(bdf, at + 4) & FLR_CAPABLE != 0);
-        function.saved = flr::Saved::read(ecam, bdf, raw, pcie);
+        function.bars = bar::read_all(ecam, bdf);
+        function.msix = MsiX::read(ecam, bdf, &function.bars);
+        function.unfit = function.msix.is_none() && capability::find(ecam, bdf, MSI_X).is_some();
+        function.readable = readable(ecam, &function);
     }
     function
 }
 
-/// No bus mastering, no interrupts of any kind.
+/// No bus mastering, no addresses, no interrupts of any kind.
 fn fence<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) {
     const MSI_ENABLE: u16 = 1 << 0;
     const MSI_X_ENABLE: u16 = 1 << 15;
-    ecam.change_command(bdf, command::BUS_MASTER, command::NO_INTX);
+    let off = command::BUS_MASTER | command::IO | command::MEMORY;
+    ecam.change_command(bdf, off, command::NO_INTX);
     for (id, enable) in [(MSI, MSI_ENABLE), (MSI_X, MSI_X_ENABLE)] {
         if let Some(at) = capability::find(ecam, bdf, id) {
             let control = ecam.read16(bdf, at + 2);
             ecam.write16(bdf, at + 2, control & !enable);
         }
     }
+}
+
+/// Nothing reaches another function but through the IOMMU: ports send
+/// requests upstream and refuse translated ones (PCI Express Base
+/// Specification, 6.12.1.1), functions translate no address themselves.
+fn fence_extended<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) {
+    /// Source validation, translation blocking, redirection of requests and
+    /// completions, upstream forwarding.
+    const ISOLATE: u16 = 0b1_1111;
+    for (id, at) in capability::extended(ecam, bdf) {
+        match id {
+            ACS => ecam.write16(bdf, at + 6, ecam.read16(bdf, at + 4) & ISOLATE),
+            ATS | PASID => ecam.write16(bdf, at + 6, 0),
+            PRI => ecam.write16(bdf, at + 4, 0),
+            _ => {}
+        }
+    }
+}
+
+/// See [`Function::readable`]: what every function has, the heads of all
+/// capabilities, the whole of MSI-X, and where a virtio device's registers are
+/// (virtio 1.2, 4.1.4), but not the window to them.
+fn readable<IO: PhysIo>(ecam: &Ecam<IO>, function: &Function) -> u64 {
+    const VIRTIO: u16 = 0x1af4;
+    // Identity, command and status, class, header type; subsystem; the list.
+    let mut words = 0b1111 | 1 << 0xb | 1 << 0xd;
+    for (id, at) in capability::all(ecam, function.bdf) {
+        let shown = match id {
+            MSI_X => 0b111,
+            VENDOR if function.vendor == VIRTIO => match ecam.read8(function.bdf, at + 3) {
+                2 => 0b1_1111,
+                1 | 3 | 4 => 0b1111,
+                _ => 1,
+            },
+            _ => 1,
+        };
+        words |= shown << (at / 4);
+    }
+    words
 }
 
 fn kind<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf, class: u8, subclass: u8, pcie: Option<u16>) -> Kind {

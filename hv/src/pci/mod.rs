@@ -1,22 +1,19 @@
-//! PCI functions: finding, fencing, resetting and interrupting through them.
+//! PCI functions: finding and fencing them, and interrupting through them.
 //!
-//! At boot [`Pci::enumerate`] finds every function and takes bus mastering
-//! from all that are not bridges; from then on a function masters the bus only
-//! between two calls of [`Pci::set_bus_master`]. Nothing in here trusts what a
-//! device says about itself after boot: BARs and capability offsets are kept
-//! as they were found then, before any domain ran.
+//! At boot [`Pci::enumerate`] finds every function and takes all but the
+//! platform's own off the bus: they answer to no address, send no request and
+//! no interrupt. [`Pci::set_bus_master`] brings one back when it gets an owner.
+//! Nothing in here trusts what a device says about itself after boot: BARs and
+//! capability offsets are kept as they were found then, before any domain ran.
 
 pub mod bar;
 pub mod capability;
 pub mod config;
 pub mod enumerate;
-#[allow(dead_code)] // a later rung of the reset ladder, not climbed yet
-pub mod flr;
 pub mod msix;
 
+use alloc::vec::Vec;
 use core::fmt;
-
-use heapless::Vec;
 
 use crate::acpi::EcamInfo;
 use crate::phys::PhysIo;
@@ -40,9 +37,6 @@ pub enum Error {
     NotPermitted,
     /// There are more functions than we can keep track of.
     TooMany,
-    /// The function did not do as told.
-    #[allow(dead_code)] // resets
-    Hardware,
 }
 
 /// Address of a function: `bus << 8 | device << 3 | function`.
@@ -58,6 +52,11 @@ impl Bdf {
     /// Function 0 of device `device` on bus `bus`.
     const fn first(bus: u8, device: u8) -> Self {
         Self(u16::from_be_bytes([bus, device << 3]))
+    }
+
+    /// Both are functions of one device.
+    pub const fn is_sibling(self, other: Self) -> bool {
+        self.0 & !7 == other.0 & !7
     }
 
     /// Another function of the same device.
@@ -117,22 +116,24 @@ pub struct Function {
     pub bars: [Option<Bar>; BARS],
     /// Its MSI-X capability, if its tables lie wholly in a memory BAR.
     pub msix: Option<MsiX>,
-    /// Offset of its PCI Express capability.
-    pub pcie: Option<u16>,
-    /// It can do a function level reset.
-    pub flr: bool,
-    /// It stands behind conventional PCI: the IOMMU cannot tell it from its
-    /// neighbours, so it must not be given to a domain.
-    pub shared_requester: bool,
-    /// Registers to write back after a reset.
-    #[allow(dead_code)] // resets
-    saved: flr::Saved,
+    /// The words of the first 256 bytes of its configuration space that its
+    /// owner may read, one bit each. Beyond them it may read none.
+    readable: u64,
+    /// It must not be given to a domain: it stands behind conventional PCI,
+    /// where the IOMMU cannot tell it from its neighbours, or its MSI-X tables
+    /// lie in no BAR, or its memory is also something else's.
+    pub unfit: bool,
 }
 
 impl Function {
     /// A domain may own it, as far as PCI can tell.
     pub fn assignable(&self) -> bool {
-        self.kind == Kind::Endpoint && !self.shared_requester
+        self.kind == Kind::Endpoint && !self.unfit
+    }
+
+    /// Its memory BARs.
+    pub fn memory(&self) -> impl Iterator<Item = &Bar> {
+        self.bars.iter().flatten().filter(|bar| bar.is_memory())
     }
 
     /// The page at byte `offset` of BAR `bar` holds MSI-X table or pending
@@ -160,16 +161,19 @@ impl fmt::Display for Function {
 #[derive(Debug)]
 pub struct Pci<IO> {
     ecam: Ecam<IO>,
-    functions: Vec<Function, MAX_FUNCTIONS>,
+    functions: Vec<Function>,
 }
 
 impl<IO: PhysIo> Pci<IO> {
-    /// Finds all functions and takes bus mastering, MSI and MSI-X from those
-    /// that are not bridges. Call once, at boot, before the IOMMU is set up.
+    /// Finds all functions and takes those that are not the platform's off the
+    /// bus. Call once, at boot, before the IOMMU is set up.
     pub fn enumerate(io: IO, info: EcamInfo) -> Result<Self, Error> {
         let ecam = Ecam::new(io, info);
         let functions = enumerate::all(&ecam)?;
-        Ok(Self { ecam, functions })
+        let mut this = Self { ecam, functions };
+        let (start, len) = this.ecam.range();
+        this.withhold(start, len);
+        Ok(this)
     }
 
     /// All functions in the order of their addresses.
@@ -192,22 +196,35 @@ impl<IO: PhysIo> Pci<IO> {
         &self.ecam
     }
 
-    /// Reads 1, 2 or 4 bytes of configuration space; all ones where there is
-    /// nothing or the access is misaligned.
-    pub fn config_read(&self, bdf: Bdf, offset: u16, width: u8) -> u32 {
+    /// Withdraws all functions with memory in `start..start + len`, where
+    /// something else is that no domain may reach.
+    pub fn withhold(&mut self, start: u64, len: u64) {
+        for function in &mut self.functions {
+            let hit = function.memory().any(|bar| bar.overlaps(start, len));
+            function.unfit |= hit;
+        }
+    }
+
+    /// A domain's read of 1, 2 or 4 bytes of configuration space of a function
+    /// that it owns: zero but for identity, status and the capabilities that a
+    /// driver needs. No machine address, no window to anything else, no
+    /// extended capability. All ones if misaligned.
+    pub fn domain_config_read(&self, function: &Function, offset: u16, width: u8) -> u32 {
+        let readable =
+            function.readable.checked_shr((offset / 4).into()).is_some_and(|r| r & 1 != 0);
         match width {
-            1 => self.ecam.read8(bdf, offset).into(),
-            2 => self.ecam.read16(bdf, offset).into(),
-            4 => self.ecam.read32(bdf, offset),
-            _ => u32::MAX,
+            1 if readable => self.ecam.read8(function.bdf, offset).into(),
+            2 if readable => self.ecam.read16(function.bdf, offset).into(),
+            4 if readable => self.ecam.read32(function.bdf, offset),
+            _ => 0,
         }
     }
 
     /// A domain's write to the configuration space of a function that it owns.
     ///
-    /// Only the memory decode bit of the command register takes effect, and
-    /// bus mastering can be given up. Everything else that moves or redirects
-    /// the function belongs to the hypervisor.
+    /// All that it can do is give up bus mastering. Everything else moves or
+    /// redirects the function, or opens a window to what the nested tables
+    /// withhold (virtio 1.2, 4.1.4.9), and belongs to the hypervisor.
     pub fn domain_config_write(
         &self,
         function: &Function,
@@ -218,29 +235,26 @@ impl<IO: PhysIo> Pci<IO> {
         if offset != register::COMMAND || !matches!(width, 2 | 4) {
             return Err(Error::NotPermitted);
         }
-        let [low, high, ..] = value.to_le_bytes();
-        let wanted = u16::from_le_bytes([low, high]);
-        let old = self.ecam.read16(function.bdf, register::COMMAND);
-        let new = old & !command::MEMORY & (wanted | !command::BUS_MASTER)
-            | wanted & command::MEMORY
-            | command::NO_INTX;
-        self.ecam.write16(function.bdf, register::COMMAND, new);
+        if value & u32::from(command::BUS_MASTER) == 0 {
+            self.set_bus_master(function, false);
+        }
         Ok(())
     }
 
-    /// Lets a function master the bus (and answer to its memory BARs), or
-    /// stops it. When this returns after `on = false`, the function issues no
-    /// new request; what is on its way is for the IOMMU to stop.
+    /// Lets a function master the bus, or stops it. Either way it answers to
+    /// its memory BARs, for the hypervisor must reach its MSI-X table. When
+    /// this returns after `on = false`, the function issues no new request;
+    /// what is on its way is for the IOMMU to stop.
     pub fn set_bus_master(&self, function: &Function, on: bool) {
+        let keep = command::MEMORY | command::NO_INTX;
         if on {
             // Requests pass a bridge upwards only while it masters the bus.
             for bridge in self.bridges_above(function.bdf) {
                 self.ecam.change_command(bridge.bdf, 0, command::MEMORY | command::BUS_MASTER);
             }
-            let set = command::MEMORY | command::BUS_MASTER | command::NO_INTX;
-            self.ecam.change_command(function.bdf, command::IO, set);
+            self.ecam.change_command(function.bdf, command::IO, keep | command::BUS_MASTER);
         } else {
-            self.ecam.change_command(function.bdf, command::BUS_MASTER, command::NO_INTX);
+            self.ecam.change_command(function.bdf, command::IO | command::BUS_MASTER, keep);
         }
     }
 

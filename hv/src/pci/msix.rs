@@ -1,8 +1,12 @@
 //! MSI-X: the table stays in the hypervisor's hands.
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets end at 255 in configuration space, and in tables with their BAR"
+)]
 
 use super::bar::Bar;
 use super::capability::{self, MSI_X};
-use super::config::{Ecam, command};
+use super::config::Ecam;
 use super::{BARS, Bdf, Error, Function, Pci};
 use crate::phys::PhysIo;
 
@@ -97,7 +101,6 @@ impl<IO: PhysIo> Pci<IO> {
         if control & (CONTROL_ENABLE | CONTROL_MASK_ALL) == CONTROL_ENABLE {
             return Ok(());
         }
-        self.ecam.change_command(function.bdf, 0, command::MEMORY | command::NO_INTX);
         // Nothing may fire while the entries still hold what was there before.
         self.msix_control(function.bdf, msix, CONTROL_ENABLE | CONTROL_MASK_ALL);
         self.msix_mask_all(function)?;
@@ -112,8 +115,7 @@ impl<IO: PhysIo> Pci<IO> {
         Ok(())
     }
 
-    /// Sets what entry `index` sends and leaves it masked. Has the function
-    /// answer to its memory BARs, in one of which the entry is.
+    /// Sets what entry `index` sends and leaves it masked.
     pub fn msix_program(
         &self,
         function: &Function,
@@ -121,7 +123,6 @@ impl<IO: PhysIo> Pci<IO> {
         message: Message,
     ) -> Result<(), Error> {
         let entry = function.msix.as_ref().ok_or(Error::Unsupported)?.entry(index)?;
-        self.ecam.change_command(function.bdf, 0, command::MEMORY);
         self.msix_set_mask(function, index, true)?;
         let io = self.ecam.io();
         let [a, b, c, d, e, f, g, h] = message.address.to_le_bytes();

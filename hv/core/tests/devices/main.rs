@@ -5,6 +5,8 @@
 //! here once more, together with their own unit tests.
 #![allow(dead_code)]
 
+extern crate alloc;
+
 #[path = "../../../src/acpi/mod.rs"]
 mod acpi;
 #[path = "../../../src/ioapic.rs"]
@@ -20,6 +22,6 @@ mod sim;
 mod tables;
 
 mod firmware;
+mod functions;
 mod isolation;
 mod paging;
-mod reset;

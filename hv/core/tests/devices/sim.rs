@@ -38,10 +38,6 @@ pub struct State {
     ioapic_select: u32,
     ioapic: HashMap<u32, u32>,
     functions: HashMap<u16, Function>,
-    /// A function was reset.
-    pub resets: Vec<u16>,
-    /// The function in reset does not answer until then.
-    pub absent: bool,
 }
 
 /// A simulated PCI function.
@@ -83,9 +79,8 @@ impl Machine {
         config[0xb] = class[0];
         config[0xa] = class[1];
         config[0x34] = 0x40;
-        // PCI Express with FLR, then MSI-X with 4 entries in BAR 1.
+        // PCI Express, then MSI-X with 4 entries in BAR 1.
         config[0x40..0x44].copy_from_slice(&[0x10, 0x80, 2, 0]);
-        config[0x44..0x48].copy_from_slice(&(1_u32 << 28).to_le_bytes());
         config[0x80..0x84].copy_from_slice(&[0x11, 0, 3, 0x80]);
         config[0x84..0x88].copy_from_slice(&1_u32.to_le_bytes());
         config[0x88..0x8c].copy_from_slice(&0x801_u32.to_le_bytes());
@@ -258,15 +253,7 @@ impl Machine {
                 let fixed = function.config[at] & !mask;
                 function.config[at] = value & mask | fixed & 0xf;
             }
-            0x49 if value & 0x80 != 0 => {
-                function.config[4] = 0;
-                for byte in &mut function.config[0x14..0x18] {
-                    *byte = 0;
-                }
-                function.config[0x3c] = 0;
-                state.resets.push(bdf);
-            }
-            4 | 5 | 0xc | 0xd | 0x3c | 0x48.. | 0x18..0x1b => function.config[at] = value,
+            4 | 5 | 0x48.. => function.config[at] = value,
             _ => {}
         }
     }
@@ -282,9 +269,6 @@ impl PhysIo for Machine {
     fn read8(&self, address: u64) -> u8 {
         if let Some((bdf, at)) = Self::in_ecam(address) {
             let state = self.0.borrow();
-            if state.absent && bdf == DISK {
-                return 0xff;
-            }
             return state.functions.get(&bdf).map_or(0xff, |f| f.config[at]);
         }
         let state = self.0.borrow();
