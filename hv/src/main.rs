@@ -6,7 +6,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`boot`], [`memmap`], [`paging`], [`heap`] | from the loader's hand-over to final page tables |
+//! | [`boot`], [`memmap`], [`table`], [`paging`], [`heap`] | from the loader's hand-over to final page tables |
 //! | [`cpu`], [`smp`], [`apic`], [`irq`], [`time`] | cores, exceptions, interrupts, the clock |
 //! | [`serial`], [`mod@panic`], [`selftest`] | the console and the end |
 //! | [`phys`], [`acpi`] | what the firmware says about the platform |
@@ -35,6 +35,7 @@ mod selftest;
 mod serial;
 mod smp;
 mod start;
+mod table;
 mod time;
 mod vt;
 

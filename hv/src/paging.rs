@@ -7,27 +7,20 @@
 //! [`map_mmio`], which adds and never takes away, so no TLB flush is needed.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Mutex;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3};
 
 use crate::boot::HANDOVER;
-use crate::cpu::features;
 use crate::cpu::stack::{ALL, Stack};
 use crate::memmap::{self, Boot, Kind, Range};
+use crate::table::{
+    ACCESSED_DIRTY, GLOBAL, NO_EXECUTE, PAGE, PRESENT, PageTable, UNCACHED, WRITE, span,
+};
 
-const PRESENT: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const UNCACHED: u64 = 1 << 3 | 1 << 4;
-const LARGE: u64 = 1 << 7;
-const GLOBAL: u64 = 1 << 8;
-const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
-const PAGE: u64 = 4096;
-const BIG: u64 = 2 << 20;
-const GIANT: u64 = 1 << 30;
+/// Bytes of a large page.
+const BIG: u64 = span(1);
 const LOW_END: u64 = 4 << 30;
 /// End of the identity map.
 const IDENTITY_END: u64 = 512 << 30;
@@ -44,99 +37,43 @@ enum Access {
 
 impl Access {
     const fn bits(self) -> u64 {
+        const ALWAYS: u64 = PRESENT | GLOBAL | ACCESSED_DIRTY;
         match self {
-            Access::Data => PRESENT | WRITE | GLOBAL | NO_EXECUTE,
-            Access::Constant => PRESENT | GLOBAL | NO_EXECUTE,
-            Access::Code => PRESENT | GLOBAL,
-            Access::Device => PRESENT | WRITE | GLOBAL | NO_EXECUTE | UNCACHED,
+            Access::Data => ALWAYS | WRITE | NO_EXECUTE,
+            Access::Constant => ALWAYS | NO_EXECUTE,
+            Access::Code => ALWAYS,
+            Access::Device => ALWAYS | WRITE | NO_EXECUTE | UNCACHED,
             Access::None => 0,
         }
     }
 }
 
-/// Physical address of the PML4; 0 = the early tables are still in use.
-static ROOT: AtomicU64 = AtomicU64::new(0);
+/// The final tables; `None` = the early ones are still in use.
+static TABLES: Mutex<Option<PageTable>> = Mutex::new(None);
 static READY: AtomicBool = AtomicBool::new(false);
-/// Held while entries change.
-static TABLES: Mutex<()> = Mutex::new(());
 
 /// Whether all RAM is mapped.
 pub fn ready() -> bool {
     READY.load(Ordering::Acquire)
 }
 
-fn new_table() -> u64 {
-    memmap::alloc_frames(1, PAGE).expect("no memory for page tables")
+fn map(table: &mut PageTable, virt: u64, phys: u64, len: u64, access: Access) {
+    table.map(virt, phys, len, access.bits()).expect("no memory for page tables");
 }
 
-/// The entry for `virt` in a table at `level` (0 = leaves of 4 KiB).
-fn entry(table: u64, virt: u64, level: u32) -> *mut u64 {
-    let index = virt >> (12 + 9 * level) & 511;
-    (table + index * 8) as *mut u64
-}
-
-/// Maps one page of level 0, 1 or 2, splitting larger ones above it.
-fn map_page(root: u64, virt: u64, phys: u64, level: u32, access: Access) {
-    let mut table = root;
-    for above in (level + 1..4).rev() {
-        let slot = entry(table, virt, above);
-        // SAFETY: `table` is a page table frame of ours, the index is below 512.
-        let value = unsafe { slot.read() };
-        let next = if value & PRESENT == 0 {
-            new_table()
-        } else if value & LARGE != 0 {
-            split(value, above)
-        } else {
-            value & ADDRESS
-        };
-        // SAFETY: likewise. Rights are in the leaves.
-        unsafe { slot.write(next | PRESENT | WRITE) };
-        table = next;
-    }
-    let large = if level > 0 && access != Access::None { LARGE } else { 0 };
-    let value = if access == Access::None { 0 } else { phys | access.bits() | large };
-    // SAFETY: likewise.
-    unsafe { entry(table, virt, level).write(value) };
-}
-
-/// A table with the same meaning as the large entry `value` at `level`.
-fn split(value: u64, level: u32) -> u64 {
-    let table = new_table();
-    let step = PAGE << (9 * (level - 1));
-    let flags = if level == 1 { value & !LARGE } else { value };
-    for i in 0..512u64 {
-        // SAFETY: a fresh frame of 512 entries.
-        unsafe { (table as *mut u64).add(i as usize).write(flags + i * step) };
-    }
-    table
-}
-
-/// Maps `virt..virt + len` to `phys..` with the largest pages that fit.
-fn map(root: u64, virt: u64, phys: u64, len: u64, access: Access) {
-    let giant = features::get().gib_pages;
-    let mut done = 0;
-    while done < len {
-        let (v, p) = (virt + done, phys + done);
-        let fits = |size: u64| (v | p) & (size - 1) == 0 && len - done >= size;
-        let (level, size) = match () {
-            () if giant && fits(GIANT) => (2, GIANT),
-            () if fits(BIG) => (1, BIG),
-            () => (0, PAGE),
-        };
-        map_page(root, v, p, level, access);
-        done += size;
-    }
-}
-
-fn map_identity(root: u64, range: Range, access: Access) {
+fn map_identity(table: &mut PageTable, range: Range, access: Access) {
     let start = range.start & !(PAGE - 1);
     let end = range.end.saturating_add(PAGE - 1) & !(PAGE - 1);
-    map(root, start, start, end.saturating_sub(start), access);
+    map(table, start, start, end.saturating_sub(start), access);
 }
 
 /// Builds the final tables and moves this core onto them. Uses the early map.
+///
+/// # Panics
+/// Where memory is short, or the tables would make anything writable and
+/// executable.
 pub fn init(boot: &Boot) {
-    let root = new_table();
+    let mut table = PageTable::new().expect("no memory for page tables");
     // The first 4 GiB in steps of 2 MiB: RAM wherever there is any, else registers.
     let mut at = 0;
     while at < LOW_END {
@@ -145,25 +82,28 @@ pub fn init(boot: &Boot) {
         while end < LOW_END && access_of(boot, end) == access {
             end += BIG;
         }
-        map_identity(root, Range { start: at, end }, access);
+        map_identity(&mut table, Range { start: at, end }, access);
         at = end;
     }
     for region in boot.regions.iter().filter(|r| r.kind != Kind::Reserved) {
         let start = region.range.start.max(LOW_END);
         let end = region.range.end.min(IDENTITY_END);
         if start < end {
-            map_identity(root, Range { start, end }, Access::Data);
+            map_identity(&mut table, Range { start, end }, Access::Data);
         }
     }
-    protect_image(root);
+    protect_image(&mut table);
     if !boot.bundle.is_empty() {
-        map_identity(root, boot.bundle, Access::Constant);
+        map_identity(&mut table, boot.bundle, Access::Constant);
     }
-    map_identity(root, Range { start: 0, end: PAGE }, Access::None);
-    map_stacks(root, 0);
-    ROOT.store(root, Ordering::Release);
-    HANDOVER.cr3.store(root, Ordering::Release);
-    enter();
+    map_identity(&mut table, Range { start: 0, end: PAGE }, Access::None);
+    map_stacks(&mut table, 0);
+    table.for_each(|virt, bits, _, _| {
+        assert!(bits & WRITE == 0 || bits & NO_EXECUTE != 0, "{virt:#x} is writable code");
+    });
+    HANDOVER.cr3.store(table.root(), Ordering::Release);
+    enter(table.root());
+    *TABLES.lock() = Some(table);
     READY.store(true, Ordering::Release);
 }
 
@@ -173,7 +113,7 @@ fn access_of(boot: &Boot, at: u64) -> Access {
     if ram { Access::Data } else { Access::Device }
 }
 
-fn protect_image(root: u64) {
+fn protect_image(table: &mut PageTable) {
     unsafe extern "C" {
         static __text_start: u8;
         static __text_end: u8;
@@ -181,26 +121,30 @@ fn protect_image(root: u64) {
         static __rodata_end: u8;
     }
     let range = |start: *const u8, end: *const u8| Range { start: start as u64, end: end as u64 };
-    map_identity(root, range(&raw const __text_start, &raw const __text_end), Access::Code);
-    map_identity(root, range(&raw const __rodata_start, &raw const __rodata_end), Access::Constant);
+    map_identity(table, range(&raw const __text_start, &raw const __text_end), Access::Code);
+    map_identity(
+        table,
+        range(&raw const __rodata_start, &raw const __rodata_end),
+        Access::Constant,
+    );
 }
 
-fn map_stacks(root: u64, core: usize) {
+fn map_stacks(table: &mut PageTable, core: usize) {
     for stack in ALL {
         let pages = stack.len() / PAGE;
         let frames = memmap::alloc_frames(pages as usize, PAGE).expect("no memory for stacks");
-        map(root, stack.bottom(core), frames, stack.len(), Access::Data);
+        map(table, stack.bottom(core), frames, stack.len(), Access::Data);
     }
 }
 
 /// Moves this core onto the final tables; application processors come here
 /// with them already loaded.
-fn enter() {
+fn enter(root: u64) {
     // SAFETY: the tables map everything that the early ones did and that is in
     // use; write protection makes the rights hold for the hypervisor too.
     unsafe {
         let (_, flags) = Cr3::read();
-        let root = x86_64::PhysAddr::new(ROOT.load(Ordering::Acquire));
+        let root = x86_64::PhysAddr::new(root);
         Cr3::write(x86_64::structures::paging::PhysFrame::containing_address(root), flags);
         Cr0::write(Cr0::read() | Cr0Flags::WRITE_PROTECT);
     }
@@ -209,8 +153,9 @@ fn enter() {
 /// Maps the stacks of an application processor that is to be started and
 /// returns the top of its main stack.
 pub fn add_stacks(core: usize) -> u64 {
-    let _guard = TABLES.lock();
-    map_stacks(ROOT.load(Ordering::Acquire), core);
+    if let Some(table) = TABLES.lock().as_mut() {
+        map_stacks(table, core);
+    }
     Stack::Main.top(core)
 }
 
@@ -230,6 +175,7 @@ pub fn map_mmio(start: u64, len: u64) {
     let ram =
         memmap::boot().regions.iter().find(|r| r.kind != Kind::Reserved && r.range.overlaps(range));
     assert!(ram.is_none(), "device registers at {start:#x} overlap RAM");
-    let _guard = TABLES.lock();
-    map_identity(ROOT.load(Ordering::Acquire), range, Access::Device);
+    if let Some(table) = TABLES.lock().as_mut() {
+        map_identity(table, range, Access::Device);
+    }
 }

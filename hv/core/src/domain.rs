@@ -1,5 +1,8 @@
 //! Domains: life cycle, generations, statistics.
 
+use alloc::vec::Vec;
+use core::ops::{Deref, DerefMut, Index, IndexMut};
+
 use ring_proto::{
     DomainId, Generation, bundle,
     crash::Reason,
@@ -175,5 +178,61 @@ impl Domain {
             reserved: 0,
             name,
         }
+    }
+}
+
+/// One value for each domain of the node, in order of their numbers.
+///
+/// An index must be the number of a domain that exists: from a walk over the
+/// domains, the manifest, the scheduler, a grant that is mapped, or a number
+/// that [`ByDomain::check`] let through. Who has another looks with `get`.
+#[derive(Debug)]
+pub struct ByDomain<T>(Vec<T>);
+
+impl<T> ByDomain<T> {
+    /// The number of a domain that a caller named, if there is such a domain.
+    pub fn check(&self, number: u64) -> Option<DomainId> {
+        DomainId::try_from(number).ok().filter(|&id| usize::from(id) < self.0.len())
+    }
+
+    /// The numbers of all domains.
+    pub fn ids(&self) -> impl Iterator<Item = DomainId> + use<T> {
+        (0..).take(self.0.len())
+    }
+}
+
+impl<T> Default for ByDomain<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Deref for ByDomain<T> {
+    type Target = Vec<T>;
+
+    fn deref(&self) -> &Vec<T> {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for ByDomain<T> {
+    fn deref_mut(&mut self) -> &mut Vec<T> {
+        &mut self.0
+    }
+}
+
+impl<T> Index<DomainId> for ByDomain<T> {
+    type Output = T;
+
+    #[expect(clippy::indexing_slicing, reason = "see ByDomain on where numbers come from")]
+    fn index(&self, id: DomainId) -> &T {
+        &self.0[usize::from(id)]
+    }
+}
+
+impl<T> IndexMut<DomainId> for ByDomain<T> {
+    #[expect(clippy::indexing_slicing, reason = "see ByDomain on where numbers come from")]
+    fn index_mut(&mut self, id: DomainId) -> &mut T {
+        &mut self.0[usize::from(id)]
     }
 }

@@ -9,6 +9,7 @@
 //! O(1) a page and makes the reverse map one word a reference.
 
 use alloc::{vec, vec::Vec};
+use core::ops::Range;
 
 use ring_proto::{
     DomainId, GrantRef,
@@ -67,22 +68,20 @@ impl Window {
         self.slots.len() as u32
     }
 
-    /// Whether nothing is mapped.
+    /// Whether it has no pages.
     pub fn is_empty(&self) -> bool {
-        self.slots.iter().all(Option::is_none)
+        self.slots.is_empty()
     }
 
-    /// Whether `count` pages from `page` exist and are free.
-    pub fn check_free(&self, page: u32, count: u32) -> Result<(), Error> {
-        let end = page.checked_add(count).ok_or(Error::BadArgument)?;
-        let slots = self.slots.get(page as usize..end as usize).ok_or(Error::BadArgument)?;
-        if slots.iter().all(Option::is_none) { Ok(()) } else { Err(Error::Busy) }
-    }
-
-    /// Whether `count` pages from `page` exist.
-    pub fn check_range(&self, page: u32, count: u32) -> Result<(), Error> {
-        let end = page.checked_add(count).ok_or(Error::BadArgument)?;
-        if end <= self.len() { Ok(()) } else { Err(Error::BadArgument) }
+    /// Whether `pages` exist and are free.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] past the window's end, [`Error::Busy`] if some page
+    /// is in use.
+    pub fn check_free(&self, pages: Range<u32>) -> Result<(), Error> {
+        let slots = self.slots.get(pages.start as usize..pages.end as usize);
+        let free = slots.ok_or(Error::Exhausted)?.iter().all(Option::is_none);
+        if free { Ok(()) } else { Err(Error::Busy) }
     }
 
     /// Records a mapping at a free page.
@@ -126,9 +125,9 @@ impl Table {
         self.active.len() as u32
     }
 
-    /// Whether no reference is mapped.
+    /// Whether it has no references.
     pub fn is_empty(&self) -> bool {
-        self.active.iter().all(Option::is_none)
+        self.active.is_empty()
     }
 
     /// Who has `gref` mapped, and at which window page.

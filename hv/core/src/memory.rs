@@ -143,11 +143,11 @@ impl Space {
         Some(Self { regions, base, len: domain.memory, scratch, heap_len })
     }
 
-    /// Adds a region of foreign frames (connection page, BAR) while the node
-    /// is being built.
-    pub fn add_foreign(&mut self, region: Region) {
-        let at = self.regions.partition_point(|r| r.gpa < region.gpa);
-        self.regions.insert(at, region);
+    /// Adds a region of foreign frames (connection page, BAR), never to be
+    /// executed, while the node is being built.
+    pub fn add_foreign(&mut self, gpa: u64, hpa: u64, len: u64, write: bool, kind: Kind) {
+        let at = self.regions.partition_point(|r| r.gpa < gpa);
+        self.regions.insert(at, Region { gpa, hpa, len, write, execute: false, kind });
     }
 
     /// All regions in order of guest-physical address.

@@ -40,9 +40,11 @@ impl Deaths {
         self.kept.iter().find(|r| r.sequence >= from)
     }
 
-    /// The newest record of `domain`, to be completed as recovery goes on.
-    pub fn last_of(&mut self, domain: DomainId) -> Option<&mut CrashRecord> {
-        self.kept.iter_mut().rev().find(|r| r.domain == domain)
+    /// The record of the death that made way for `generation` of `domain`, to
+    /// be completed as recovery goes on.
+    pub fn before(&mut self, domain: DomainId, generation: Generation) -> Option<&mut CrashRecord> {
+        let newest = self.kept.iter_mut().rev().find(|r| r.domain == domain);
+        newest.filter(|r| r.generation.wrapping_add(1) == generation)
     }
 }
 

@@ -5,6 +5,7 @@ use hv_core::audit::{self, Leaf};
 use ring_proto::{DomainId, PAGE_SIZE};
 
 use super::Node;
+use crate::vt::npt::Rights;
 
 impl Node {
     /// Checks one domain. Returns the number of violations; the log names the
@@ -12,8 +13,7 @@ impl Node {
     pub(super) fn audit(&mut self, domain: DomainId) -> u64 {
         /// Violations that are named.
         const NAMED: u64 = 8;
-        let d = usize::from(domain);
-        let target = &self.domains[d];
+        let target = &self.domains[domain];
         let (space, window) = (&target.space, &target.window);
         let mut bad = 0;
         let mut pages = 0;
@@ -23,7 +23,8 @@ impl Node {
                 log::error!("audit: {}: {what} {leaf:x?}", target.config.name);
             }
         };
-        self.nested[d].for_each(|gpa, hpa, len, write, execute| {
+        self.guests[domain].nested.for_each(|gpa, bits, hpa, len| {
+            let (write, execute) = Rights::of(bits);
             for offset in (0..len).step_by(PAGE_SIZE) {
                 let leaf = Leaf { gpa: gpa + offset, hpa: hpa + offset, write, execute };
                 pages += 1;
@@ -51,15 +52,15 @@ impl Node {
             self.domains.get(usize::from(granter)).and_then(|g| g.table.get(gref))
         });
         let extent = space.base..space.base + space.len;
-        for (i, other) in self.domains.iter().enumerate() {
+        for other in self.domains.iter() {
             let overlaps =
                 other.space.base < extent.end && extent.start < other.space.base + other.space.len;
-            if i != d && overlaps {
+            if other.id != domain && overlaps {
                 bad += 1;
                 log::error!("audit: {} and {} overlap", target.config.name, other.config.name);
             }
         }
-        for table in self.nested.iter().flat_map(|n| n.tables()) {
+        for table in self.guests.iter().flat_map(|g| g.nested.tables()) {
             if self
                 .domains
                 .iter()

@@ -1,32 +1,33 @@
 //! Building the node from its bundle, once, before any domain runs.
 
-use alloc::{string::String, vec, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 
 use hv_core::{
     bundle::validate,
-    domain::{Domain, Life},
-    memory::{Kind, Region, Space},
+    domain::{ByDomain, Domain, Life},
+    memory::{Kind, Space},
     records::{Console, Deaths},
     sched::Scheduler,
 };
 use ring_proto::{
-    PAGE_SIZE, boot,
+    DomainId, PAGE_SIZE, Port, boot,
     bundle::{self, Header},
+    event,
     hypercall::NodeInfo,
     layout,
 };
 use zerocopy::{FromBytes, FromZeros};
 
-use super::{Connection, End, Node, Orders, device::Devices, ram::Ram};
+use super::{Connection, End, Guest, Node, Orders, PAGE, device::Devices, ram::Ram};
 use crate::{
     memmap,
+    table::PageTable,
     vt::{
-        npt::{NestedTable, Rights},
+        npt::Rights,
         svm::{Maps, SvmVcpu},
     },
 };
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const HUGE: u64 = 2 << 20;
 /// Death records kept.
 const DEATHS: usize = 64;
@@ -37,8 +38,7 @@ const CONSOLE: usize = 256 << 10;
 ///
 /// # Errors
 /// A sentence for people.
-pub fn parse(bundle: &[u8]) -> Result<bundle::Node, String> {
-    use alloc::format;
+fn parse(bundle: &[u8]) -> Result<bundle::Node, String> {
     let (header, rest) =
         Header::read_from_prefix(bundle).map_err(|_| String::from("the bundle is too short"))?;
     if header.magic != bundle::MAGIC {
@@ -75,21 +75,14 @@ pub fn parse(bundle: &[u8]) -> Result<bundle::Node, String> {
 /// # Errors
 /// A sentence for people.
 pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node, String> {
-    use alloc::format;
     let manifest = parse(bundle)?;
     let maps = Maps::new().ok_or("no memory for permission maps")?;
     let mut node = Node {
-        cores,
         bundle,
         images: manifest.images.iter().cloned().collect(),
-        domains: Vec::with_capacity(manifest.domains.len()),
-        vcpus: Vec::new(),
-        nested: Vec::new(),
-        flush: vec![false; manifest.domains.len()],
-        asleep: vec![false; manifest.domains.len()],
-        orders: vec![Orders::default(); manifest.domains.len()],
+        domains: ByDomain::default(),
+        guests: ByDomain::default(),
         connections: Vec::new(),
-        slots: vec![Vec::new(); manifest.domains.len()],
         devices,
         sched: Scheduler::new(),
         deaths: Deaths::new(DEATHS),
@@ -98,26 +91,28 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
         info: NodeInfo::new_zeroed(),
         next_event_poll: 0,
     };
+    node.info.cores = cores.into();
+    node.info.domains = manifest.domains.len() as u32;
     node.info.memory = memmap::boot().usable;
     node.devices.resolve(&manifest)?;
-    for (i, config) in manifest.domains.iter().enumerate() {
-        node.add_domain(i, config, maps)?;
+    for (id, config) in (0..).zip(&manifest.domains) {
+        node.add_domain(id, config, maps)?;
     }
-    for config in &manifest.connections {
-        node.add_connection(config).ok_or("no memory for connection pages")?;
+    for (number, config) in (0..).zip(&manifest.connections) {
+        node.add_connection(number, config).ok_or("no memory for connection pages")?;
     }
-    for d in 0..node.domains.len() {
-        node.add_bars(d);
-        node.map_domain(d).ok_or_else(|| {
-            format!("no memory for the tables of {}", node.domains[d].config.name)
+    for id in node.domains.ids() {
+        node.add_bars(id);
+        node.map_domain(id).ok_or_else(|| {
+            format!("no memory for the tables of {}", node.domains[id].config.name)
         })?;
-        if node.domains[d].config.autostart {
-            node.domains[d].life = Life::Building(0);
+        node.show_closed(id);
+        let d = &mut node.domains[id];
+        if d.config.autostart {
+            d.life = Life::Building(0);
         }
-        node.show_closed(d as u16);
-        if Devices::wants_uart(&node.domains[d].config) {
-            let core = node.domains[d].core;
-            node.devices.route_uart(d as u16, core)?;
+        if Devices::wants_uart(&d.config) {
+            node.devices.route_uart(id, d.core)?;
         }
     }
     node.info.free = memmap::free_bytes();
@@ -125,8 +120,12 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
 }
 
 impl Node {
-    fn add_domain(&mut self, i: usize, config: &bundle::Domain, maps: Maps) -> Result<(), String> {
-        use alloc::format;
+    fn add_domain(
+        &mut self,
+        id: DomainId,
+        config: &bundle::Domain,
+        maps: Maps,
+    ) -> Result<(), String> {
         let short = || {
             format!(
                 "not enough memory for domain {}: it needs {} KiB, {} KiB are free",
@@ -141,52 +140,47 @@ impl Node {
         self.ram.add(base, config.memory);
         let image = self.images.get(usize::from(config.image)).ok_or("image missing")?;
         let space = Space::new(config, image, base).ok_or("memory layout does not fit")?;
-        let core = config.core.unwrap_or(i as u16) % self.cores;
-        let nested = NestedTable::new().ok_or_else(short)?;
+        let core = config.core.unwrap_or(id) % self.info.cores.max(1) as u16;
+        let nested = PageTable::new().ok_or_else(short)?;
         let uart = config.capabilities & boot::CAP_CONTROL_UART != 0;
         // ASID 0 is the host's own.
-        let vcpu = SvmVcpu::new(nested.root(), i as u32 + 1, maps, uart).ok_or_else(short)?;
+        let vcpu = SvmVcpu::new(nested.root(), u32::from(id) + 1, maps, uart).ok_or_else(short)?;
         self.sched.add(core, config.weight, config.cap, config.watchdog_ms);
-        self.nested.push(nested);
-        self.vcpus.push(Some(vcpu));
-        self.devices.add_domain(i as u16, &space, config)?;
-        self.domains.push(Domain::new(i as u16, config.clone(), space, core));
+        self.guests.push(Guest {
+            vcpu: Some(vcpu),
+            nested,
+            flush: false,
+            asleep: false,
+            orders: Orders::default(),
+            stale: None,
+        });
+        self.devices.add_domain(id, &space, config)?;
+        self.domains.push(Domain::new(id, config.clone(), space, core));
         Ok(())
     }
 
-    fn add_connection(&mut self, config: &bundle::Connection) -> Option<()> {
-        let number = self.connections.len() as u16;
-        let frames = memmap::alloc_frames(2, 4096)?;
+    fn add_connection(&mut self, number: u16, config: &bundle::Connection) -> Option<()> {
+        let frames = memmap::alloc_frames(2, PAGE)?;
         self.ram.add(frames, 2 * PAGE);
-        let mut end = |domain: u16, page: u64, peer_page: u64| {
-            let slots = self.slots.get_mut(usize::from(domain))?;
-            let slot = slots.len() as u16;
-            slots.push(number);
-            let gpa = layout::CONNECTIONS + u64::from(slot) * 2 * PAGE;
-            let space = &mut self.domains.get_mut(usize::from(domain))?.space;
-            let region = |gpa, hpa, write| Region {
-                gpa,
-                hpa,
-                len: PAGE,
-                write,
-                execute: false,
-                kind: Kind::Connection,
-            };
-            space.add_foreign(region(gpa, page, true));
-            space.add_foreign(region(gpa + PAGE, peer_page, false));
-            Some(End { domain, slot, page })
+        let mut end = |domain: DomainId, page: u64, peer_page: u64| {
+            let slot = self.connections.iter().filter(|c| c.ends(domain).is_some()).count();
+            let gpa = layout::CONNECTIONS + slot as u64 * 2 * PAGE;
+            let space = &mut self.domains[domain].space;
+            space.add_foreign(gpa, page, PAGE, true, Kind::Connection);
+            space.add_foreign(gpa + PAGE, peer_page, PAGE, false, Kind::Connection);
+            End { domain, port: event::PORT_CONNECTIONS + slot as Port, page }
         };
-        let frontend = end(config.frontend, frames, frames + PAGE)?;
-        let backend = end(config.backend, frames + PAGE, frames)?;
-        self.connections.push(Connection { config: config.clone(), frontend, backend });
+        let frontend = end(config.frontend, frames, frames + PAGE);
+        let backend = end(config.backend, frames + PAGE, frames);
+        self.connections.push(Connection { number, config: config.clone(), frontend, backend });
         Some(())
     }
 
     /// Adds the BARs of a domain's devices, without the pages that hold MSI-X
     /// tables.
-    fn add_bars(&mut self, d: usize) {
+    fn add_bars(&mut self, domain: DomainId) {
         for slot in 0..ring_proto::MAX_DOMAIN_DEVICES {
-            let Some(function) = self.devices.function(d as u16, slot) else { break };
+            let Some(function) = self.devices.function(domain, slot) else { break };
             for (bar, found) in function.bars.iter().enumerate() {
                 let Some(found) = found.as_ref().filter(|b| b.is_memory()) else { continue };
                 let window = layout::BARS
@@ -200,14 +194,8 @@ impl Node {
                         (None, true) => Some((offset, PAGE)),
                         (Some((start, n)), true) => Some((start, n + PAGE)),
                         (Some((start, n)), false) => {
-                            self.domains[d].space.add_foreign(Region {
-                                gpa: window + start,
-                                hpa: found.address + start,
-                                len: n,
-                                write: true,
-                                execute: false,
-                                kind: Kind::Bar,
-                            });
+                            let (gpa, hpa) = (window + start, found.address + start);
+                            self.domains[domain].space.add_foreign(gpa, hpa, n, true, Kind::Bar);
                             None
                         }
                         (None, false) => None,
@@ -217,15 +205,12 @@ impl Node {
         }
     }
 
-    fn map_domain(&mut self, d: usize) -> Option<()> {
-        let nested = &mut self.nested[d];
-        for r in self.domains[d].space.regions() {
+    fn map_domain(&mut self, domain: DomainId) -> Option<()> {
+        let (d, nested) = (&self.domains[domain], &mut self.guests[domain].nested);
+        for r in d.space.regions() {
             let rights = Rights { write: r.write, execute: r.execute, device: r.kind == Kind::Bar };
-            nested.map_range(r.gpa, r.hpa, r.len, rights)?;
+            nested.map(r.gpa, r.hpa, r.len, rights.bits())?;
         }
-        nested.reserve(
-            layout::GRANT_WINDOW,
-            u64::from(self.domains[d].config.grant_window_pages) * PAGE,
-        )
+        nested.reserve(layout::GRANT_WINDOW, u64::from(d.config.grant_window_pages) * PAGE)
     }
 }

@@ -9,16 +9,15 @@ use core::sync::atomic::Ordering;
 
 use hv_core::domain::Life;
 use ring_proto::{
-    DomainId, boot,
+    DomainId, MAX_DOMAIN_CONNECTIONS, boot,
     conn::State,
     crash::{CrashRecord, CrashReport, Reason},
-    event,
     hypercall::Error,
 };
-use zerocopy::FromZeros;
+use zerocopy::{FromZeros, transmute};
 
-use super::Node;
-use crate::{cpu, time, vt::Vcpu};
+use super::{Answer, Node};
+use crate::{time, vt::Vcpu};
 
 /// Offsets in `conn::EndPage`.
 const STATE: u64 = 0;
@@ -30,17 +29,16 @@ impl Node {
     pub(super) fn describe(&self, domain: DomainId, reason: Reason) -> CrashReport {
         let mut report = CrashReport::new_zeroed();
         report.reason = reason as u32;
-        let d = usize::from(domain);
-        let Some(vcpu) = self.vcpus.get(d).and_then(Option::as_ref) else { return report };
+        let Some(vcpu) = &self.guests[domain].vcpu else { return report };
         let mut frame = vcpu.describe(&mut report);
-        let space = &self.domains[d].space;
+        let space = &self.domains[domain].space;
         for slot in &mut report.backtrace {
             let mut pair = [0; 16];
             let Some(at) = space.translate(frame, 16, false) else { break };
             if self.ram.read(at, &mut pair).is_err() {
                 break;
             }
-            let [next, return_address] = halves(pair);
+            let [next, return_address]: [u64; 2] = transmute!(pair);
             *slot = return_address;
             // Frames lie ever higher on the stack; anything else is garbage.
             if return_address == 0 || next <= frame {
@@ -62,14 +60,13 @@ impl Node {
         exit_code: u64,
         detected: u64,
     ) {
-        let d = usize::from(domain);
         if !self.is_running(domain) {
             return;
         }
         // What a domain says of itself is for people; this is what happened.
         report.reason = reason as u32;
         self.sched.stop(domain);
-        let ended = self.domains[d].died(reason, detected);
+        let ended = self.domains[domain].died(reason, detected);
         // Before its grants turn into scratch pages: a peer that reads junk
         // there must be able to see that it is junk (SPEC.md, CONN-8).
         self.show_closed(domain);
@@ -92,83 +89,67 @@ impl Node {
             report,
         });
         self.info.next_crash = self.deaths.next();
-        let name = self.domains[d].config.name.clone();
+        let name = self.domains[domain].config.name.clone();
         let place = Place { report: &report, fault_address, reason };
         self.say(format_args!("{name}: generation {ended} ended: {reason:?}{place}"));
         self.tell_peers(domain);
         // There is nobody else to restart the supervisor.
-        if self.domains[d].config.capabilities & boot::CAP_SUPERVISOR != 0 {
-            let _ = self.domains[d].begin_build();
+        if self.domains[domain].config.capabilities & boot::CAP_SUPERVISOR != 0 {
+            let _ = self.domains[domain].begin_build();
         }
         self.tell_supervisor();
     }
 
     /// Writes "closed" and the coming generation into a domain's end pages.
     pub(super) fn show_closed(&self, domain: DomainId) {
-        let generation = self.domains[usize::from(domain)].generation;
-        for c in &self.connections {
-            for end in [c.frontend, c.backend] {
-                if end.domain != domain {
-                    continue;
-                }
-                // The generation first: a peer that sees it knows that
-                // whatever else the page says is stale.
-                for (offset, value) in [(GENERATION, generation), (STATE, State::Closed as u32)] {
-                    if let Ok(word) = self.ram.word32(end.page + offset) {
-                        word.store(value, Ordering::SeqCst);
-                    }
+        let generation = self.domains[domain].generation;
+        for (own, _) in self.connections.iter().filter_map(|c| c.ends(domain)) {
+            // The generation first: a peer that sees it knows that whatever
+            // else the page says is stale.
+            for (offset, value) in [(GENERATION, generation), (STATE, State::Closed as u32)] {
+                if let Ok(word) = self.ram.word32(own.page.saturating_add(offset)) {
+                    word.store(value, Ordering::SeqCst);
                 }
             }
         }
     }
 
     fn tell_peers(&mut self, domain: DomainId) {
-        for i in 0..self.connections.len() {
-            let (front, back) = (self.connections[i].frontend, self.connections[i].backend);
-            for (own, peer) in [(front, back), (back, front)] {
-                if own.domain == domain {
-                    self.raise(peer.domain, event::PORT_CONNECTIONS + peer.slot);
-                }
-            }
+        let mut ends = heapless::Vec::<_, MAX_DOMAIN_CONNECTIONS>::new();
+        ends.extend(self.connections.iter().filter_map(|c| c.ends(domain)));
+        for (_, peer) in ends {
+            self.raise(peer.domain, peer.port);
         }
     }
 
     /// Ends a generation because somebody asked for it.
     pub(super) fn end_on_order(&mut self, domain: DomainId, reason: Reason, now: u64) {
-        let d = usize::from(domain);
-        match self.domains[d].life {
+        match self.domains[domain].life {
             Life::Running => {
                 let report = self.describe(domain, reason);
                 self.end(domain, reason, report, 0, 0, now);
             }
-            Life::Building(_) if reason == Reason::Operator => self.domains[d].life = Life::Dead,
+            Life::Building(_) if reason == Reason::Operator => {
+                self.domains[domain].life = Life::Dead;
+            }
             Life::Building(_) | Life::Dead | Life::Stopped => {}
         }
     }
 
     /// Has a domain ended and perhaps begun anew, on its own core.
-    pub(super) fn order(&mut self, domain: DomainId, end: bool, start: bool) -> Result<(), Error> {
-        let d = usize::from(domain);
-        let target = self.domains.get(d).ok_or(Error::NotFound)?;
-        if start && target.held {
+    pub(super) fn order(&mut self, domain: u64, end: bool, start: bool) -> Answer {
+        let domain = self.checked(domain)?;
+        if start && self.domains[domain].held {
             return Err(Error::BadState);
         }
-        let core = target.core;
-        let order = &mut self.orders[d];
+        let orders = &mut self.guests[domain].orders;
         if end {
-            order.end = Some(Reason::Operator);
+            orders.end = Some(Reason::Operator);
         }
-        order.start |= start;
-        if usize::from(core) != cpu::core() {
-            self.kick(core);
-        }
-        Ok(())
+        orders.start |= start;
+        self.kick(self.domains[domain].core);
+        Ok(0)
     }
-}
-
-fn halves(pair: [u8; 16]) -> [u64; 2] {
-    let value = u128::from_le_bytes(pair);
-    [value as u64, (value >> 64) as u64]
 }
 
 /// Where a death happened, for the log line.

@@ -1,88 +1,116 @@
 //! Carrying out grant hypercalls on the hardware's tables.
 //!
-//! Order in every removal: first the table entries, then the flushes (CPU,
-//! then device), and only then is the page anybody else's concern.
+//! # Why nobody reaches a page that he lost
+//!
+//! Every removal, whoever asks for it ([`Node::unmap`] by the grantee or at
+//! its death, [`Node::withdraw`] by the granter or at its), runs under the
+//! node's lock in this order:
+//!
+//! 1. The grantee's nested and IOMMU entries go, so no new translation of the
+//!    page can be made. (A withdrawn grant's word is zeroed before that, so
+//!    nobody can map it anew; the lock keeps a `grant_map` out meanwhile.)
+//! 2. The grantee's core forgets old translations: its vCPU does not enter
+//!    guest mode before a flush of its ASID, and if it is in guest mode now,
+//!    it is made to leave and the removal waits for that (`shoot_down`).
+//! 3. Its devices forget theirs: an IOTLB invalidation, and the wait for its
+//!    completion, after which DMA that was under way is done, too.
+//! 4. Only now is the page said to be free: records go, `IN_USE` is cleared in
+//!    the granter's table, the hypercall returns, or at a death the next
+//!    generation's memory is restored.
+//!
+//! The CPU comes before the device since a domain that still ran could tell
+//! its device to go on, but a device cannot wake a translation in a CPU.
+//!
+//! A dead granter's pages are withdrawn before its generation counts as ended,
+//! so no mapping outlives the generation that granted it, and a grant word of
+//! the next generation starts from zeroed memory. A dead grantee's window is
+//! empty before its next generation runs.
+//!
+//! # Limits
+//!
+//! A domain maps as many pages as its own window has, and offers as many as
+//! its own table has; both, and every table frame that they can need, are set
+//! aside when the node is built. So a domain that uses up what it has meets
+//! [`Error::Exhausted`] or [`Error::Busy`] itself, and takes nothing from
+//! another: a granter chooses whom it grants to, and each of its references is
+//! mapped at most once.
 
-use core::sync::atomic::Ordering;
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use hv_core::grants::{self, Mapping, Source};
 use ring_proto::{
-    DomainId, PAGE_SIZE,
+    DomainId,
     grant::{COPY, GrantEntry, IN_USE, VALID, WRITE},
     hypercall::{Error, GrantCopyOp, MAP_DMA, MAP_WRITE, MAX_GRANT_BATCH},
     layout,
 };
 
-use super::Node;
+use super::{Answer, Node, PAGE};
 use crate::vt::npt::Rights;
 
-const PAGE: u64 = PAGE_SIZE as u64;
+/// What a revoked window page shows: memory of the grantee's own.
+const SCRATCH: Rights = Rights { write: true, execute: false, device: false };
 
-fn window_address(page: u32) -> u64 {
-    layout::GRANT_WINDOW + u64::from(page) * PAGE
+const fn window_address(page: u32) -> u64 {
+    layout::GRANT_WINDOW.saturating_add((page as u64).saturating_mul(PAGE))
 }
 
-/// Window page and count of a hypercall's `(target, count)`.
-fn window_range(target: u64, count: u64) -> Result<(u32, u32), Error> {
+/// The window pages of a hypercall's `(target, count)`.
+fn window_range(target: u64, count: u64) -> Result<Range<u32>, Error> {
     let offset = target.checked_sub(layout::GRANT_WINDOW).ok_or(Error::BadArgument)?;
     if offset % PAGE != 0 || count == 0 || count > MAX_GRANT_BATCH {
         return Err(Error::BadArgument);
     }
-    let page = u32::try_from(offset / PAGE).map_err(|_| Error::BadArgument)?;
-    Ok((page, count as u32))
+    let page = |n: u64| u32::try_from(n).map_err(|_| Error::BadArgument);
+    Ok(page(offset / PAGE)?..page((offset / PAGE).saturating_add(count))?)
 }
 
 impl Node {
     /// The word of a granter's grant table.
-    fn grant_word(
-        &self,
-        granter: DomainId,
-        gref: u32,
-    ) -> Result<&core::sync::atomic::AtomicU64, Error> {
-        let d = self.domains.get(usize::from(granter)).ok_or(Error::NotFound)?;
+    fn grant_word(&self, granter: DomainId, gref: u32) -> Result<&AtomicU64, Error> {
+        let d = &self.domains[granter];
         if gref >= d.table.len() {
             return Err(Error::NotFound);
         }
-        let at = d
-            .space
-            .translate(layout::GRANT_TABLE + u64::from(gref) * 8, 8, true)
-            .ok_or(Error::NotFound)?;
-        self.ram.word64(at)
+        let at = layout::GRANT_TABLE.saturating_add(u64::from(gref).saturating_mul(8));
+        self.ram.word64(d.space.translate(at, 8, true).ok_or(Error::NotFound)?)
     }
 
-    pub(super) fn grant_map(&mut self, caller: DomainId, args: [u64; 5]) -> Result<u64, Error> {
+    /// The granter that a caller named, if it can be one.
+    fn granter(&self, number: u64) -> Result<DomainId, Error> {
+        let granter = self.checked(number)?;
+        if self.is_running(granter) { Ok(granter) } else { Err(Error::PeerDead) }
+    }
+
+    pub(super) fn grant_map(&mut self, caller: DomainId, args: [u64; 5]) -> Answer {
         let [granter, first, count, target, flags] = args;
-        let (page, count) = window_range(target, count)?;
-        let granter = DomainId::try_from(granter).map_err(|_| Error::NotFound)?;
+        let pages = window_range(target, count)?;
         let first = u32::try_from(first).map_err(|_| Error::NotFound)?;
-        first.checked_add(count).ok_or(Error::NotFound)?;
-        if flags & !(MAP_WRITE | MAP_DMA) != 0 {
+        if flags & !(MAP_WRITE | MAP_DMA) != 0 || granter == u64::from(caller) {
             return Err(Error::BadArgument);
         }
+        let granter = self.granter(granter)?;
+        self.domains[caller].window.check_free(pages.clone())?;
         let (write, dma) = (flags & MAP_WRITE != 0, flags & MAP_DMA != 0);
-        if granter == caller {
-            return Err(Error::BadArgument);
-        }
-        let source = self.domains.get(usize::from(granter)).ok_or(Error::NotFound)?;
-        if !source.is_alive() {
-            return Err(Error::PeerDead);
-        }
-        self.domains[usize::from(caller)].window.check_free(page, count)?;
-        for i in 0..count {
-            if let Err(e) = self.map_one(caller, granter, first + i, page + i, write, dma) {
-                for done in 0..i {
-                    self.unmap_one(caller, page + done);
-                }
-                self.flush_mappings(caller, dma && i > 0);
-                return Err(e);
-            }
+        let mut mapped = Ok(0);
+        for (page, gref) in pages.clone().zip(first..) {
+            mapped = mapped.and_then(|_| self.map_one(caller, granter, gref, page, write, dma));
         }
         if dma {
-            self.devices.dma_added(caller, target, count.into())?;
+            mapped = mapped.and_then(|_| self.devices.dma_added(caller, target, count).map(|()| 0));
         }
-        Ok(0)
+        if mapped.is_err() {
+            // All or nothing: the pages were free before.
+            self.unmap(caller, pages);
+        }
+        mapped
     }
 
+    /// Maps one page and records it. On an error there may be a record, with
+    /// or without the mapping; [`Node::unmap`] clears both.
     fn map_one(
         &mut self,
         caller: DomainId,
@@ -91,59 +119,52 @@ impl Node {
         page: u32,
         write: bool,
         dma: bool,
-    ) -> Result<(), Error> {
-        if self.domains[usize::from(granter)].table.get(gref).is_some() {
+    ) -> Answer {
+        if self.domains[granter].table.get(gref).is_some() {
             return Err(Error::Busy);
         }
         let word = self.grant_word(granter, gref)?;
         let seen = word.load(Ordering::Acquire);
         grants::check_map(GrantEntry(seen), caller, write, dma)?;
-        let granting = &mut self.domains[usize::from(granter)];
         let address = GrantEntry(seen).address();
-        let frame = granting.space.grantable_page(address).ok_or(Error::PeerGrant)?;
-        granting.table.insert(gref, caller, page)?;
-        // The granter may have changed its mind meanwhile; then this grant is not valid.
-        let word = self.grant_word(granter, gref)?;
-        let taken = word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed);
-        if taken.is_err() {
-            self.domains[usize::from(granter)].table.remove(gref);
-            return Err(Error::PeerGrant);
-        }
+        let frame = self.domains[granter].space.grantable_page(address).ok_or(Error::PeerGrant)?;
+        // If the granter changed its mind meanwhile, this grant is not valid.
+        word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed)
+            .map_err(|_| Error::PeerGrant)?;
+        self.domains[granter].table.insert(gref, caller, page)?;
         let mapping = Mapping { source: Some(Source { granter, gref, frame }), write, dma };
-        self.domains[usize::from(caller)].window.insert(page, mapping)?;
-        let address = window_address(page);
-        let rights = Rights { write, execute: false, device: false };
-        if !self.nested[usize::from(caller)].set_page(address, Some((frame, rights))) {
-            self.unmap_one(caller, page);
+        self.domains[caller].window.insert(page, mapping)?;
+        let (address, rights) = (window_address(page), Rights { write, ..SCRATCH });
+        if !self.guests[caller].nested.set_page(address, frame | rights.bits())
+            || dma && !self.devices.map_dma(caller, address, frame, write)
+        {
             return Err(Error::Exhausted);
         }
-        if dma && !self.devices.map_dma(caller, address, frame, write) {
-            self.unmap_one(caller, page);
-            return Err(Error::Exhausted);
-        }
-        Ok(())
+        Ok(0)
     }
 
-    /// Removes one mapping from tables and records. The caller flushes.
-    /// Returns whether a device could reach it.
-    fn unmap_one(&mut self, caller: DomainId, page: u32) -> bool {
-        let Some(mapping) = self.domains[usize::from(caller)].window.remove(page) else {
-            return false;
-        };
-        let address = window_address(page);
-        self.nested[usize::from(caller)].set_page(address, None);
-        if mapping.dma {
-            self.devices.unmap_dma(caller, address);
-        }
-        if let Some(source) = mapping.source {
-            if let Some(granter) = self.domains.get_mut(usize::from(source.granter)) {
-                granter.table.remove(source.gref);
+    /// Removes mappings from tables, then from caches, then from the records.
+    fn unmap(&mut self, caller: DomainId, pages: Range<u32>) {
+        let mut dma = false;
+        for page in pages.clone() {
+            let Some(mapping) = self.domains[caller].window.get(page) else { continue };
+            self.guests[caller].nested.set_page(window_address(page), 0);
+            if mapping.dma {
+                dma = true;
+                self.devices.unmap_dma(caller, window_address(page));
             }
-            if let Ok(word) = self.grant_word(source.granter, source.gref) {
+        }
+        self.flush_mappings(caller, dma);
+        for page in pages {
+            let mapping = self.domains[caller].window.remove(page);
+            let Some(Source { granter, gref, .. }) = mapping.and_then(|m| m.source) else {
+                continue;
+            };
+            self.domains[granter].table.remove(gref);
+            if let Ok(word) = self.grant_word(granter, gref) {
                 word.fetch_and(!IN_USE, Ordering::SeqCst);
             }
         }
-        mapping.dma
     }
 
     fn flush_mappings(&mut self, domain: DomainId, dma: bool) {
@@ -153,113 +174,79 @@ impl Node {
         }
     }
 
-    pub(super) fn grant_unmap(
-        &mut self,
-        caller: DomainId,
-        target: u64,
-        count: u64,
-    ) -> Result<u64, Error> {
-        let (page, count) = window_range(target, count)?;
-        self.domains[usize::from(caller)].window.check_range(page, count)?;
-        let mut dma = false;
-        for i in 0..count {
-            dma |= self.unmap_one(caller, page + i);
+    pub(super) fn grant_unmap(&mut self, caller: DomainId, target: u64, count: u64) -> Answer {
+        let pages = window_range(target, count)?;
+        if pages.end > self.domains[caller].window.len() {
+            return Err(Error::BadArgument);
         }
-        self.flush_mappings(caller, dma);
+        self.unmap(caller, pages);
         Ok(0)
     }
 
-    pub(super) fn grant_revoke(
-        &mut self,
-        caller: DomainId,
-        first: u64,
-        count: u64,
-    ) -> Result<u64, Error> {
-        let len = self.domains[usize::from(caller)].table.len();
+    pub(super) fn grant_revoke(&mut self, caller: DomainId, first: u64, count: u64) -> Answer {
         let end = first.checked_add(count).ok_or(Error::BadArgument)?;
-        if count > MAX_GRANT_BATCH || end > u64::from(len) {
+        let (Ok(first), Ok(end)) = (u32::try_from(first), u32::try_from(end)) else {
+            return Err(Error::BadArgument);
+        };
+        if count > MAX_GRANT_BATCH || end > self.domains[caller].table.len() {
             return Err(Error::BadArgument);
         }
-        self.withdraw(caller, first as u32, end as u32);
+        self.withdraw(caller, first..end);
         Ok(0)
     }
 
     /// Clears grant entries and turns their mappings into scratch pages of
     /// the grantees.
-    fn withdraw(&mut self, granter: DomainId, first: u32, end: u32) {
-        // One bit a domain: who needs its CPU, and who its device, flushed.
-        let (mut cpu, mut dma) = (0u64, 0u64);
-        for gref in first..end {
+    fn withdraw(&mut self, granter: DomainId, grefs: Range<u32>) {
+        for gref in grefs {
             if let Ok(word) = self.grant_word(granter, gref) {
                 word.store(0, Ordering::SeqCst);
             }
-            let Some((grantee, page)) = self.domains[usize::from(granter)].table.remove(gref)
-            else {
-                continue;
-            };
-            let g = usize::from(grantee);
-            let Some(was) = self.domains.get_mut(g).and_then(|d| d.window.revoke(page)) else {
-                continue;
-            };
-            let scratch = self.domains[g].space.scratch;
-            let rights = Rights { write: true, execute: false, device: false };
-            self.nested[g].set_page(window_address(page), Some((scratch, rights)));
-            cpu |= 1 << grantee;
+            let Some((grantee, page)) = self.domains[granter].table.remove(gref) else { continue };
+            let Some(was) = self.domains[grantee].window.revoke(page) else { continue };
+            let scratch = self.domains[grantee].space.scratch;
+            let guest = &mut self.guests[grantee];
+            guest.nested.set_page(window_address(page), scratch | SCRATCH.bits());
+            guest.stale = Some(was.dma || guest.stale == Some(true));
             if was.dma {
-                // The device may be at work there: it must not fault over the granter's decision.
                 self.devices.redirect_dma(grantee, window_address(page), scratch);
-                dma |= 1 << grantee;
             }
         }
-        for domain in 0..self.domains.len() as DomainId {
-            if (cpu | dma) >> domain & 1 != 0 {
-                self.flush_mappings(domain, dma >> domain & 1 != 0);
+        for domain in self.domains.ids() {
+            if let Some(dma) = self.guests[domain].stale.take() {
+                self.flush_mappings(domain, dma);
             }
         }
     }
 
     /// Unmaps all that a domain had mapped.
     pub(super) fn unmap_everything(&mut self, domain: DomainId) {
-        let pages = self.domains[usize::from(domain)].window.len();
-        let mut dma = false;
-        for page in 0..pages {
-            dma |= self.unmap_one(domain, page);
-        }
-        self.flush_mappings(domain, dma);
+        self.unmap(domain, 0..self.domains[domain].window.len());
     }
 
     /// Withdraws all that a domain had granted.
     pub(super) fn withdraw_everything(&mut self, domain: DomainId) {
-        let entries = self.domains[usize::from(domain)].table.len();
-        self.withdraw(domain, 0, entries);
+        self.withdraw(domain, 0..self.domains[domain].table.len());
     }
 
     /// One operation of `grant_copy`.
     pub(super) fn grant_copy_one(&self, caller: DomainId, op: &GrantCopyOp) -> Result<(), Error> {
-        let to_grant = op.to_grant != 0;
+        let (to_grant, len) = (op.to_grant != 0, u64::from(op.len));
         let in_page = op.offset.checked_add(op.len).is_some_and(|end| u64::from(end) <= PAGE);
         if !in_page || op.to_grant > 1 {
             return Err(Error::BadArgument);
         }
-        let own = self.domains[usize::from(caller)]
-            .space
-            .translate(op.local, op.len.into(), !to_grant)
-            .ok_or(Error::BadAddress)?;
-        let granter = self.domains.get(usize::from(op.peer)).ok_or(Error::NotFound)?;
-        if !granter.is_alive() {
-            return Err(Error::PeerDead);
-        }
-        let entry = GrantEntry(self.grant_word(op.peer, op.gref)?.load(Ordering::Acquire));
+        let space = &self.domains[caller].space;
+        let own = space.translate(op.local, len, !to_grant).ok_or(Error::BadAddress)?;
+        let granter = self.granter(op.peer.into())?;
+        let entry = GrantEntry(self.grant_word(granter, op.gref)?.load(Ordering::Acquire));
         let need = VALID | COPY | if to_grant { WRITE } else { 0 };
         if !entry.has(need) || entry.grantee() != caller {
             return Err(Error::PeerGrant);
         }
-        let page = granter.space.grantable_page(entry.address()).ok_or(Error::PeerGrant)?;
-        let theirs = page + u64::from(op.offset);
-        if to_grant {
-            self.ram.copy(own, theirs, op.len.into())
-        } else {
-            self.ram.copy(theirs, own, op.len.into())
-        }
+        let page = self.domains[granter].space.grantable_page(entry.address());
+        let theirs = page.ok_or(Error::PeerGrant)?.saturating_add(op.offset.into());
+        let (from, to) = if to_grant { (own, theirs) } else { (theirs, own) };
+        self.ram.copy(from, to, len)
     }
 }

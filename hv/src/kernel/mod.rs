@@ -3,7 +3,7 @@
 //! There is one stack a core and no thread: a core picks a vCPU, runs it,
 //! handles its exit and picks again. All state is behind one lock that is held
 //! for short, bounded work only; a guest runs without it. While a vCPU runs,
-//! the core owns it (it is taken out of [`Node::vcpus`]), so a domain can be
+//! the core owns it (it is taken out of its [`Guest`]), so a domain can be
 //! ended on its own core only; other cores ask for it and kick.
 
 mod audit;
@@ -22,28 +22,35 @@ use core::{
 };
 
 use hv_core::{
-    domain::{Domain, Life},
+    domain::{ByDomain, Domain, Life},
     records::{Console, Deaths},
     sched::{Decision, Scheduler},
 };
 use ring_proto::{
-    DomainId, Port, boot, bundle,
+    DomainId, PAGE_SIZE, Port, boot, bundle,
     crash::Reason,
     event,
-    hypercall::{HYPERVISOR, NodeInfo},
+    hypercall::{Error, HYPERVISOR, NodeInfo},
     layout,
 };
 use spin::{Mutex, MutexGuard, Once};
 
 use crate::{
-    apic, cpu, irq, serial, time,
-    vt::{Exit, Fault, Vcpu, npt::NestedTable, svm::SvmVcpu},
+    apic, cpu, irq, serial,
+    table::PageTable,
+    time,
+    vt::{Exit, Fault, Vcpu, npt::Rights, svm::SvmVcpu},
 };
 
 pub use build::build;
 pub use device::Devices;
 
+const PAGE: u64 = PAGE_SIZE as u64;
+
 static NODE: Once<Mutex<Node>> = Once::new();
+
+/// What a hypercall returns.
+type Answer = Result<u64, Error>;
 
 /// Which domain each core has in guest mode, as number + 1; 0 = none. Set
 /// under the lock, cleared as soon as the guest has exited.
@@ -58,40 +65,57 @@ struct Orders {
     start: bool,
 }
 
+/// What runs a domain.
+#[derive(Debug)]
+struct Guest {
+    /// `None` while a core runs it.
+    vcpu: Option<SvmVcpu>,
+    nested: PageTable,
+    /// Cached translations must go before the domain runs next.
+    flush: bool,
+    /// It sleeps in `wait`, which returns when it runs next.
+    asleep: bool,
+    orders: Orders,
+    /// Translations were taken away and caches are to be flushed; `true`: the
+    /// devices', too.
+    stale: Option<bool>,
+}
+
 /// One end of a connection.
 #[derive(Clone, Copy, Debug)]
 struct End {
     domain: DomainId,
-    /// Which of the domain's connections it is.
-    slot: u16,
+    /// Which of the domain's ports it is.
+    port: Port,
     /// Machine address of the end's page.
     page: u64,
 }
 
 #[derive(Debug)]
 struct Connection {
+    number: u16,
     config: bundle::Connection,
     frontend: End,
     backend: End,
 }
 
+impl Connection {
+    /// A domain's own end and the other, if it has one.
+    fn ends(&self, domain: DomainId) -> Option<(End, End)> {
+        match (self.frontend, self.backend) {
+            (own, peer) | (peer, own) if own.domain == domain => Some((own, peer)),
+            _ => None,
+        }
+    }
+}
+
 /// Everything that the hypervisor knows.
 pub struct Node {
-    cores: u16,
     bundle: &'static [u8],
     images: Vec<bundle::Image>,
-    domains: Vec<Domain>,
-    /// `None` while a core runs it.
-    vcpus: Vec<Option<SvmVcpu>>,
-    nested: Vec<NestedTable>,
-    /// Cached translations must go before the domain runs next.
-    flush: Vec<bool>,
-    /// It sleeps in `wait`, which returns when it runs next.
-    asleep: Vec<bool>,
-    orders: Vec<Orders>,
+    domains: ByDomain<Domain>,
+    guests: ByDomain<Guest>,
     connections: Vec<Connection>,
-    /// Connection number by domain and slot.
-    slots: Vec<Vec<u16>>,
     devices: Devices,
     sched: Scheduler,
     deaths: Deaths,
@@ -185,18 +209,16 @@ impl Node {
         match self.sched.pick(core, now) {
             Decision::Idle(until) => Step::Idle(until),
             Decision::Run(domain, until) => {
-                let d = usize::from(domain);
-                let Some(mut vcpu) = self.vcpus.get_mut(d).and_then(Option::take) else {
+                let guest = &mut self.guests[domain];
+                let Some(mut vcpu) = guest.vcpu.take() else {
                     // Cannot be: a vCPU is bound to one core, and this core runs none now.
                     self.sched.stop(domain);
                     return Step::Again;
                 };
-                if core::mem::take(&mut self.asleep[d]) {
+                if core::mem::take(&mut guest.asleep) {
                     vcpu.set_result(0, now);
                 }
-                if let Some(flush) = self.flush.get_mut(d)
-                    && core::mem::take(flush)
-                {
+                if core::mem::take(&mut guest.flush) {
                     vcpu.flush_tlb();
                 }
                 IN_GUEST[usize::from(core)].store(u32::from(domain) + 1, Ordering::SeqCst);
@@ -206,9 +228,8 @@ impl Node {
     }
 
     fn ran(&mut self, domain: DomainId, vcpu: SvmVcpu, exit: Exit, ns: u64, now: u64) {
-        let d = usize::from(domain);
-        self.vcpus[d] = Some(vcpu);
-        self.domains[d].stats.exits += 1;
+        self.guests[domain].vcpu = Some(vcpu);
+        self.domains[domain].stats.exits += 1;
         let hung = self.sched.charge(domain, ns, now);
         match exit {
             Exit::Resume | Exit::Interrupt => {}
@@ -219,7 +240,7 @@ impl Node {
         }
         // A hypercall may have been `wait`, which feeds the watchdog.
         let hung = hung && self.sched.get(domain).is_some_and(|e| e.since_wait > e.watchdog);
-        if hung && self.domains[d].is_alive() {
+        if hung && self.domains[domain].is_alive() {
             self.fault(domain, Reason::Watchdog, 0, 0, now);
         }
     }
@@ -234,8 +255,8 @@ impl Node {
             log::warn!("IOMMU: {event:x?}");
             // What an ended generation left in the log is not its successor's.
             if let Some(owner) = owner.filter(|&owner| self.is_running(owner)) {
-                self.orders[usize::from(owner)].end = Some(Reason::IommuFault);
-                self.kick(self.domains[usize::from(owner)].core);
+                self.guests[owner].orders.end = Some(Reason::IommuFault);
+                self.kick(self.domains[owner].core);
             }
         }
     }
@@ -250,7 +271,7 @@ impl Node {
                 let vector = word as u32 * 64 + bits.trailing_zeros();
                 bits &= bits - 1;
                 if let Some((domain, port)) = self.devices.fired(vector as u8) {
-                    self.domains[usize::from(domain)].stats.interrupts += 1;
+                    self.domains[domain].stats.interrupts += 1;
                     if self.raise(domain, port) {
                         self.devices.throttle(vector as u8);
                     }
@@ -263,12 +284,11 @@ impl Node {
     /// Sets a port bit in a domain's event page and wakes it. Returns whether
     /// the bit was set already: the domain has not looked since.
     fn raise(&mut self, domain: DomainId, port: Port) -> bool {
-        let d = usize::from(domain);
-        let Some(target) = self.domains.get(d) else { return false };
+        let target = &self.domains[domain];
         if !target.is_alive() || port >= event::PORTS {
             return false;
         }
-        let Some(page) = target.space.translate(layout::EVENT_PAGE, 4096, true) else {
+        let Some(page) = target.space.translate(layout::EVENT_PAGE, PAGE, true) else {
             return false;
         };
         let bit = 1 << (port % 64);
@@ -306,15 +326,13 @@ impl Node {
     /// them any more: if the domain is in guest mode elsewhere, its core is
     /// interrupted, and it must pass this lock before it enters again.
     fn shoot_down(&mut self, domain: DomainId) {
-        let d = usize::from(domain);
-        if let Some(vcpu) = self.vcpus.get_mut(d).and_then(Option::as_mut) {
+        let guest = &mut self.guests[domain];
+        if let Some(vcpu) = &mut guest.vcpu {
             vcpu.flush_tlb();
             return;
         }
-        if let Some(flush) = self.flush.get_mut(d) {
-            *flush = true;
-        }
-        let core = usize::from(self.domains[d].core);
+        guest.flush = true;
+        let core = usize::from(self.domains[domain].core);
         let Some(in_guest) = IN_GUEST.get(core) else { return };
         if core != cpu::core() && in_guest.load(Ordering::SeqCst) == u32::from(domain) + 1 {
             self.info.shootdowns += 1;
@@ -326,33 +344,26 @@ impl Node {
         }
     }
 
-    /// The other end of the connection at `slot` of `domain`.
-    fn peer(&self, domain: DomainId, slot: u16) -> Option<End> {
-        let number = *self.slots.get(usize::from(domain))?.get(usize::from(slot))?;
-        let c = self.connections.get(usize::from(number))?;
-        Some(if c.frontend.domain == domain { c.backend } else { c.frontend })
-    }
-
     /// Carries out what others asked of this core's domains.
     fn carry_out_orders(&mut self, core: u16, now: u64) -> bool {
         let mut any = false;
-        for d in 0..self.domains.len() {
-            if self.domains[d].core != core {
+        for id in self.domains.ids() {
+            if self.domains[id].core != core {
                 continue;
             }
-            let orders = core::mem::take(&mut self.orders[d]);
+            let orders = core::mem::take(&mut self.guests[id].orders);
             if let Some(reason) = orders.end {
                 any = true;
-                self.end_on_order(d as DomainId, reason, now);
-                if !orders.start && self.domains[d].life == Life::Dead && reason == Reason::Operator
-                {
-                    self.domains[d].life = Life::Stopped;
+                self.end_on_order(id, reason, now);
+                let d = &mut self.domains[id];
+                if !orders.start && d.life == Life::Dead && reason == Reason::Operator {
+                    d.life = Life::Stopped;
                 }
             }
             if orders.start {
                 any = true;
-                if let Err(e) = self.domains[d].begin_build() {
-                    log::warn!("{}: not started: {e:?}", self.domains[d].config.name);
+                if let Err(e) = self.domains[id].begin_build() {
+                    log::warn!("{}: not started: {e:?}", self.domains[id].config.name);
                 }
             }
         }
@@ -363,8 +374,9 @@ impl Node {
     /// is tried again with a clean one. (QEMU 7.2 was seen to do this.) A
     /// domain that makes no progress that way still meets its watchdog.
     fn nested_fault(&mut self, domain: DomainId, fault: Fault, now: u64) {
-        let d = usize::from(domain);
-        if self.nested[d].allows(fault.address, fault.write, fault.execute) {
+        let leaf = self.guests[domain].nested.leaf(fault.address);
+        let (write, execute) = Rights::of(leaf);
+        if leaf != 0 && (write || !fault.write) && (execute || !fault.execute) {
             self.info.spurious_faults += 1;
             self.shoot_down(domain);
         } else {
@@ -389,6 +401,6 @@ impl Node {
     }
 
     fn is_running(&self, domain: DomainId) -> bool {
-        self.domains.get(usize::from(domain)).is_some_and(|d| d.life == Life::Running)
+        self.domains[domain].is_alive()
     }
 }

@@ -5,14 +5,14 @@
 
 use hv_core::{domain::Life, memory::Kind};
 use ring_proto::{
-    DomainId, PAGE_SIZE,
+    DomainId,
     boot::{self, BarBoot, BootInfo, ConnectionBoot, DeviceBoot},
     conn, layout,
 };
 use x86_64::instructions::random::RdRand;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Node;
+use super::{Connection, End, Node, PAGE};
 use crate::{cpu, time, vt::Vcpu};
 
 /// Bytes restored in one step: bounds how long the core's other domains wait.
@@ -27,14 +27,13 @@ impl Node {
             _ => None,
         });
         let Some((domain, done)) = next else { return false };
-        let d = usize::from(domain);
-        let (base, len) = (self.domains[d].space.base, self.domains[d].space.len);
+        let (base, len) = (self.domains[domain].space.base, self.domains[domain].space.len);
         let step = STEP.min(len.saturating_sub(done));
         if step > 0 {
             // The extent was registered when the node was built.
             let _ = self.ram.zero(base + done, step);
             self.overlay_image(domain, base + done, step);
-            self.domains[d].life = Life::Building(done + step);
+            self.domains[domain].life = Life::Building(done + step);
         } else {
             self.birth(domain);
         }
@@ -43,7 +42,7 @@ impl Node {
 
     /// Copies those bytes of the image that belong to a machine range.
     fn overlay_image(&mut self, domain: DomainId, from: u64, len: u64) {
-        let d = &self.domains[usize::from(domain)];
+        let d = &self.domains[domain];
         let Some(image) = self.images.get(usize::from(d.config.image)) else { return };
         for (i, segment) in image.segments.iter().enumerate() {
             let Some(region) = d.space.find(Kind::Image(i)) else { continue };
@@ -63,29 +62,21 @@ impl Node {
     /// The memory is pristine: tables, boot information, then the first
     /// instruction.
     fn birth(&mut self, domain: DomainId) {
-        let d = usize::from(domain);
         self.write_page_tables(domain);
         let info = self.boot_info(domain);
-        let space = &self.domains[d].space;
-        if let Some(page) = space.find(Kind::BootInfo).map(|r| r.hpa) {
+        let (d, guest) = (&mut self.domains[domain], &mut self.guests[domain]);
+        if let Some(page) = d.space.find(Kind::BootInfo).map(|r| r.hpa) {
             let _ = self.ram.write(page, info.as_bytes());
         }
-        let Some(entry) =
-            self.images.get(usize::from(self.domains[d].config.image)).map(|i| i.entry)
-        else {
-            return;
-        };
-        if let Some(vcpu) = self.vcpus[d].as_mut() {
-            vcpu.reset(entry);
+        let Some(image) = self.images.get(usize::from(d.config.image)) else { return };
+        if let Some(vcpu) = &mut guest.vcpu {
+            vcpu.reset(image.entry);
         }
         let now = time::now_ns();
-        self.domains[d].born(now);
-        self.asleep[d] = false;
+        d.born(now);
+        guest.asleep = false;
         self.sched.start(domain, now);
-        let generation = self.domains[d].generation;
-        if let Some(record) = self.deaths.last_of(domain)
-            && record.generation.wrapping_add(1) == generation
-        {
+        if let Some(record) = self.deaths.before(domain, d.generation) {
             record.restarted_ns = now;
         }
         self.tell_supervisor();
@@ -95,28 +86,25 @@ impl Node {
     fn write_page_tables(&mut self, domain: DomainId) {
         const PRESENT_WRITE: u64 = 3;
         const ACCESSED_DIRTY_LARGE: u64 = 0xe0;
-        let Some(region) = self.domains[usize::from(domain)].space.find(Kind::PageTables) else {
+        let Some(pml4) = self.domains[domain].space.find(Kind::PageTables).map(|r| r.hpa) else {
             return;
         };
-        let (pml4, pdpt) = (region.hpa, region.hpa + PAGE_SIZE as u64);
-        let _ = self.ram.write(
-            pml4,
-            &((layout::PAGE_TABLES + PAGE_SIZE as u64) | PRESENT_WRITE | 0x20).to_le_bytes(),
-        );
+        let below = (layout::PAGE_TABLES + PAGE) | PRESENT_WRITE | 0x20;
+        let _ = self.ram.write(pml4, &below.to_le_bytes());
         for i in 0..layout::ADDRESS_SPACE >> 30 {
             let entry = i << 30 | PRESENT_WRITE | ACCESSED_DIRTY_LARGE;
-            let _ = self.ram.write(pdpt + i * 8, &entry.to_le_bytes());
+            let _ = self.ram.write(pml4 + PAGE + i * 8, &entry.to_le_bytes());
         }
     }
 
     fn boot_info(&self, domain: DomainId) -> BootInfo {
-        let d = &self.domains[usize::from(domain)];
+        let d = &self.domains[domain];
         let mut info = BootInfo::new_zeroed();
         info.magic = boot::MAGIC;
         info.abi = boot::ABI;
         info.generation = d.generation;
         info.domain = domain;
-        info.cores = self.cores;
+        info.cores = self.info.cores as u16;
         info.capabilities = d.config.capabilities;
         info.tsc_base = time::tsc_base();
         info.tsc_mult = time::tsc_mult();
@@ -127,12 +115,10 @@ impl Node {
         info.seed = random_seed();
         copy_text(&mut info.name, &d.config.name);
         copy_text(&mut info.args, &d.config.args);
-        let slots = self.slots.get(usize::from(domain)).map_or(&[][..], |s| s);
-        for (to, &number) in info.connections.iter_mut().zip(slots) {
-            if let Some(c) = self.connections.get(usize::from(number)) {
-                *to = self.connection_boot(domain, number, c);
-                info.connection_count += 1;
-            }
+        let ends = self.connections.iter().filter_map(|c| Some((c, c.ends(domain)?)));
+        for (to, (c, (own, peer))) in info.connections.iter_mut().zip(ends) {
+            *to = self.connection_boot(c, own, peer);
+            info.connection_count += 1;
         }
         for (slot, to) in info.devices.iter_mut().enumerate() {
             let Some(function) = self.devices.function(domain, slot) else { break };
@@ -156,20 +142,11 @@ impl Node {
         info
     }
 
-    fn connection_boot(
-        &self,
-        domain: DomainId,
-        number: u16,
-        c: &super::Connection,
-    ) -> ConnectionBoot {
-        let front = c.frontend.domain == domain;
-        let (role, peer) = if front {
-            (conn::Role::Frontend, c.backend)
-        } else {
-            (conn::Role::Backend, c.frontend)
-        };
+    fn connection_boot(&self, c: &Connection, own: End, peer: End) -> ConnectionBoot {
+        let front = c.frontend.domain == own.domain;
+        let role = if front { conn::Role::Frontend } else { conn::Role::Backend };
         let mut boot = ConnectionBoot {
-            id: number,
+            id: c.number,
             protocol: c.config.protocol,
             role: role as u16,
             peer: peer.domain,
@@ -182,9 +159,7 @@ impl Node {
             peer_name: [0; 24],
         };
         copy_text(&mut boot.volume, &c.config.volume);
-        if let Some(p) = self.domains.get(usize::from(peer.domain)) {
-            copy_text(&mut boot.peer_name, &p.config.name);
-        }
+        copy_text(&mut boot.peer_name, &self.domains[peer.domain].config.name);
         boot
     }
 }
