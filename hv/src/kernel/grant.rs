@@ -6,9 +6,10 @@
 //! its death, [`Node::withdraw`] by the granter or at its), runs under the
 //! node's lock in this order:
 //!
-//! 1. The grantee's nested and IOMMU entries go, so no new translation of the
-//!    page can be made. (A withdrawn grant's word is zeroed before that, so
-//!    nobody can map it anew; the lock keeps a `grant_map` out meanwhile.)
+//! 1. The grantee's nested and IOMMU entries go (after a withdrawal, they lead
+//!    to its scratch page), so no new translation of the page can be made. A
+//!    withdrawn grant's word is zeroed before that, so nobody can map it anew;
+//!    the lock keeps a `grant_map` out meanwhile.
 //! 2. The grantee's core forgets old translations: its vCPU does not enter
 //!    guest mode before a flush of its ASID, and if it is in guest mode now,
 //!    it is made to leave and the removal waits for that (`shoot_down`).
@@ -209,6 +210,7 @@ impl Node {
             guest.nested.set_page(window_address(page), scratch | SCRATCH.bits());
             guest.stale = Some(was.dma || guest.stale == Some(true));
             if was.dma {
+                // The device may be at work there: it must not fault over the granter's decision.
                 self.devices.redirect_dma(grantee, window_address(page), scratch);
             }
         }
