@@ -130,7 +130,9 @@ impl Bench {
         configure(&mut config);
         let manifest = Manifest::load(&config.manifest)?;
         let serves_http = manifest.domains.iter().any(|domain| domain.image == "kv");
-        let built = build::build(&manifest)?;
+        // A test about a node that does not build says nothing about the node.
+        let built = build::build(&manifest)
+            .map_err(|error| Unknown(format!("the node does not build: {error:#}")))?;
         let running = config
             .launch_built(&built)
             .map_err(|error| Unknown(format!("QEMU can't run: {error:#}")))?;

@@ -4,6 +4,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`runner`] | runs tests one after the other; three verdicts |
+//! | [`attack`] | a node with an attacker in it, and what must hold whatever it does |
 //! | [`mod@bench`] | a node for a test, and what happens after the test |
 //! | [`http`] | one connection to the node, whose every break is noticed |
 //! | [`values`] | values whose bytes say what they are |
@@ -12,6 +13,7 @@
 //! The tests themselves are in `tests/system/`; names that begin with `g1_`
 //! and so on belong to the guarantee of that number.
 
+pub mod attack;
 pub mod bench;
 pub mod http;
 pub mod runner;

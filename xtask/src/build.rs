@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::elf::{self, Flat};
 use crate::manifest::{Domain, Manifest};
-use crate::workspace::{self, Metadata};
+use crate::workspace::{self, Metadata, Package};
 use crate::{bundle, size};
 
 /// The cargo profile of bare-metal code.
@@ -56,13 +56,13 @@ pub struct BuiltImage {
 /// large for its domain.
 pub fn build(manifest: &Manifest) -> Result<Built> {
     let metadata = Metadata::load(None)?;
-    let mut packages = Vec::new();
+    let mut programs = Vec::new();
     for domain in &manifest.domains {
-        let package = package_of(&domain.image);
-        if metadata.member(&package).is_none_or(|found| !found.has_bin()) {
+        let Program { package, bin } = program_of(&domain.image);
+        if metadata.member(&package).is_none_or(|found| !found.bins().any(|name| name == bin)) {
             let known = known_images(&metadata);
             let why = format!(
-                "there is no image `{}` (no program in a package `{package}`); there is {}",
+                "there is no image `{}` (no program `{bin}` in a package `{package}`); there is {}",
                 domain.image,
                 known.join(", ")
             );
@@ -70,17 +70,17 @@ pub fn build(manifest: &Manifest) -> Result<Built> {
         }
     }
     for name in manifest.image_names() {
-        packages.push((name, package_of(name)));
+        programs.push((name, program_of(name)));
     }
 
     let out = workspace::node_dir();
     std::fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
     let hv = out.join("hv");
-    publish(&compile("hv")?, &hv)?;
+    publish(&compile(&Program::alone("hv"))?, &hv)?;
     let mut images = Vec::new();
-    for (name, package) in packages {
+    for (name, program) in programs {
         let elf = out.join(format!("{name}.elf"));
-        publish(&compile(&package)?, &elf)?;
+        publish(&compile(&program)?, &elf)?;
         let file = std::fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
         let flat = elf::flatten(&file).map_err(|why| anyhow!("image `{name}`: {why}"))?;
         let driver = |domain: &Domain| domain.image == name && !domain.spec.devices.is_empty();
@@ -100,28 +100,53 @@ pub fn build(manifest: &Manifest) -> Result<Built> {
     Ok(Built { manifest: manifest.clone(), hv, bundle, images })
 }
 
-/// The package that an image is built from.
+/// A program of the workspace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Program {
+    /// The package that has it.
+    pub package: String,
+    /// Its name.
+    pub bin: String,
+}
+
+impl Program {
+    /// The program of a package that has one, and it is named as the package.
+    fn alone(package: impl Into<String>) -> Self {
+        let package = package.into();
+        Self { bin: package.clone(), package }
+    }
+}
+
+/// The package of all attack programs.
+pub const ATTACKS: &str = "attacks";
+/// What the names of attack programs, and of their images, begin with.
+pub const ATTACK: &str = "attack-";
+
+/// The program that an image is made of.
 #[must_use]
-pub fn package_of(image: &str) -> String {
+pub fn program_of(image: &str) -> Program {
     match image {
-        "net" | "blk" => format!("driver-{image}"),
-        "supervisor" => image.to_owned(),
-        guest => format!("guest-{guest}"),
+        "net" | "blk" => Program::alone(format!("driver-{image}")),
+        "supervisor" => Program::alone(image),
+        attack if attack.starts_with(ATTACK) => {
+            Program { package: ATTACKS.to_owned(), bin: attack.to_owned() }
+        }
+        guest => Program::alone(format!("guest-{guest}")),
     }
 }
 
 /// Names of all images that could be built.
 fn known_images(metadata: &Metadata) -> Vec<String> {
-    let bare = metadata.bare_packages();
-    let programs = bare.into_iter().filter(|p| metadata.member(p).is_some_and(|p| p.has_bin()));
-    let image = |package: &str| match package {
-        "supervisor" => Some(package.to_owned()),
+    let bare = metadata.bare_packages().into_iter().filter_map(|name| metadata.member(name));
+    let image = |program: &str| match program {
+        "supervisor" => Some(program.to_owned()),
+        attack if attack.starts_with(ATTACK) => Some(program.to_owned()),
         _ => ["driver-", "guest-"]
             .iter()
-            .find_map(|prefix| package.strip_prefix(prefix))
+            .find_map(|prefix| program.strip_prefix(prefix))
             .map(str::to_owned),
     };
-    programs.filter_map(image).collect()
+    bare.flat_map(Package::bins).filter_map(image).collect()
 }
 
 /// A line of cargo's messages, as far as they matter here.
@@ -131,21 +156,22 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
-/// Builds one bare-metal package and says where its program is.
+/// Builds one bare-metal program and says where it is.
 ///
-/// Each package is an invocation of its own: its dependencies then have
-/// exactly the features it asks for, whatever else the manifest names.
-fn compile(package: &str) -> Result<PathBuf> {
-    static DONE: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
+/// Each is an invocation of its own: its dependencies then have exactly the
+/// features its package asks for, whatever else the manifest names.
+fn compile(program: &Program) -> Result<PathBuf> {
+    static DONE: Mutex<Option<HashMap<Program, PathBuf>>> = Mutex::new(None);
     // Holding the lock also keeps two tests from waiting for cargo's lock.
     let mut done = DONE.lock().map_err(|_| anyhow!("an earlier build panicked"))?;
     let done = done.get_or_insert_default();
-    if let Some(program) = done.get(package) {
-        return Ok(program.clone());
+    if let Some(built) = done.get(program) {
+        return Ok(built.clone());
     }
+    let Program { package, bin } = program;
     let mut command = workspace::cargo();
     command
-        .args(["build", "--profile", PROFILE, "--package", package, "--bins"])
+        .args(["build", "--profile", PROFILE, "--package", package, "--bin", bin])
         .args(["--message-format", "json-render-diagnostics"])
         .arg("--target-dir")
         .arg(workspace::bare_target_dir())
@@ -154,17 +180,17 @@ fn compile(package: &str) -> Result<PathBuf> {
         .stderr(Stdio::inherit());
     let output = command.output().context("can't run cargo")?;
     if !output.status.success() {
-        bail!("`{package}` does not build; cargo's messages above say why");
+        bail!("`{bin}` does not build; cargo's messages above say why");
     }
-    let program = output
+    let built = output
         .stdout
         .split(|byte| *byte == b'\n')
         .filter_map(|line| serde_json::from_slice::<Message>(line).ok())
         .filter(|message| message.reason == "compiler-artifact")
         .find_map(|message| message.executable)
-        .ok_or_else(|| anyhow!("`{package}` has no program"))?;
-    done.insert(package.to_owned(), program.clone());
-    Ok(program)
+        .ok_or_else(|| anyhow!("cargo built no `{bin}`"))?;
+    done.insert(program.clone(), built.clone());
+    Ok(built)
 }
 
 /// Copies a built file to a stable place unless it is there already.

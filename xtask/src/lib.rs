@@ -11,8 +11,10 @@
 //! | [`disk`] | GPT disk images with the manifest's volumes |
 //! | [`qemu`] | a running node and its verdict |
 //! | [`run`], [`test`](mod@test), [`check`], [`deny`], [`sizes`], [`mod@bench`] | the commands |
+//! | [`attacks`], [`without`] | attacks on a node, and their tests without the defence |
 //! | [`figures`] | what measuring commands print and write |
 
+pub mod attacks;
 pub mod bench;
 pub mod build;
 pub mod bundle;
@@ -28,4 +30,5 @@ pub mod run;
 pub mod size;
 pub mod sizes;
 pub mod test;
+pub mod without;
 pub mod workspace;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::build;
 use crate::manifest::{self, Manifest};
 use crate::qemu::install;
+use crate::without;
 use crate::workspace::{self, Metadata};
 
 /// The package whose tests boot nodes.
@@ -28,6 +29,10 @@ pub struct Options {
     /// Run only the tests on the host, or only those that boot nodes
     #[arg(long, value_name = "KIND")]
     pub only: Option<Kind>,
+    /// Instead, take the defence against an attack away and see the attack's test fail; `all`
+    /// for all defences
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["filter", "only"])]
+    pub without: Vec<String>,
 }
 
 /// Kinds of tests.
@@ -55,6 +60,10 @@ struct Tally {
 ///
 /// One failed, or they could not be built.
 pub fn test(options: &Options) -> Result<()> {
+    if !options.without.is_empty() {
+        install::ensure()?;
+        return without::without(&options.without);
+    }
     let begin = Instant::now();
     let metadata = Metadata::load(None)?;
     let mut tally = Tally::default();

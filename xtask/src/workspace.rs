@@ -104,10 +104,10 @@ pub struct Target {
 }
 
 impl Package {
-    /// It has a program.
-    #[must_use]
-    pub fn has_bin(&self) -> bool {
-        self.targets.iter().any(|target| target.kind.iter().any(|kind| kind == "bin"))
+    /// Names of its programs.
+    pub fn bins(&self) -> impl Iterator<Item = &str> {
+        let is_bin = |target: &&Target| target.kind.iter().any(|kind| kind == "bin");
+        self.targets.iter().filter(is_bin).map(|target| target.name.as_str())
     }
 }
 

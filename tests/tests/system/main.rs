@@ -1,6 +1,14 @@
 //! System tests: each boots a node in QEMU. See the crate's library for the
 //! harness; `cargo xtask test FILTER` runs some of them.
 
+/// A test named as its function.
+macro_rules! tests {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        vec![$(Test { name: stringify!($name).to_owned(), body: $module::$name }),*]
+    };
+}
+
+mod attacks;
 mod configurations;
 mod control;
 mod durability;
@@ -11,13 +19,6 @@ mod serving;
 use std::process::ExitCode;
 
 use system_tests::runner::{self, Test};
-
-/// A test named as its function.
-macro_rules! tests {
-    ($($module:ident :: $name:ident),* $(,)?) => {
-        vec![$(Test { name: stringify!($name).to_owned(), body: $module::$name }),*]
-    };
-}
 
 fn main() -> ExitCode {
     let mut tests = tests![
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         recovery::g6_clients_of_a_held_driver_wait_for_its_release,
         recovery::g7_the_supervisor_may_crash_too,
     ];
+    tests.extend(attacks::all());
     tests.extend(configurations::all());
     runner::main(&tests)
 }

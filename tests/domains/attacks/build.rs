@@ -1,0 +1,3 @@
+//! Links each program as a domain.
+
+include!("../../../domain-rt/link/build.rs");
