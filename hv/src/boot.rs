@@ -21,26 +21,13 @@ const EFER: u32 = 0x0900;
 /// Core number plus one that the application processor now being started is
 /// to take; 0 = none, so a processor that comes too late parks itself.
 #[unsafe(no_mangle)]
-static AP_TICKET: AtomicU32 = AtomicU32::new(0);
+pub static AP_TICKET: AtomicU32 = AtomicU32::new(0);
 /// Top of the stack for that processor.
 #[unsafe(no_mangle)]
-static AP_STACK: AtomicU64 = AtomicU64::new(0);
+pub static AP_STACK: AtomicU64 = AtomicU64::new(0);
 /// The final page tables.
 #[unsafe(no_mangle)]
-static AP_CR3: AtomicU64 = AtomicU64::new(0);
-
-/// The hand-over to application processors.
-pub struct Handover {
-    /// See `AP_TICKET`.
-    pub ticket: &'static AtomicU32,
-    /// See `AP_STACK`.
-    pub stack: &'static AtomicU64,
-    /// See `AP_CR3`.
-    pub cr3: &'static AtomicU64,
-}
-
-/// The words that the application processors' first code reads.
-pub const HANDOVER: Handover = Handover { ticket: &AP_TICKET, stack: &AP_STACK, cr3: &AP_CR3 };
+pub static AP_CR3: AtomicU64 = AtomicU64::new(0);
 
 /// The 16-bit code that an application processor starts with; it is
 /// position-independent and must be copied to a page below 1 MiB.

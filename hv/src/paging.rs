@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Mutex;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3};
 
-use crate::boot::HANDOVER;
+use crate::boot::AP_CR3;
 use crate::cpu::stack::{ALL, Stack};
 use crate::memmap::{self, Boot, Kind, Range};
 use crate::table::{
@@ -101,7 +101,7 @@ pub fn init(boot: &Boot) {
     table.for_each(|virt, bits, _, _| {
         assert!(bits & WRITE == 0 || bits & NO_EXECUTE != 0, "{virt:#x} is writable code");
     });
-    HANDOVER.cr3.store(table.root(), Ordering::Release);
+    AP_CR3.store(table.root(), Ordering::Release);
     enter(table.root());
     *TABLES.lock() = Some(table);
     READY.store(true, Ordering::Release);

@@ -2,14 +2,14 @@
 //! cores stop, and QEMU ends with a code of its own.
 #![allow(unsafe_code)]
 
-use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use x86_64::instructions::port::Port;
 use x86_64::registers::control::Cr2;
+use x86_64::structures::idt::ExceptionVector;
 
-use crate::cpu::exception::{self, Frame};
+use crate::cpu::exception::Frame;
 use crate::cpu::{self, stack};
 use crate::{apic, boot, say, serial};
 
@@ -63,27 +63,6 @@ fn begin() {
         apic::send_nmi_to_others();
     }
     serial::force();
-}
-
-/// Prints `text` line by line.
-fn lines(text: &dyn fmt::Display) {
-    struct Lines(heapless::String<{ serial::LINE }>);
-    impl fmt::Write for Lines {
-        fn write_str(&mut self, s: &str) -> fmt::Result {
-            for c in s.chars() {
-                if c == '\n' {
-                    say!("{}", self.0);
-                    self.0.clear();
-                } else {
-                    // What is too long is cut off.
-                    let _ = self.0.push(c);
-                }
-            }
-            Ok(())
-        }
-    }
-    let mut out = Lines(heapless::String::new());
-    let _ = fmt::write(&mut out, format_args!("{text}\n"));
 }
 
 fn is_text(address: u64) -> bool {
@@ -149,8 +128,10 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 pub(crate) fn exception(frame: &Frame) -> ! {
     begin();
     let Frame { vector, error, rip, .. } = *frame;
-    let what = exception::name(vector);
-    say!("panic: core {}: exception {vector} ({what}), error {error:#x}, at {rip:#x}", core());
+    say!("panic: core {}: exception {vector}, error {error:#x}, at {rip:#x}", core());
+    if let Some(name) = u8::try_from(vector).ok().and_then(|v| ExceptionVector::try_from(v).ok()) {
+        say!("exception {vector}: {name:?}");
+    }
     // A double fault comes out of a page fault more often than not.
     if vector == 14 || vector == 8 {
         let address = Cr2::read_raw();
@@ -159,7 +140,7 @@ pub(crate) fn exception(frame: &Frame) -> ! {
             None => say!("address {address:#x}"),
         }
     }
-    lines(frame);
+    frame.say();
     say!("backtrace:");
     say!("  rip {rip:#x}");
     backtrace(frame.rbp);

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::boot::{self, HANDOVER};
+use crate::boot::{self, AP_STACK, AP_TICKET};
 use crate::{apic, cpu, irq, memmap, paging, time};
 
 /// How long a processor may take to come up; long, since an emulator on a busy
@@ -72,19 +72,19 @@ fn start_one(apic_id: u32, core: usize, page: u64) -> bool {
     let Some(cpu) = cpu::get(core) else { return false };
     // A failed start leaves the stacks mapped; the next attempt for this
     // number maps new ones over them.
-    HANDOVER.stack.store(paging::add_stacks(core), Ordering::Relaxed);
-    HANDOVER.ticket.store(core as u32 + 1, Ordering::Release);
+    AP_STACK.store(paging::add_stacks(core), Ordering::Relaxed);
+    AP_TICKET.store(core as u32 + 1, Ordering::Release);
     let before = time::tsc();
     apic::send_init(apic_id);
     wait(INIT_NS, || false);
     apic::send_startup(apic_id, page);
-    if !wait(STARTUP_NS, || HANDOVER.ticket.load(Ordering::Acquire) == 0) {
+    if !wait(STARTUP_NS, || AP_TICKET.load(Ordering::Acquire) == 0) {
         apic::send_startup(apic_id, page);
     }
     if !wait(DEADLINE_NS, || cpu.online()) {
         // Back to sleep with it, before it can take another's ticket or stack.
         apic::send_init(apic_id);
-        HANDOVER.ticket.store(0, Ordering::Release);
+        AP_TICKET.store(0, Ordering::Release);
         return false;
     }
     let seen = AP_TSC.load(Ordering::Relaxed);

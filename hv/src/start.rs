@@ -41,9 +41,9 @@ extern "C" fn on_final_stack() -> ! {
         Ok(platform) => platform,
         Err(e) => panic!("{e}"),
     };
-    let source = time::calibrate(platform.pm_timer.map(|t| (t.port, t.wide)));
+    time::calibrate(platform.pm_timer).expect("the ACPI timer is missing or stands still");
     cpu::this().set_online();
-    report(source);
+    report();
     match selftest::timer() {
         Ok(late) => say!("timer: {late} ns late"),
         Err(e) => panic!("the local APIC's timer {e}"),
@@ -93,7 +93,7 @@ fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(
     Ok(())
 }
 
-fn report(source: time::Source) {
+fn report() {
     let boot = memmap::boot();
     say!("Bulkhead {}", env!("CARGO_PKG_VERSION"));
     for region in &boot.regions {
@@ -112,7 +112,7 @@ fn report(source: time::Source) {
     // ns × 2³² / mult, for kHz: 10⁶ ns a ms.
     let khz = (1_000_000u64 << 32) / time::tsc_mult();
     let apic_khz = ((u128::from(apic::timer_rate()) * 1_000_000) >> 32) as u64;
-    say!("TSC {khz} kHz, local APIC timer {apic_khz} kHz by {source:?}");
+    say!("TSC {khz} kHz, local APIC timer {apic_khz} kHz");
     log::debug!("{:?}", features::get());
 }
 

@@ -8,12 +8,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::instructions::port::Port;
 
-use crate::apic;
+use crate::{acpi::PmTimer, apic};
 
 /// Ticks of the ACPI timer per second.
 const PM_HZ: u64 = 3_579_545;
-/// Ticks of the PIT per second.
-const PIT_HZ: u64 = 1_193_182;
 /// ns that the measurement takes.
 const WINDOW_NS: u64 = 2_000_000;
 /// Of how many readings the quickest is taken, at each end of the window.
@@ -23,15 +21,6 @@ const POLLS: u32 = 10_000_000;
 
 static BASE: AtomicU64 = AtomicU64::new(0);
 static MULT: AtomicU64 = AtomicU64::new(1 << 32);
-
-/// Where the measurement got its time from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The ACPI timer.
-    AcpiTimer,
-    /// Channel 2 of the PIT.
-    Pit,
-}
 
 /// The time stamp counter.
 #[inline]
@@ -85,19 +74,12 @@ fn reading(mut read: impl FnMut() -> u32) -> Reading {
 }
 
 /// Measures the rates of the TSC and of this core's local APIC timer, in about
-/// 2 ms, against the ACPI timer at `pm_port` (with 32 instead of 24 bits if
-/// `wide`) or, without one, against the PIT. Returns what it used.
-///
-/// # Panics
-/// Where neither moves.
-pub fn calibrate(pm: Option<(u16, bool)>) -> Source {
+/// 2 ms, against the ACPI timer `pm`. `None` where there is none, or it stands
+/// still.
+pub fn calibrate(pm: Option<PmTimer>) -> Option<()> {
     apic::timer_free_run();
     let apic_start = reading(apic::timer_count);
-    let (source, ticks, ns) = pm
-        .and_then(|(port, wide)| Some((Source::AcpiTimer, pm_window(port, wide)?)))
-        .or_else(|| Some((Source::Pit, pit_window()?)))
-        .map(|(source, (ticks, ns))| (source, ticks, ns))
-        .expect("neither ACPI timer nor PIT moves");
+    let (ticks, ns) = pm_window(pm?)?;
     let apic_end = reading(apic::timer_count);
 
     let mult = (u128::from(ns) << 32) / u128::from(ticks.max(1));
@@ -109,13 +91,13 @@ pub fn calibrate(pm: Option<(u16, bool)>) -> Source {
     // ticks per ns = ticks / (tsc × mult), all in 32.32.
     let rate = (apic_ticks << 64) / (apic_tsc * u128::from(mult)).max(1);
     apic::set_timer_rate(u64::try_from(rate).unwrap_or(u64::MAX).max(1));
-    source
+    Some(())
 }
 
 /// (TSC ticks, ns) of a window on the ACPI timer.
-fn pm_window(port: u16, wide: bool) -> Option<(u64, u64)> {
-    let mask = if wide { u32::MAX } else { 0x00ff_ffff };
-    let mut timer = Port::<u32>::new(port);
+fn pm_window(pm: PmTimer) -> Option<(u64, u64)> {
+    let mask = if pm.wide { u32::MAX } else { 0x00ff_ffff };
+    let mut timer = Port::<u32>::new(pm.port);
     // SAFETY: the firmware says that the ACPI timer is there; reading it has
     // no effect.
     let mut read = || unsafe { timer.read() } & mask;
@@ -132,34 +114,4 @@ fn pm_window(port: u16, wide: bool) -> Option<(u64, u64)> {
     let end = reading(&mut read);
     let ticks = u64::from(end.value.wrapping_sub(start.value) & mask);
     Some((end.at.wrapping_sub(start.at), ticks * 1_000_000_000 / PM_HZ))
-}
-
-/// (TSC ticks, ns) of a window on the PIT's channel 2.
-fn pit_window() -> Option<(u64, u64)> {
-    let count = WINDOW_NS * PIT_HZ / 1_000_000_000;
-    let mut gate = Port::<u8>::new(0x61);
-    let mut mode = Port::<u8>::new(0x43);
-    let mut data = Port::<u8>::new(0x42);
-    // SAFETY: the PIT and its gate belong to the hypervisor; the speaker stays off.
-    let (start, end) = unsafe {
-        let idle = gate.read() & !3;
-        gate.write(idle);
-        // Channel 2, both bytes, mode 0: output rises when the count is done.
-        mode.write(0b1011_0000);
-        data.write(count as u8);
-        data.write((count >> 8) as u8);
-        gate.write(idle | 1);
-        let start = tsc();
-        let mut polls = 0;
-        while gate.read() & 0x20 == 0 {
-            polls += 1;
-            if polls == POLLS {
-                return None;
-            }
-        }
-        let end = tsc();
-        gate.write(idle);
-        (start, end)
-    };
-    Some((end.wrapping_sub(start), count * 1_000_000_000 / PIT_HZ))
 }

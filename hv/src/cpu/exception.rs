@@ -4,10 +4,9 @@
 #![allow(unsafe_code)]
 
 use core::arch::global_asm;
-use core::fmt;
 
 use super::{OFFSET_EOI, OFFSET_PENDING};
-use crate::irq;
+use crate::{irq, say};
 
 /// Bytes from one stub to the next.
 const STUB: usize = 16;
@@ -125,45 +124,15 @@ extern "C" fn exception_entry(frame: &Frame) -> ! {
     crate::panic::exception(frame)
 }
 
-/// What exception `vector` is called.
-pub fn name(vector: u64) -> &'static str {
-    match vector {
-        0 => "divide error",
-        1 => "debug",
-        2 => "non-maskable interrupt",
-        3 => "breakpoint",
-        4 => "overflow",
-        5 => "bound range",
-        6 => "invalid opcode",
-        7 => "device not available",
-        8 => "double fault",
-        10 => "invalid TSS",
-        11 => "segment not present",
-        12 => "stack fault",
-        13 => "general protection",
-        14 => "page fault",
-        16 => "x87 error",
-        17 => "alignment check",
-        18 => "machine check",
-        19 => "SIMD error",
-        20 => "virtualization",
-        21 => "control protection",
-        28 => "hypervisor injection",
-        29 => "VMM communication",
-        30 => "security",
-        _ => "reserved exception",
-    }
-}
-
-impl fmt::Display for Frame {
-    /// Four lines of registers.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Frame {
+    /// Says what is in the registers.
+    pub fn say(&self) {
         let Self { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, rflags, .. } = *self;
         let Self { r8, r9, r10, r11, r12, r13, r14, r15, .. } = *self;
-        writeln!(f, "rip {rip:016x} rsp {rsp:016x} rbp {rbp:016x} rfl {rflags:016x}")?;
-        writeln!(f, "rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}")?;
-        writeln!(f, "rsi {rsi:016x} rdi {rdi:016x}  r8 {r8:016x}  r9 {r9:016x}")?;
-        writeln!(f, "r10 {r10:016x} r11 {r11:016x} r12 {r12:016x} r13 {r13:016x}")?;
-        write!(f, "r14 {r14:016x} r15 {r15:016x}")
+        say!("rip {rip:016x} rsp {rsp:016x} rbp {rbp:016x} rfl {rflags:016x}");
+        say!("rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}");
+        say!("rsi {rsi:016x} rdi {rdi:016x}  r8 {r8:016x}  r9 {r9:016x}");
+        say!("r10 {r10:016x} r11 {r11:016x} r12 {r12:016x} r13 {r13:016x}");
+        say!("r14 {r14:016x} r15 {r15:016x}");
     }
 }
