@@ -51,9 +51,8 @@ impl<IO: PhysIo> IoApics<IO> {
         for &info in &platform.ioapics {
             let [_, _, last, _] = this.read(info.address, VERSION).to_le_bytes();
             let source = platform
-                .iommus
+                .ioapic_sources
                 .iter()
-                .flat_map(|u| &u.ioapics)
                 .find(|&&(id, _)| id == info.id)
                 .map(|&(_, source)| Bdf(source));
             let pins = u32::from(last) + 1;
@@ -77,7 +76,7 @@ impl<IO: PhysIo> IoApics<IO> {
         line: Line,
         vector: u8,
         apic_id: u32,
-        iommu: Option<&mut dyn Iommu>,
+        iommu: Option<&mut (dyn Iommu + 'static)>,
     ) -> Result<(), Error> {
         const FIRST_VECTOR: u8 = 16;
         let (address, source, pin) = self.pin(gsi)?;
@@ -92,10 +91,12 @@ impl<IO: PhysIo> IoApics<IO> {
             (Some(iommu), Some(source)) => {
                 // Nothing arrives by the old way while the new one is built.
                 self.write_pin(address, pin, MASKED, 0);
-                iommu
+                let message = iommu
                     .interrupt_map(source, vector.into(), vector, apic_id)
                     .map_err(Error::Iommu)?;
-                0
+                // Bits 19:4 of the address that the pin's message goes to.
+                let [low, high, ..] = (message.address >> 4).to_le_bytes();
+                u32::from_le_bytes([0, 0, low, high])
             }
             // An IOMMU that does not know the I/O APIC blocks it.
             (Some(_), None) => return Err(Error::Iommu(iommu::Error::NotServed)),

@@ -30,6 +30,9 @@ pub trait PhysIo: Clone {
     fn write32(&self, address: u64, value: u32);
     /// Writes 64 bits.
     fn write64(&self, address: u64, value: u64);
+    /// Has what was written at `address` (a cache line) arrive in memory before
+    /// anything that is written later, for readers that look past the caches.
+    fn write_back(&self, address: u64);
 }
 
 /// Physical memory through the hypervisor's identity map.
@@ -102,5 +105,14 @@ impl PhysIo for Identity {
     }
     fn write64(&self, address: u64, value: u64) {
         Self::write(address, value);
+    }
+    fn write_back(&self, address: u64) {
+        if let Some(line) = Self::at::<u8>(address) {
+            // SAFETY: mapped, as promised to `new`; flushing changes no content.
+            unsafe {
+                core::arch::x86_64::_mm_clflush(line);
+                core::arch::x86_64::_mm_mfence();
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@
 use heapless::Vec;
 
 use super::table::Table;
-use super::{Error, MAX_IOAPICS, MAX_IOMMUS};
+use super::{Error, IoApicSources, Platform};
 use crate::phys::PhysIo;
 
 /// Most ranges of requester ids of one unit.
@@ -37,8 +37,6 @@ pub struct AmdViUnit {
     pub flags: u8,
     /// Whom it serves.
     pub ranges: Vec<Range, MAX_RANGES>,
-    /// I/O APIC ids and the requester ids of their interrupts.
-    pub ioapics: Vec<(u8, u16), MAX_IOAPICS>,
 }
 
 impl AmdViUnit {
@@ -53,10 +51,9 @@ impl AmdViUnit {
 
 /// Reads the table. The same unit may be described by several blocks for
 /// software of different ages; what they say is added up.
-pub fn read<IO: PhysIo>(ivrs: &Table<'_, IO>) -> Result<Vec<AmdViUnit, MAX_IOMMUS>, Error> {
+pub fn read<IO: PhysIo>(ivrs: &Table<'_, IO>, platform: &mut Platform) -> Result<(), Error> {
     const BLOCKS: usize = 48;
     const BLOCK_HEADER: usize = 4;
-    let mut units: Vec<AmdViUnit, MAX_IOMMUS> = Vec::new();
     let mut at = BLOCKS;
     while at < ivrs.size() {
         let kind = ivrs.u8(at).ok_or(MALFORMED)?;
@@ -68,20 +65,21 @@ pub fn read<IO: PhysIo>(ivrs: &Table<'_, IO>) -> Result<Vec<AmdViUnit, MAX_IOMMU
             _ => None,
         };
         if let Some(entries) = entries {
-            read_unit(&block, entries, &mut units)?;
+            read_unit(&block, entries, platform)?;
         }
         at = at.saturating_add(len);
     }
-    Ok(units)
+    Ok(())
 }
 
 /// One IVHD block, whose device entries begin at `entries`.
 fn read_unit<IO: PhysIo>(
     block: &Table<'_, IO>,
     entries: usize,
-    units: &mut Vec<AmdViUnit, MAX_IOMMUS>,
+    platform: &mut Platform,
 ) -> Result<(), Error> {
     const PAGE: u64 = 4096;
+    let units = &mut platform.amd_vi;
     let bdf = block.u16(4).ok_or(MALFORMED)?;
     let mmio = block.u64(8).filter(|&a| a != 0 && a.is_multiple_of(PAGE)).ok_or(MALFORMED)?;
     if block.u16(16).ok_or(MALFORMED)? != 0 {
@@ -98,7 +96,6 @@ fn read_unit<IO: PhysIo>(
                 mmio,
                 flags: block.u8(1).ok_or(MALFORMED)?,
                 ranges: Vec::new(),
-                ioapics: Vec::new(),
             })
             .map_err(|_| TOO_MANY)?;
     }
@@ -110,7 +107,7 @@ fn read_unit<IO: PhysIo>(
         let kind = block.u8(at).ok_or(MALFORMED)?;
         let len = entry_len(block, at, kind)?;
         let entry = block.part(at, len).ok_or(MALFORMED)?;
-        read_entry(&entry, kind, &mut open, unit)?;
+        read_entry(&entry, kind, &mut open, &mut unit.ranges, &mut platform.ioapic_sources)?;
         at = at.saturating_add(len);
     }
     if open.is_some() { Err(MALFORMED) } else { Ok(()) }
@@ -132,13 +129,14 @@ fn read_entry<IO: PhysIo>(
     entry: &Table<'_, IO>,
     kind: u8,
     open: &mut Option<(u16, Option<u16>)>,
-    unit: &mut AmdViUnit,
+    ranges: &mut Vec<Range, MAX_RANGES>,
+    ioapics: &mut IoApicSources,
 ) -> Result<(), Error> {
     const IOAPIC: u8 = 1;
     let device = entry.u16(1).ok_or(MALFORMED)?;
     let alias = || entry.u16(5).map(Some).ok_or(MALFORMED);
     let mut range =
-        |first, last, alias| unit.ranges.push(Range { first, last, alias }).map_err(|_| TOO_MANY);
+        |first, last, alias| ranges.push(Range { first, last, alias }).map_err(|_| TOO_MANY);
     match kind {
         0x01 => range(0, u16::MAX, None),
         0x02 | 0x46 => range(device, device, None),
@@ -161,10 +159,10 @@ fn read_entry<IO: PhysIo>(
         }
         0x48 if entry.u8(7) == Some(IOAPIC) => {
             let item = (entry.u8(4).ok_or(MALFORMED)?, entry.u16(5).ok_or(MALFORMED)?);
-            if unit.ioapics.contains(&item) {
+            if ioapics.contains(&item) {
                 return Ok(());
             }
-            unit.ioapics.push(item).map_err(|_| TOO_MANY)
+            ioapics.push(item).map_err(|_| TOO_MANY)
         }
         _ => Ok(()),
     }

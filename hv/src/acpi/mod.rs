@@ -3,8 +3,9 @@
 //! The tables are read by hand: the `acpi` crate needs a nightly compiler and
 //! follows the lengths it finds in the tables. Here every access is checked
 //! against the table's end, every loop ends, and a table whose checksum is
-//! wrong is an error, because a misread IVRS would leave a device unblocked.
+//! wrong is an error, because a misread IVRS or DMAR would leave a device unblocked.
 
+pub mod dmar;
 pub mod ivrs;
 pub mod table;
 
@@ -13,6 +14,7 @@ use core::fmt;
 use heapless::Vec;
 
 use crate::phys::PhysIo;
+use dmar::VtdUnit;
 use ivrs::AmdViUnit;
 use table::Table;
 
@@ -109,6 +111,9 @@ pub struct PmTimer {
     pub wide: bool,
 }
 
+/// I/O APIC ids and the requester ids of their interrupts.
+pub type IoApicSources = Vec<(u8, u16), MAX_IOAPICS>;
+
 /// What the hypervisor wants to know about the platform.
 #[derive(Clone, Debug)]
 pub struct Platform {
@@ -125,7 +130,11 @@ pub struct Platform {
     /// The ACPI timer.
     pub pm_timer: Option<PmTimer>,
     /// All AMD IOMMUs.
-    pub iommus: Vec<AmdViUnit, MAX_IOMMUS>,
+    pub amd_vi: Vec<AmdViUnit, MAX_IOMMUS>,
+    /// All Intel IOMMUs.
+    pub vt_d: Vec<VtdUnit, MAX_IOMMUS>,
+    /// As the IOMMUs' tables name them.
+    pub ioapic_sources: IoApicSources,
 }
 
 impl Platform {
@@ -147,7 +156,9 @@ pub fn discover<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<Platform, Error> {
         overrides: Vec::new(),
         ecam: None,
         pm_timer: None,
-        iommus: Vec::new(),
+        amd_vi: Vec::new(),
+        vt_d: Vec::new(),
+        ioapic_sources: Vec::new(),
     };
     let mut madt = false;
     for address in root_entries(io, rsdp)? {
@@ -159,7 +170,8 @@ pub fn discover<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<Platform, Error> {
             }
             b"MCFG" => platform.ecam = read_mcfg(&Table::open(io, address)?)?,
             b"FACP" => platform.pm_timer = read_fadt(&Table::open(io, address)?),
-            b"IVRS" => platform.iommus = ivrs::read(&Table::open(io, address)?)?,
+            b"IVRS" => ivrs::read(&Table::open(io, address)?, &mut platform)?,
+            b"DMAR" => dmar::read(&Table::open(io, address)?, &mut platform)?,
             _ => {}
         }
     }

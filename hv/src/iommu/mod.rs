@@ -10,19 +10,41 @@
 //! is not known, and all owners of devices must be considered unconfined.
 
 pub mod amd_vi;
+pub mod page_table;
+mod queue;
+pub mod vt_d;
+
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+
+use heapless::Vec;
 
 use crate::acpi::Platform;
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
 use amd_vi::AmdVi;
+use page_table::Format;
+use vt_d::VtD;
+
+/// Most functions and I/O APICs that can be attached at a time.
+const MAX_ATTACHED: usize = 16;
+/// Interrupts of a function that can be mapped.
+const INDEXES: u16 = 256;
+/// Most pieces of memory that tables and queues take up.
+const MAX_PIECES: usize = 64;
+const PAGE: u64 = 4096;
+/// How often a value is read before a unit counts as broken. A read of a
+/// cached word and a pause take some tens of cycles, so this is about a second.
+const PATIENCE: u32 = if cfg!(test) { 10_000 } else { 20_000_000 };
 
 /// Why an IOMMU operation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// The IOMMU did not carry out a command in time, or stopped.
     Hardware,
-    /// No IOMMU serves this function under its own requester id.
+    /// No IOMMU serves this function under its own requester id, or the
+    /// firmware keeps using it.
     NotServed,
     /// The function is attached already, or is not attached.
     BadState,
@@ -31,7 +53,7 @@ pub enum Error {
     /// Out of interrupt tables or frames.
     Exhausted,
     /// The IOMMU or its description lacks something that we need.
-    Unsupported,
+    Unsupported(&'static str),
 }
 
 /// Something that a device did and the IOMMU did not like.
@@ -48,15 +70,12 @@ pub struct Event {
 /// Kinds of [`Event`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// An access that the tables do not allow.
-    PageFault {
-        /// Domain id of the device's table entry.
-        domain_id: u16,
-        /// It wanted to write.
-        write: bool,
-        /// It was an interrupt instead of a memory access.
-        interrupt: bool,
-    },
+    /// A read that the tables do not allow.
+    Read,
+    /// A write that the tables do not allow.
+    Write,
+    /// An interrupt message that the tables do not allow.
+    Interrupt,
     /// A request of a kind that is never allowed.
     InvalidRequest,
     /// A table of ours that the IOMMU finds wrong or cannot read.
@@ -71,18 +90,40 @@ pub enum EventKind {
     Other(u8),
 }
 
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IOMMU: {:?} at {:#x} by {}", self.kind, self.address, self.bdf)
+    }
+}
+
+/// Something that the tables let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// DMA of a function, by the page table at `root`.
+    Memory { bdf: Bdf, domain_id: u16, root: u64 },
+    /// An interrupt of a function.
+    Interrupt { bdf: Bdf, index: u16, vector: u8, apic_id: u8 },
+    /// An entry, at this address, that we never wrote there.
+    Odd(u64),
+}
+
 /// Frames at boot: `(count, alignment in bytes)` to the address of zeroed,
 /// contiguous frames.
 pub type AllocFrames<'a> = &'a mut dyn FnMut(usize, u64) -> Option<u64>;
 
 /// An IOMMU, or several that act as one.
 pub trait Iommu {
-    /// Confines the DMA of `bdf` to the page table at `root` (`levels` levels)
-    /// and gives it an interrupt table of its own, empty at first. Domain id 0
-    /// is not allowed.
-    fn attach(&mut self, bdf: Bdf, domain_id: u16, root: u64, levels: u8) -> Result<(), Error>;
+    /// What it is called.
+    fn name(&self) -> &'static str;
 
-    /// Gives `bdf` an empty interrupt table but no memory: for I/O APICs.
+    /// How page tables have to look.
+    fn format(&self) -> Format;
+
+    /// Confines the DMA of `bdf` to the page table at `root` and gives it
+    /// interrupts of its own, none at first. Domain id 0 is not allowed.
+    fn attach(&mut self, bdf: Bdf, domain_id: u16, root: u64) -> Result<(), Error>;
+
+    /// Gives `bdf` interrupts, none at first, but no memory: for I/O APICs.
     fn attach_interrupts(&mut self, bdf: Bdf) -> Result<(), Error>;
 
     /// Blocks DMA and interrupts of `bdf`. On `Ok`, none of them is on its way
@@ -90,14 +131,11 @@ pub trait Iommu {
     fn detach(&mut self, bdf: Bdf) -> Result<(), Error>;
 
     /// After entries of a domain's page table were removed or restricted.
-    fn flush_pages(&mut self, domain_id: u16, iova: u64, pages: u64) -> Result<(), Error>;
-
-    /// As [`Iommu::flush_pages`] for the whole of a domain's address space.
     fn flush_all(&mut self, domain_id: u16) -> Result<(), Error>;
 
     /// After entries were added where there were none. Free of charge unless
     /// the IOMMU also remembers what was absent.
-    fn flush_added(&mut self, domain_id: u16, iova: u64, pages: u64) -> Result<(), Error>;
+    fn flush_added(&mut self, domain_id: u16) -> Result<(), Error>;
 
     /// Has interrupt `index` of `bdf` arrive as `vector` at a core. Returns
     /// the message that the function must be programmed with.
@@ -109,37 +147,111 @@ pub trait Iommu {
         apic_id: u32,
     ) -> Result<Message, Error>;
 
-    /// Blocks interrupt `index` of `bdf`.
-    #[allow(dead_code)] // so far interrupts go with their function, by `detach`
-    fn interrupt_unmap(&mut self, bdf: Bdf, index: u16) -> Result<(), Error>;
-
     /// The next event that was reported, if any. Never waits for one.
     fn poll_event(&mut self) -> Option<Event>;
 
+    /// Shows all that the tables let through, as they stand in memory.
+    fn openings(&self, visit: &mut dyn FnMut(Opening));
+
     /// Invalidations of translations since boot.
     fn flushes(&self) -> u64;
+}
+
+/// The platform's IOMMU.
+#[derive(Debug)]
+pub struct PlatformIommu<IO> {
+    kind: Kind<IO>,
+    /// Memory of its tables and queues, (address, bytes).
+    pub memory: Vec<(u64, u64), MAX_PIECES>,
+}
+
+#[derive(Debug)]
+enum Kind<IO> {
+    AmdVi(AmdVi<IO>),
+    VtD(VtD<IO>),
+}
+
+impl<IO: PhysIo + 'static> Deref for PlatformIommu<IO> {
+    type Target = dyn Iommu;
+    fn deref(&self) -> &Self::Target {
+        match &self.kind {
+            Kind::AmdVi(iommu) => iommu,
+            Kind::VtD(iommu) => iommu,
+        }
+    }
+}
+
+impl<IO: PhysIo + 'static> DerefMut for PlatformIommu<IO> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        match &mut self.kind {
+            Kind::AmdVi(iommu) => iommu,
+            Kind::VtD(iommu) => iommu,
+        }
+    }
 }
 
 /// Finds the IOMMU and has it block every function there can be. `None` if
 /// the platform has none. Bus mastering must be off already.
 ///
 /// The I/O APICs' interrupts are attached, as [`Iommu::attach_interrupts`] does.
-pub fn init<IO: PhysIo>(
+pub fn init<IO: PhysIo + 'static>(
     io: IO,
     platform: &Platform,
     pci: &Pci<IO>,
     alloc: AllocFrames<'_>,
-) -> Result<Option<AmdVi<IO>>, Error> {
-    if platform.iommus.is_empty() {
-        return Ok(None);
-    }
-    let mut iommu = AmdVi::new(io, &platform.iommus, pci, alloc)?;
-    for bdf in platform.iommus.iter().flat_map(|u| &u.ioapics).map(|&(_, source)| Bdf(source)) {
-        match iommu.attach_interrupts(bdf) {
+) -> Result<Option<PlatformIommu<IO>>, Error> {
+    let mut memory = Vec::new();
+    let mut alloc = |count, align| {
+        let at = alloc(count, align)?;
+        memory.push((at, count as u64 * PAGE)).ok().map(|()| at)
+    };
+    let kind = match (&*platform.amd_vi, &*platform.vt_d) {
+        ([], []) => return Ok(None),
+        (units, []) => Kind::AmdVi(AmdVi::new(io, units, pci, &mut alloc)?),
+        ([], units) => Kind::VtD(VtD::new(io, units, pci, &mut alloc)?),
+        _ => return Err(Error::Unsupported("both IVRS and DMAR")),
+    };
+    let mut iommu = PlatformIommu { kind, memory };
+    for &(_, source) in &platform.ioapic_sources {
+        match iommu.attach_interrupts(Bdf(source)) {
             // I/O APICs may share a requester id.
             Ok(()) | Err(Error::BadState) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(Some(iommu))
+}
+
+/// Who is attached. The place in the list says which part of the interrupt
+/// tables is whose.
+#[derive(Debug, Default)]
+struct Slots([Option<(Bdf, u16)>; MAX_ATTACHED]);
+
+impl Slots {
+    /// The slot of `bdf` and its domain id (0 = interrupts only).
+    fn find(&self, bdf: Bdf) -> Result<(usize, u16), Error> {
+        let found = |(slot, owner): (_, &Option<_>)| match *owner {
+            Some((owner, domain_id)) if owner == bdf => Some((slot, domain_id)),
+            _ => None,
+        };
+        self.0.iter().enumerate().find_map(found).ok_or(Error::BadState)
+    }
+
+    /// A slot for `bdf`.
+    fn take(&mut self, bdf: Bdf, domain_id: u16) -> Result<usize, Error> {
+        if self.find(bdf).is_ok() {
+            return Err(Error::BadState);
+        }
+        let free = self.0.iter().position(Option::is_none).ok_or(Error::Exhausted)?;
+        self.0[free] = Some((bdf, domain_id));
+        Ok(free)
+    }
+}
+
+/// Checks an interrupt's numbers and returns the APIC id as both IOMMUs want it.
+fn check_interrupt(index: u16, vector: u8, apic_id: u32) -> Result<u8, Error> {
+    const FIRST_VECTOR: u8 = 16;
+    let apic_id = u8::try_from(apic_id).map_err(|_| Error::Unsupported("APIC id above 255"))?;
+    let good = index < INDEXES && vector >= FIRST_VECTOR;
+    if good { Ok(apic_id) } else { Err(Error::BadArgument) }
 }

@@ -15,13 +15,7 @@ use crate::{
     acpi::{Line, Platform},
     cpu,
     ioapic::IoApics,
-    iommu::{
-        self, Iommu,
-        amd_vi::{
-            AmdVi,
-            page_table::{IoTable, LEVELS},
-        },
-    },
+    iommu::{self, PlatformIommu, page_table::IoTable},
     irq, memmap,
     pci::{Bdf, Function, Pci},
     phys::Identity,
@@ -64,7 +58,7 @@ struct Owned {
 pub struct Devices {
     io: Identity,
     pci: Pci<Identity>,
-    iommu: Option<AmdVi<Identity>>,
+    iommu: Option<PlatformIommu<Identity>>,
     ioapics: IoApics<Identity>,
     uart: (u32, Line),
     /// BDF by the manifest's device index.
@@ -94,7 +88,7 @@ impl Devices {
         io: Identity,
         platform: &Platform,
         pci: Pci<Identity>,
-        iommu: Option<AmdVi<Identity>>,
+        iommu: Option<PlatformIommu<Identity>>,
         ioapics: IoApics<Identity>,
     ) -> Self {
         let mut bindings = Vec::new();
@@ -157,19 +151,20 @@ impl Devices {
             self.pci.set_bus_master(function, false);
             self.owned.push(Owned { domain, bdf, attached: false });
         }
-        if config.devices.is_empty() {
+        let Some(iommu) = self.iommu.as_ref().filter(|_| !config.devices.is_empty()) else {
             self.tables.push(None);
             return Ok(());
-        }
+        };
         let short = || format!("no memory for the IOMMU tables of {}", config.name);
         let pool = space.find(Kind::DmaPool);
         let window = (layout::GRANT_WINDOW, u64::from(config.grant_window_pages));
         let ranges = [(layout::DMA_POOL, pool.map_or(0, |r| r.len / PAGE)), window];
         // All frames that the table can ever need: mapping cannot run out later.
-        let frames = IoTable::<Identity>::frames_for(&ranges);
+        let format = iommu.format();
+        let frames = format.frames_for(&ranges);
         let count = usize::try_from(frames).map_err(|_| short())?;
         let base = memmap::alloc_frames(count, PAGE).ok_or_else(short)?;
-        let mut table = IoTable::new(self.io, base, frames).map_err(|_| short())?;
+        let mut table = IoTable::new(self.io, format, base, frames).map_err(|_| short())?;
         if let Some(region) = pool {
             for offset in (0..region.len).step_by(PAGE_SIZE) {
                 let at = |base: u64| base.saturating_add(offset);
@@ -305,7 +300,7 @@ impl Devices {
         let table =
             self.tables.get(usize::from(domain)).and_then(Option::as_ref).ok_or(Error::Hardware)?;
         let iommu = self.iommu.as_mut().ok_or(Error::Hardware)?;
-        iommu.attach(bdf, iommu_domain(domain), table.root(), LEVELS).map_err(hardware)?;
+        iommu.attach(bdf, iommu_domain(domain), table.root()).map_err(hardware)?;
         owned.attached = true;
         Ok(())
     }
@@ -341,7 +336,7 @@ impl Devices {
     pub fn route_uart(&mut self, domain: DomainId, core: u16) -> Result<(), String> {
         let vector = self.free_vector().ok_or("no interrupt vector for the control UART")?;
         let (gsi, line) = self.uart;
-        let iommu = self.iommu.as_mut().map(|i| i as &mut dyn Iommu);
+        let iommu = self.iommu.as_deref_mut();
         self.ioapics
             .route(gsi, line, vector, cpu_apic_id(core), iommu)
             .map_err(|e| format!("control UART's interrupt cannot be routed: {e:?}"))?;
@@ -423,9 +418,9 @@ impl Devices {
     }
 
     /// After additions: returns when the device sees them.
-    pub fn dma_added(&mut self, domain: DomainId, iova: u64, pages: u64) -> Result<(), Error> {
+    pub fn dma_added(&mut self, domain: DomainId) -> Result<(), Error> {
         match self.iommu.as_mut() {
-            Some(iommu) => iommu.flush_added(iommu_domain(domain), iova, pages).map_err(hardware),
+            Some(iommu) => iommu.flush_added(iommu_domain(domain)).map_err(hardware),
             None => Err(Error::Hardware),
         }
     }

@@ -101,7 +101,7 @@ impl Node {
             mapped = mapped.and_then(|_| self.map_one(caller, granter, gref, page, write, dma));
         }
         if dma {
-            mapped = mapped.and_then(|_| self.devices.dma_added(caller, target, count).map(|()| 0));
+            mapped = mapped.and_then(|_| self.devices.dma_added(caller).map(|()| 0));
         }
         if mapped.is_err() {
             // All or nothing: the pages were free before.

@@ -258,7 +258,8 @@ impl<IO: PhysIo> Pci<IO> {
         }
     }
 
-    fn bridges_above(&self, bdf: Bdf) -> impl Iterator<Item = &Function> {
+    /// The bridges between the root and a function.
+    pub fn bridges_above(&self, bdf: Bdf) -> impl Iterator<Item = &Function> {
         enumerate::bridges_above(&self.functions, bdf)
     }
 }

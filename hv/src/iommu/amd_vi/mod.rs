@@ -7,43 +7,28 @@
 //! (An entry that is not valid would let everything through.)
 
 mod entry;
-pub mod page_table;
 mod unit;
 
 use heapless::Vec;
 
-use super::{AllocFrames, Error, Event, Iommu};
+use super::page_table::Format;
+use super::queue::{self, Command};
+use super::{
+    AllocFrames, Error, Event, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_interrupt,
+};
 use crate::acpi::MAX_IOMMUS;
 use crate::acpi::ivrs::AmdViUnit;
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
-use entry::{Command, DeviceEntry, INDEXES, INTERRUPT_TABLE, IRTE, MESSAGE_ADDRESS};
+use entry::{DeviceEntry, INTERRUPT_TABLE, IRTE, MESSAGE_ADDRESS};
 use unit::Unit;
 
-/// Most functions and I/O APICs that can be attached at a time.
-pub const MAX_ATTACHED: usize = 16;
 /// Highest domain id. More fit, but QEMU 7.2 takes bit 8 for a reserved one.
-pub const MAX_DOMAIN_ID: u16 = 255;
-
-const PAGE: u64 = 4096;
+const MAX_DOMAIN_ID: u16 = 255;
 const DEVICE_TABLE_FRAMES: usize = 512;
 const DEVICE_ENTRY: u64 = 32;
 const INTERRUPT_TABLE_FRAMES: usize = 2;
-
-/// An interrupt table and who has it.
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    table: u64,
-    owner: Option<Owner>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Owner {
-    bdf: Bdf,
-    /// 0 = interrupts only.
-    domain_id: u16,
-}
 
 /// All AMD-Vi units of the platform.
 #[derive(Debug)]
@@ -52,9 +37,9 @@ pub struct AmdVi<IO> {
     infos: Vec<AmdViUnit, MAX_IOMMUS>,
     units: Vec<Unit<IO>, MAX_IOMMUS>,
     device_table: u64,
-    /// An interrupt table in which no entry is valid.
-    no_interrupts: u64,
-    slots: Vec<Slot, MAX_ATTACHED>,
+    /// An interrupt table for each slot, and one in which no entry is valid.
+    interrupts: u64,
+    slots: Slots,
     flushes: u64,
 }
 
@@ -66,43 +51,37 @@ impl<IO: PhysIo> AmdVi<IO> {
         pci: &Pci<IO>,
         alloc: AllocFrames<'_>,
     ) -> Result<Self, Error> {
-        let mut table = || alloc(INTERRUPT_TABLE_FRAMES, PAGE).ok_or(Error::Exhausted);
-        let no_interrupts = table()?;
-        let mut slots = Vec::new();
-        while slots.push(Slot { table: table()?, owner: None }).is_ok() && !slots.is_full() {}
+        let too_many = |_| Error::Unsupported("so many units");
+        let interrupts =
+            alloc((MAX_ATTACHED + 1) * INTERRUPT_TABLE_FRAMES, PAGE).ok_or(Error::Exhausted)?;
         let device_table = alloc(DEVICE_TABLE_FRAMES, PAGE).ok_or(Error::Exhausted)?;
         let mut iommu = Self {
             io: io.clone(),
-            infos: Vec::from_slice(infos).map_err(|_| Error::Unsupported)?,
+            infos: Vec::from_slice(infos).map_err(too_many)?,
             units: Vec::new(),
             device_table,
-            no_interrupts,
-            slots,
+            interrupts,
+            slots: Slots::default(),
             flushes: 0,
         };
-        iommu.clear_interrupts(no_interrupts);
+        let blocked = DeviceEntry::blocked(iommu.table(MAX_ATTACHED));
         for bdf in 0..=u16::MAX {
-            iommu.write_entry(Bdf(bdf), DeviceEntry::blocked(no_interrupts), &[0, 1, 2, 3]);
+            iommu.write_entry(Bdf(bdf), blocked, &[0, 1, 2, 3]);
         }
         for info in infos {
             let unit = Unit::start(io.clone(), info, pci, device_table, alloc)?;
-            iommu.units.push(unit).map_err(|_| Error::Unsupported)?;
+            iommu.units.push(unit).map_err(|_| Error::Unsupported("so many units"))?;
         }
         Ok(iommu)
     }
 
-    /// Hands commands to all units and waits until all have carried them out.
     fn run(&mut self, commands: &[Command]) -> Result<(), Error> {
-        // All are told before any is waited for; one that fails does not keep
-        // the others from being told.
-        let mut result = Ok(());
-        for unit in &mut self.units {
-            result = result.and(unit.submit(commands));
-        }
-        for unit in &mut self.units {
-            result = result.and(unit.wait());
-        }
-        result
+        queue::run(&mut self.units, |unit| &mut unit.queue, commands)
+    }
+
+    /// The interrupt table of a slot.
+    fn table(&self, slot: usize) -> u64 {
+        self.interrupts + slot as u64 * INTERRUPT_TABLE
     }
 
     /// Writes a device table entry, its words in the order given. The unit may
@@ -116,16 +95,6 @@ impl<IO: PhysIo> AmdVi<IO> {
         }
     }
 
-    fn clear_interrupts(&self, table: u64) {
-        for offset in (0..INTERRUPT_TABLE).step_by(8) {
-            self.io.write64(table + offset, 0);
-        }
-    }
-
-    fn slot(&self, bdf: Bdf) -> Option<usize> {
-        self.slots.iter().position(|s| s.owner.is_some_and(|o| o.bdf == bdf))
-    }
-
     /// Takes a slot for `bdf` and puts an entry into the device table.
     fn occupy(
         &mut self,
@@ -133,49 +102,43 @@ impl<IO: PhysIo> AmdVi<IO> {
         domain_id: u16,
         entry: impl FnOnce(u64) -> DeviceEntry,
     ) -> Result<(), Error> {
-        if self.slot(bdf).is_some() {
-            return Err(Error::BadState);
+        let slot = self.slots.take(bdf, domain_id)?;
+        let table = self.table(slot);
+        for offset in (0..INTERRUPT_TABLE).step_by(8) {
+            self.io.write64(table + offset, 0);
         }
-        let free = self.slots.iter_mut().find(|s| s.owner.is_none()).ok_or(Error::Exhausted)?;
-        free.owner = Some(Owner { bdf, domain_id });
-        let table = free.table;
-        self.clear_interrupts(table);
         // The word that grants DMA comes last: a half-written entry blocks.
         self.write_entry(bdf, entry(table), &[3, 1, 2, 0]);
         self.run(&[
-            Command::invalidate_device(bdf.0),
-            Command::invalidate_domain(domain_id),
-            Command::invalidate_interrupts(bdf.0),
+            entry::invalidate_device(bdf.0),
+            entry::invalidate_domain(domain_id),
+            entry::invalidate_interrupts(bdf.0),
         ])
-    }
-
-    fn irte(&self, bdf: Bdf, index: u16) -> Result<u64, Error> {
-        let slot = self.slot(bdf).and_then(|i| self.slots.get(i)).ok_or(Error::BadState)?;
-        if index >= INDEXES {
-            return Err(Error::BadArgument);
-        }
-        Ok(slot.table + u64::from(index) * IRTE)
     }
 }
 
 impl<IO: PhysIo> Iommu for AmdVi<IO> {
-    fn attach(&mut self, bdf: Bdf, domain_id: u16, root: u64, levels: u8) -> Result<(), Error> {
+    fn name(&self) -> &'static str {
+        "AMD-Vi"
+    }
+
+    fn format(&self) -> Format {
+        entry::FORMAT
+    }
+
+    fn attach(&mut self, bdf: Bdf, domain_id: u16, root: u64) -> Result<(), Error> {
         // A function that is seen under another id, or under none, would not
         // be confined by its own entry.
         match self.infos.iter().find_map(|i| i.serves(bdf.0)) {
             Some(alias) if alias.is_none_or(|a| a == bdf.0) => {}
             _ => return Err(Error::NotServed),
         }
-        let good = (1..=MAX_DOMAIN_ID).contains(&domain_id)
-            && root != 0
-            && root.is_multiple_of(PAGE)
-            && (1..=4).contains(&levels);
+        let good =
+            (1..=MAX_DOMAIN_ID).contains(&domain_id) && root != 0 && root.is_multiple_of(PAGE);
         if !good {
             return Err(Error::BadArgument);
         }
-        self.occupy(bdf, domain_id, |interrupts| {
-            DeviceEntry::attached(domain_id, root, levels, interrupts)
-        })
+        self.occupy(bdf, domain_id, |table| DeviceEntry::attached(domain_id, root, table))
     }
 
     fn attach_interrupts(&mut self, bdf: Bdf) -> Result<(), Error> {
@@ -183,42 +146,31 @@ impl<IO: PhysIo> Iommu for AmdVi<IO> {
     }
 
     fn detach(&mut self, bdf: Bdf) -> Result<(), Error> {
-        let index = self.slot(bdf).ok_or(Error::BadState)?;
-        let domain_id =
-            self.slots.get(index).and_then(|s| s.owner).map_or(0, |owner| owner.domain_id);
+        let (slot, domain_id) = self.slots.find(bdf)?;
+        let blocked = DeviceEntry::blocked(self.table(MAX_ATTACHED));
         // DMA first, then interrupts; the domain id last, so that nothing is
         // cached under another one meanwhile.
-        self.write_entry(bdf, DeviceEntry::blocked(self.no_interrupts), &[0, 2, 3, 1]);
+        self.write_entry(bdf, blocked, &[0, 2, 3, 1]);
         self.flushes = self.flushes.wrapping_add(1);
         self.run(&[
             // The entry before what was reached through it: a walk that began
             // with the old entry must not refill what was just emptied.
-            Command::invalidate_device(bdf.0),
-            Command::invalidate_domain(domain_id),
-            Command::invalidate_interrupts(bdf.0),
+            entry::invalidate_device(bdf.0),
+            entry::invalidate_domain(domain_id),
+            entry::invalidate_interrupts(bdf.0),
         ])?;
         // On failure the slot stays taken: the IOMMU may still read its table.
-        if let Some(slot) = self.slots.get_mut(index) {
-            slot.owner = None;
-        }
+        self.slots.0[slot] = None;
         Ok(())
-    }
-
-    fn flush_pages(&mut self, domain_id: u16, iova: u64, pages: u64) -> Result<(), Error> {
-        self.flushes = self.flushes.wrapping_add(1);
-        self.run(&[Command::invalidate_pages(domain_id, iova, pages)])
     }
 
     fn flush_all(&mut self, domain_id: u16) -> Result<(), Error> {
         self.flushes = self.flushes.wrapping_add(1);
-        self.run(&[Command::invalidate_domain(domain_id)])
+        self.run(&[entry::invalidate_domain(domain_id)])
     }
 
-    fn flush_added(&mut self, domain_id: u16, iova: u64, pages: u64) -> Result<(), Error> {
-        if self.units.iter().any(|u| u.caches_absent) {
-            return self.flush_pages(domain_id, iova, pages);
-        }
-        Ok(())
+    fn flush_added(&mut self, domain_id: u16) -> Result<(), Error> {
+        if self.units.iter().any(|u| u.caches_absent) { self.flush_all(domain_id) } else { Ok(()) }
     }
 
     fn interrupt_map(
@@ -228,25 +180,51 @@ impl<IO: PhysIo> Iommu for AmdVi<IO> {
         vector: u8,
         apic_id: u32,
     ) -> Result<Message, Error> {
-        const FIRST_VECTOR: u8 = 16;
-        let at = self.irte(bdf, index)?;
-        let apic_id = u8::try_from(apic_id).map_err(|_| Error::Unsupported)?;
-        if vector < FIRST_VECTOR {
-            return Err(Error::BadArgument);
-        }
+        let (slot, _) = self.slots.find(bdf)?;
+        let apic_id = check_interrupt(index, vector, apic_id)?;
+        // The index travels in bits 10:0 of the message, of which 10:8 are the
+        // delivery mode: those stay "fixed".
+        let at = self.table(slot) + u64::from(index) * IRTE;
         self.io.write32(at, entry::interrupt_entry(vector, apic_id));
-        self.run(&[Command::invalidate_interrupts(bdf.0)])?;
+        self.run(&[entry::invalidate_interrupts(bdf.0)])?;
         Ok(Message { address: MESSAGE_ADDRESS, data: index.into() })
-    }
-
-    fn interrupt_unmap(&mut self, bdf: Bdf, index: u16) -> Result<(), Error> {
-        let at = self.irte(bdf, index)?;
-        self.io.write32(at, 0);
-        self.run(&[Command::invalidate_interrupts(bdf.0)])
     }
 
     fn poll_event(&mut self) -> Option<Event> {
         self.units.iter_mut().find_map(Unit::poll_event)
+    }
+
+    fn openings(&self, visit: &mut dyn FnMut(Opening)) {
+        let blocked = DeviceEntry::blocked(self.table(MAX_ATTACHED));
+        for bdf in (0..=u16::MAX).map(Bdf) {
+            let at = self.device_table + u64::from(bdf.0) * DEVICE_ENTRY;
+            let entry = DeviceEntry([0, 8, 16, 24].map(|offset| self.io.read64(at + offset)));
+            let (domain_id, root) = entry.domain();
+            match self.slots.find(bdf).map(|(slot, _)| self.table(slot)) {
+                _ if entry == blocked => {}
+                Ok(table) if entry == DeviceEntry::interrupts(table) => {}
+                Ok(table) if entry == DeviceEntry::attached(domain_id, root, table) => {
+                    visit(Opening::Memory { bdf, domain_id, root });
+                }
+                _ => visit(Opening::Odd(at)),
+            }
+        }
+        for (slot, owner) in self.slots.0.iter().chain([&None]).enumerate() {
+            for (index, offset) in (0_u16..).zip((0..INTERRUPT_TABLE).step_by(IRTE as usize)) {
+                let at = self.table(slot) + offset;
+                let value = self.io.read32(at);
+                let [_, apic_id, vector, _] = value.to_le_bytes();
+                match *owner {
+                    _ if value == 0 => {}
+                    Some((bdf, _)) if value == entry::interrupt_entry(vector, apic_id) => {
+                        visit(Opening::Interrupt { bdf, index, vector, apic_id });
+                    }
+                    // What the last owner left; nothing leads there.
+                    None if slot < MAX_ATTACHED => {}
+                    _ => visit(Opening::Odd(at)),
+                }
+            }
+        }
     }
 
     fn flushes(&self) -> u64 {

@@ -1,8 +1,9 @@
 //! One AMD-Vi unit: its registers, command buffer and event log.
 
-use super::entry::{Command, decode_event};
+use super::entry::{self, decode_event};
 use crate::acpi::ivrs::AmdViUnit;
-use crate::iommu::{AllocFrames, Error, Event, EventKind};
+use crate::iommu::queue::{Queue, RING};
+use crate::iommu::{AllocFrames, Error, Event, EventKind, PAGE};
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
 
@@ -40,15 +41,10 @@ mod status {
     pub const EVENT_LOG_RUNS: u64 = 1 << 3;
 }
 
-/// Entries of the command buffer and of the event log: 16 bytes each, a page.
-const SLOTS: u64 = 256;
+/// Bytes of an entry of the event log, and log2 of the entries of log and
+/// command buffer, where base registers want it.
 const SLOT: u64 = 16;
-const RING: u64 = SLOTS * SLOT;
-/// log2 of the slots, where base registers want it.
 const RING_LEN: u64 = 8 << 56;
-/// How often a value is read before the unit counts as broken. A read of a
-/// cached word and a pause take some tens of cycles, so this is about a second.
-const PATIENCE: u32 = if cfg!(test) { 10_000 } else { 20_000_000 };
 
 /// One unit.
 #[derive(Debug)]
@@ -56,18 +52,10 @@ pub(super) struct Unit<IO> {
     io: IO,
     mmio: u64,
     control: u64,
-    commands: u64,
-    tail: u64,
+    pub queue: Queue<IO>,
     events: u64,
-    /// Where COMPLETION_WAIT stores.
-    completion: u64,
-    completed: u64,
-    /// It once did not answer; nothing is expected of it any more.
-    broken: bool,
     /// It remembers that something was not mapped.
     pub caches_absent: bool,
-    /// It has the INVALIDATE_IOMMU_ALL command.
-    has_invalidate_all: bool,
 }
 
 impl<IO: PhysIo> Unit<IO> {
@@ -81,33 +69,26 @@ impl<IO: PhysIo> Unit<IO> {
     ) -> Result<Self, Error> {
         const DEVICE_TABLE_PAGES: u64 = 512;
         const CACHES_ABSENT: u32 = 1 << 26;
-        const HAS_INVALIDATE_ALL: u64 = 1 << 6;
         let capability = pci.ecam().read32(Bdf(info.bdf), info.capability);
-        let mut frame = || alloc(1, RING).ok_or(Error::Exhausted);
-        let (commands, events, completion) = (frame()?, frame()?, frame()?);
+        let frames = alloc(3, PAGE).ok_or(Error::Exhausted)?;
+        let registers =
+            [register::COMMAND_HEAD, register::COMMAND_TAIL].map(|r| info.mmio.saturating_add(r));
         let mut unit = Self {
+            queue: Queue::new(io.clone(), frames, registers, entry::completion_wait),
             io,
             mmio: info.mmio,
             control: control_bits(info.flags),
-            commands,
-            tail: 0,
-            events,
-            completion,
-            completed: 0,
-            broken: false,
+            events: frames + 2 * PAGE,
             caches_absent: capability & CACHES_ABSENT != 0,
-            has_invalidate_all: false,
         };
-        unit.has_invalidate_all = unit.read(register::EXTENDED_FEATURES) & HAS_INVALIDATE_ALL != 0;
         // Whatever the firmware left running stops first. Bus mastering is off
         // everywhere, so nothing slips through meanwhile.
         unit.write(register::CONTROL, 0);
-        unit.io.write64(unit.completion, 0);
         unit.write(register::DEVICE_TABLE, device_table | (DEVICE_TABLE_PAGES - 1));
-        unit.write(register::COMMAND_BASE, commands | RING_LEN);
+        unit.write(register::COMMAND_BASE, unit.queue.ring | RING_LEN);
         unit.write(register::COMMAND_HEAD, 0);
         unit.write(register::COMMAND_TAIL, 0);
-        unit.write(register::EVENT_BASE, events | RING_LEN);
+        unit.write(register::EVENT_BASE, unit.events | RING_LEN);
         unit.write(register::EVENT_HEAD, 0);
         unit.write(register::EVENT_TAIL, 0);
         // No range of addresses escapes translation.
@@ -120,47 +101,24 @@ impl<IO: PhysIo> Unit<IO> {
 
     /// Invalidates all that may be cached from before.
     fn forget_everything(&mut self) -> Result<(), Error> {
-        if self.has_invalidate_all {
-            self.submit(&[Command::invalidate_all()])?;
-            return self.wait();
+        const HAS_INVALIDATE_ALL: u64 = 1 << 6;
+        if self.read(register::EXTENDED_FEATURES) & HAS_INVALIDATE_ALL != 0 {
+            self.queue.submit(&[entry::invalidate_all()])?;
+            return self.queue.wait();
         }
         for id in 0..=u16::MAX {
-            self.submit(&[
-                Command::invalidate_device(id),
-                Command::invalidate_interrupts(id),
-                Command::invalidate_domain(id),
+            self.queue.submit(&[
+                entry::invalidate_device(id),
+                entry::invalidate_interrupts(id),
+                entry::invalidate_domain(id),
             ])?;
         }
-        self.wait()
-    }
-
-    /// Hands commands to the unit. They have been carried out only when a
-    /// [`Unit::wait`] after it has returned `Ok`.
-    pub fn submit(&mut self, commands: &[Command]) -> Result<(), Error> {
-        for command in commands {
-            let next = (self.tail + SLOT) % RING;
-            // One slot stays empty, so that full and empty differ.
-            self.until(|unit| unit.read(register::COMMAND_HEAD) % RING != next)?;
-            let [low, high] = command.0;
-            self.io.write64(self.commands + self.tail, low);
-            self.io.write64(self.commands + self.tail + 8, high);
-            self.tail = next;
-            self.write(register::COMMAND_TAIL, self.tail);
-        }
-        Ok(())
-    }
-
-    /// Returns once all submitted commands have been carried out.
-    pub fn wait(&mut self) -> Result<(), Error> {
-        self.completed = self.completed.wrapping_add(1);
-        let (address, number) = (self.completion, self.completed);
-        self.submit(&[Command::completion_wait(address, number)])?;
-        self.until(|unit| unit.io.read64(address) == number)
+        self.queue.wait()
     }
 
     /// The next event from the log.
     pub fn poll_event(&mut self) -> Option<Event> {
-        if self.broken {
+        if self.queue.broken {
             return None;
         }
         if self.read(register::STATUS) & status::EVENT_OVERFLOW != 0 {
@@ -186,7 +144,8 @@ impl<IO: PhysIo> Unit<IO> {
     /// anew. Who fills it that fast has been seen already.
     fn restart_log(&mut self) -> Option<Event> {
         self.write(register::CONTROL, self.control & !control::EVENT_LOG);
-        self.until(|unit| unit.read(register::STATUS) & status::EVENT_LOG_RUNS == 0).ok()?;
+        let (io, at) = (self.io.clone(), self.mmio + register::STATUS);
+        self.queue.until(|_| io.read64(at) & status::EVENT_LOG_RUNS == 0).ok()?;
         for offset in (0..RING).step_by(8) {
             self.io.write64(self.events + offset, 0);
         }
@@ -195,20 +154,6 @@ impl<IO: PhysIo> Unit<IO> {
         self.write(register::STATUS, status::EVENT_OVERFLOW);
         self.write(register::CONTROL, self.control);
         Some(Event { bdf: Bdf(0), address: 0, kind: EventKind::Overflow })
-    }
-
-    /// Waits until `done`, but not for ever.
-    fn until(&mut self, done: impl Fn(&Self) -> bool) -> Result<(), Error> {
-        if !self.broken {
-            for _ in 0..PATIENCE {
-                if done(self) {
-                    return Ok(());
-                }
-                core::hint::spin_loop();
-            }
-            self.broken = true;
-        }
-        Err(Error::Hardware)
     }
 
     fn read(&self, register: u64) -> u64 {

@@ -1,24 +1,58 @@
-//! I/O page tables in AMD-Vi's format: four levels, leaves of 4 KiB.
+//! I/O page tables: three or four levels, leaves of 4 KiB. The formats differ
+//! in their bits only.
 
 use crate::phys::PhysIo;
 
-/// Levels of a table, for [`crate::iommu::Iommu::attach`].
-pub const LEVELS: u8 = 4;
 /// Bytes of a page and of a table.
 const PAGE: u64 = 4096;
 /// Entries of a table.
 const ENTRIES: u64 = 512;
-/// Addresses are below this.
-const IOVA_LIMIT: u64 = 1 << 48;
-
-const PRESENT: u64 = 1 << 0;
-const NEXT_LEVEL_SHIFT: u32 = 9;
-const NEXT_LEVEL: u64 = 7 << NEXT_LEVEL_SHIFT;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// The access must snoop the CPUs' caches.
-const COHERENT: u64 = 1 << 60;
-const READ: u64 = 1 << 61;
-const WRITE: u64 = 1 << 62;
+
+/// How an IOMMU wants its tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// Levels of a table.
+    pub levels: u8,
+    /// What lets a device read. An entry with none of these bits, and none of
+    /// `write`, is absent.
+    pub read: u64,
+    /// What lets it write.
+    pub write: u64,
+    /// Further bits of a leaf.
+    pub leaf: u64,
+    /// Where a link tells the level of the table that it leads to, if it does.
+    pub level_shift: Option<u32>,
+    /// The IOMMU does not see what is still in the CPUs' caches.
+    pub write_back: bool,
+}
+
+impl Format {
+    /// Frames for a table in which every page of `ranges` (first address,
+    /// pages) can be mapped at once.
+    pub fn frames_for(&self, ranges: &[(u64, u64)]) -> u64 {
+        // A table of level l is shared by all pages with the same `span` bits;
+        // ranges that do not share one are counted as if they did not.
+        let tables = |&(iova, pages): &(u64, u64)| {
+            (1..self.levels).fold(0_u64, |sum, level| {
+                let shift = entry_shift(level + 1);
+                let last = iova.saturating_add(pages.saturating_sub(1).saturating_mul(PAGE));
+                sum.saturating_add((last >> shift).saturating_sub(iova >> shift) + 1)
+            })
+        };
+        ranges.iter().filter(|r| r.1 != 0).map(tables).fold(1, u64::saturating_add)
+    }
+
+    /// The bits, without the address, of an entry of `level` that leads to a table.
+    fn link(&self, level: u8) -> u64 {
+        let next = self.level_shift.map_or(0, |shift| u64::from(level - 1) << shift);
+        next | self.read | self.write
+    }
+
+    fn is_present(&self, entry: u64) -> bool {
+        entry & (self.read | self.write) != 0
+    }
+}
 
 /// Why a table could not be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +88,7 @@ pub struct Leaf {
 #[derive(Debug)]
 pub struct IoTable<IO> {
     io: IO,
+    format: Format,
     base: u64,
     frames: u64,
     used: u64,
@@ -62,7 +97,7 @@ pub struct IoTable<IO> {
 impl<IO: PhysIo> IoTable<IO> {
     /// An empty table in the `frames` contiguous frames at `base`, which
     /// belong to it from now on.
-    pub fn new(io: IO, base: u64, frames: u64) -> Result<Self, Error> {
+    pub fn new(io: IO, format: Format, base: u64, frames: u64) -> Result<Self, Error> {
         let len = frames.checked_mul(PAGE).ok_or(Error::BadArgument)?;
         let end = base.checked_add(len).ok_or(Error::BadArgument)?;
         if base == 0
@@ -72,24 +107,9 @@ impl<IO: PhysIo> IoTable<IO> {
         {
             return Err(Error::BadArgument);
         }
-        let mut table = Self { io, base, frames, used: 0 };
+        let mut table = Self { io, format, base, frames, used: 0 };
         table.clear();
         Ok(table)
-    }
-
-    /// Frames for a table in which every page of `ranges` (first address,
-    /// pages) can be mapped at once.
-    pub fn frames_for(ranges: &[(u64, u64)]) -> u64 {
-        // A table of level l is shared by all pages with the same `span` bits;
-        // ranges that do not share one are counted as if they did not.
-        let tables = |&(iova, pages): &(u64, u64)| {
-            (1..LEVELS).fold(0_u64, |sum, level| {
-                let shift = entry_shift(level + 1);
-                let last = iova.saturating_add(pages.saturating_sub(1).saturating_mul(PAGE));
-                sum.saturating_add((last >> shift).saturating_sub(iova >> shift) + 1)
-            })
-        };
-        ranges.iter().filter(|r| r.1 != 0).map(tables).fold(1, u64::saturating_add)
     }
 
     /// Physical address of the root.
@@ -106,34 +126,34 @@ impl<IO: PhysIo> IoTable<IO> {
     /// Maps a page that the device may read, and write if `write`. The
     /// device may see it once [`crate::iommu::Iommu::flush_added`] was called.
     pub fn map(&mut self, iova: u64, phys: u64, write: bool) -> Result<(), Error> {
-        check(iova, phys)?;
+        self.check(iova, phys)?;
         let mut table = self.base;
-        for level in (2..=LEVELS).rev() {
+        for level in (2..=self.format.levels).rev() {
             let at = entry_address(table, iova, level);
             let entry = self.io.read64(at);
-            table = if entry & PRESENT == 0 {
-                let next = self.take_frame()?;
-                let link = u64::from(level - 1) << NEXT_LEVEL_SHIFT;
-                // Linked only after it was zeroed: a device may be walking.
-                self.io.write64(at, next | link | READ | WRITE | PRESENT);
-                next
-            } else {
+            table = if self.format.is_present(entry) {
                 self.follow(entry, level)?
+            } else {
+                let next = self.take_frame()?;
+                // Linked only after it was zeroed: a device may be walking.
+                self.write(at, next | self.format.link(level));
+                next
             };
         }
         let at = entry_address(table, iova, 1);
-        if self.io.read64(at) & PRESENT != 0 {
+        if self.format.is_present(self.io.read64(at)) {
             return Err(Error::Mapped);
         }
-        self.io.write64(at, leaf(phys, write));
+        let write = if write { self.format.write } else { 0 };
+        self.write(at, phys | self.format.read | self.format.leaf | write);
         Ok(())
     }
 
     /// Removes a page and returns where it led. The device may still reach it
-    /// until [`crate::iommu::Iommu::flush_pages`] has returned.
+    /// until [`crate::iommu::Iommu::flush_all`] has returned.
     pub fn unmap(&mut self, iova: u64) -> Result<u64, Error> {
         let (at, entry) = self.find(iova)?;
-        self.io.write64(at, 0);
+        self.write(at, 0);
         Ok(entry & ADDRESS)
     }
 
@@ -150,7 +170,7 @@ impl<IO: PhysIo> IoTable<IO> {
     /// Calls `visit` for every page a device can reach, in address order.
     /// Fails on an entry that leads anywhere but to a table of our own.
     pub fn leaves(&self, visit: &mut dyn FnMut(Leaf)) -> Result<(), Error> {
-        self.leaves_below(self.base, LEVELS, 0, visit)
+        self.leaves_below(self.base, self.format.levels, 0, visit)
     }
 
     fn leaves_below(
@@ -162,15 +182,17 @@ impl<IO: PhysIo> IoTable<IO> {
     ) -> Result<(), Error> {
         for index in 0..ENTRIES {
             let entry = self.io.read64(table + index * 8);
-            if entry & (PRESENT | READ | WRITE) == 0 {
+            if entry == 0 {
                 continue;
             }
             let iova = base | index << entry_shift(level);
             if level > 1 {
-                // At most LEVELS deep.
+                // At most as deep as there are levels.
                 self.leaves_below(self.follow(entry, level)?, level - 1, iova, visit)?;
-            } else if entry & (PRESENT | READ | NEXT_LEVEL) == PRESENT | READ {
-                visit(decode_leaf(iova, entry));
+            } else if entry & !(ADDRESS | self.format.write) == self.format.read | self.format.leaf
+            {
+                let write = entry & self.format.write != 0;
+                visit(Leaf { iova, phys: entry & ADDRESS, write });
             } else {
                 return Err(Error::Corrupt);
             }
@@ -180,30 +202,26 @@ impl<IO: PhysIo> IoTable<IO> {
 
     /// Address and value of the leaf for `iova`.
     fn find(&self, iova: u64) -> Result<(u64, u64), Error> {
-        check(iova, 0)?;
+        self.check(iova, 0)?;
         let mut table = self.base;
-        for level in (2..=LEVELS).rev() {
+        for level in (2..=self.format.levels).rev() {
             let entry = self.io.read64(entry_address(table, iova, level));
-            if entry & PRESENT == 0 {
+            if !self.format.is_present(entry) {
                 return Err(Error::Absent);
             }
             table = self.follow(entry, level)?;
         }
         let at = entry_address(table, iova, 1);
         let entry = self.io.read64(at);
-        if entry & PRESENT == 0 { Err(Error::Absent) } else { Ok((at, entry)) }
+        if self.format.is_present(entry) { Ok((at, entry)) } else { Err(Error::Absent) }
     }
 
     /// The table that an entry of level `level` leads to.
     fn follow(&self, entry: u64, level: u8) -> Result<u64, Error> {
         let table = entry & ADDRESS;
         let ours = table > self.base && table < self.base + self.used * PAGE;
-        let next = (entry & NEXT_LEVEL) >> NEXT_LEVEL_SHIFT;
-        if ours && entry & PRESENT != 0 && next == u64::from(level - 1) {
-            Ok(table)
-        } else {
-            Err(Error::Corrupt)
-        }
+        let ours = ours && entry & !ADDRESS == self.format.link(level);
+        if ours { Ok(table) } else { Err(Error::Corrupt) }
     }
 
     fn take_frame(&mut self) -> Result<u64, Error> {
@@ -218,14 +236,22 @@ impl<IO: PhysIo> IoTable<IO> {
 
     fn zero(&self, frame: u64) {
         for index in 0..ENTRIES {
-            self.io.write64(frame + index * 8, 0);
+            self.write(frame + index * 8, 0);
         }
     }
-}
 
-fn check(iova: u64, phys: u64) -> Result<(), Error> {
-    let good = iova.is_multiple_of(PAGE) && iova < IOVA_LIMIT && phys & !ADDRESS == 0;
-    if good { Ok(()) } else { Err(Error::BadArgument) }
+    fn write(&self, at: u64, entry: u64) {
+        self.io.write64(at, entry);
+        if self.format.write_back {
+            self.io.write_back(at);
+        }
+    }
+
+    fn check(&self, iova: u64, phys: u64) -> Result<(), Error> {
+        let limit = 1 << entry_shift(self.format.levels + 1);
+        let good = iova.is_multiple_of(PAGE) && iova < limit && phys & !ADDRESS == 0;
+        if good { Ok(()) } else { Err(Error::BadArgument) }
+    }
 }
 
 /// Address bits below those that index a table of `level`.
@@ -235,12 +261,4 @@ const fn entry_shift(level: u8) -> u32 {
 
 fn entry_address(table: u64, iova: u64, level: u8) -> u64 {
     table + (iova >> entry_shift(level) & (ENTRIES - 1)) * 8
-}
-
-fn leaf(phys: u64, write: bool) -> u64 {
-    phys | PRESENT | READ | COHERENT | if write { WRITE } else { 0 }
-}
-
-fn decode_leaf(iova: u64, entry: u64) -> Leaf {
-    Leaf { iova, phys: entry & ADDRESS, write: entry & WRITE != 0 }
 }
