@@ -2,45 +2,47 @@
 //! VT-d specification, document D51397, chapter 8.)
 //!
 //! All units share their tables and get every command, so it does not matter
-//! which of them serves whom, only that all functions are served: one unit
-//! must be the one for all that no other names. Scopes are read for I/O APICs
-//! and for functions that the firmware keeps using.
+//! which of them serves whom, only who is served at all.
 
 use heapless::Vec;
 
 use super::table::Table;
-use super::{Error, Platform};
+use super::{Error, MAX_IOMMUS, Platform};
 use crate::phys::PhysIo;
 
-/// Most functions with reserved memory of one table.
-pub const MAX_RESERVED: usize = 16;
+/// Most functions that the table may name.
+const MAX_NAMED: usize = 64;
 
 const MALFORMED: Error = Error::Malformed(*b"DMAR");
 const TOO_MANY: Error = Error::TooMany(*b"DMAR");
 
-/// One VT-d unit.
-#[derive(Clone, Debug)]
-pub struct VtdUnit {
-    /// Physical address of its registers.
-    pub mmio: u64,
-    /// It serves all functions that no other unit names.
+/// Functions by their requester ids; a bridge stands for all behind it, too.
+pub type Named = Vec<u16, MAX_NAMED>;
+
+/// What the table says.
+#[derive(Clone, Debug, Default)]
+pub struct Dmar {
+    /// Physical addresses of the units' registers.
+    pub units: Vec<u64, MAX_IOMMUS>,
+    /// One of them serves all functions that no other unit names.
     pub all: bool,
-    /// Functions (or bridges above them) that the firmware does DMA with, to
-    /// memory that it reserved. That DMA is blocked as any other, and nobody
-    /// may own such a function. Only in the first unit.
-    pub reserved: Vec<u16, MAX_RESERVED>,
+    /// Functions that a unit names.
+    pub served: Named,
+    /// Functions that the firmware does DMA with, to memory that it reserved
+    /// (RMRR). That DMA is blocked as any other, and nobody may own them.
+    pub reserved: Named,
 }
 
 /// Reads the table.
 pub fn read<IO: PhysIo>(dmar: &Table<'_, IO>, platform: &mut Platform) -> Result<(), Error> {
     const STRUCTURES: usize = 48;
     const PAGE: u64 = 4096;
-    let mut reserved = Vec::new();
+    let info = &mut platform.vt_d;
     let mut at = STRUCTURES;
     while at < dmar.size() {
         let kind = dmar.u16(at).ok_or(MALFORMED)?;
         let len = usize::from(dmar.u16(at + 2).ok_or(MALFORMED)?);
-        let part = dmar.part(at, len).filter(|_| len >= 16).ok_or(MALFORMED)?;
+        let part = dmar.part(at, len).filter(|_| len >= 8).ok_or(MALFORMED)?;
         // Another PCI segment: nothing would hold its functions back.
         if kind <= 1 && part.u16(6).ok_or(MALFORMED)? != 0 {
             return Err(TOO_MANY);
@@ -48,41 +50,56 @@ pub fn read<IO: PhysIo>(dmar: &Table<'_, IO>, platform: &mut Platform) -> Result
         match kind {
             0 => {
                 let mmio = part.u64(8).filter(|&a| a != 0 && a.is_multiple_of(PAGE));
-                let unit = VtdUnit {
-                    mmio: mmio.ok_or(MALFORMED)?,
-                    all: part.u8(4).is_some_and(|flags| flags & 1 != 0),
-                    reserved: Vec::new(),
-                };
-                platform.vt_d.push(unit).map_err(|_| TOO_MANY)?;
-                read_scopes(&part, 16, |kind, id, source| match kind {
-                    3 => platform.ioapic_sources.push((id, source)).map_err(|_| TOO_MANY),
+                info.units.push(mmio.ok_or(MALFORMED)?).map_err(|_| TOO_MANY)?;
+                info.all |= part.u8(4).is_some_and(|flags| flags & 1 != 0);
+                read_scopes(&part, 16, |scope| match scope {
+                    Scope { kind: IOAPIC, id, source, .. } => {
+                        platform.ioapic_sources.push((id, source)).map_err(|_| TOO_MANY)
+                    }
+                    // Of a longer path only the end is served, and that is not in sight.
+                    Scope { kind: ENDPOINT | BRIDGE, direct: true, source, .. } => {
+                        info.served.push(source).map_err(|_| TOO_MANY)
+                    }
                     _ => Ok(()),
                 })?;
             }
-            1 => {
-                read_scopes(&part, 24, |_, _, source| reserved.push(source).map_err(|_| TOO_MANY))?
-            }
+            1 => read_scopes(&part, 24, |scope| {
+                info.reserved.push(scope.source).map_err(|_| TOO_MANY)
+            })?,
             _ => {}
         }
         at = at.saturating_add(len);
     }
-    platform.vt_d.first_mut().ok_or(MALFORMED)?.reserved = reserved;
     Ok(())
 }
 
-/// Shows device scopes from `at` on: their kind, the id that the firmware
-/// numbers them by, and the requester id of the first function of the path.
+const ENDPOINT: u8 = 1;
+const BRIDGE: u8 = 2;
+const IOAPIC: u8 = 3;
+
+/// A device scope. (Section 8.3.1.)
+struct Scope {
+    kind: u8,
+    /// The id that the firmware numbers it by.
+    id: u8,
+    /// Requester id of the first function of its path.
+    source: u16,
+    /// The path has no other.
+    direct: bool,
+}
+
+/// Shows the device scopes from `at` on.
 fn read_scopes<IO: PhysIo>(
     part: &Table<'_, IO>,
     mut at: usize,
-    mut visit: impl FnMut(u8, u8, u16) -> Result<(), Error>,
+    mut visit: impl FnMut(Scope) -> Result<(), Error>,
 ) -> Result<(), Error> {
     while at < part.size() {
         let len = usize::from(part.u8(at.saturating_add(1)).ok_or(MALFORMED)?);
         let scope = part.part(at, len).filter(|_| len >= 8).ok_or(MALFORMED)?;
         let byte = |at| scope.u8(at).ok_or(MALFORMED);
         let source = u16::from_be_bytes([byte(5)?, byte(6)? << 3 | byte(7)? & 7]);
-        visit(byte(0)?, byte(4)?, source)?;
+        visit(Scope { kind: byte(0)?, id: byte(4)?, source, direct: len == 8 })?;
         at = at.saturating_add(len);
     }
     Ok(())

@@ -14,7 +14,7 @@ use core::fmt;
 use heapless::Vec;
 
 use crate::phys::PhysIo;
-use dmar::VtdUnit;
+use dmar::Dmar;
 use ivrs::AmdViUnit;
 use table::Table;
 
@@ -132,7 +132,7 @@ pub struct Platform {
     /// All AMD IOMMUs.
     pub amd_vi: Vec<AmdViUnit, MAX_IOMMUS>,
     /// All Intel IOMMUs.
-    pub vt_d: Vec<VtdUnit, MAX_IOMMUS>,
+    pub vt_d: Dmar,
     /// As the IOMMUs' tables name them.
     pub ioapic_sources: IoApicSources,
 }
@@ -157,7 +157,7 @@ pub fn discover<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<Platform, Error> {
         ecam: None,
         pm_timer: None,
         amd_vi: Vec::new(),
-        vt_d: Vec::new(),
+        vt_d: Dmar::default(),
         ioapic_sources: Vec::new(),
     };
     let mut madt = false;

@@ -205,10 +205,10 @@ pub fn init<IO: PhysIo + 'static>(
         let at = alloc(count, align)?;
         memory.push((at, count as u64 * PAGE)).ok().map(|()| at)
     };
-    let kind = match (&*platform.amd_vi, &*platform.vt_d) {
+    let kind = match (&*platform.amd_vi, &*platform.vt_d.units) {
         ([], []) => return Ok(None),
         (units, []) => Kind::AmdVi(AmdVi::new(io, units, pci, &mut alloc)?),
-        ([], units) => Kind::VtD(VtD::new(io, units, pci, &mut alloc)?),
+        ([], _) => Kind::VtD(VtD::new(io, &platform.vt_d, pci, &mut alloc)?),
         _ => return Err(Error::Unsupported("both IVRS and DMAR")),
     };
     let mut iommu = PlatformIommu { kind, memory };

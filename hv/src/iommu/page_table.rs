@@ -20,7 +20,7 @@ pub struct Format {
     /// What lets it write.
     pub write: u64,
     /// Further bits of a leaf.
-    pub leaf: u64,
+    pub leaf_bits: u64,
     /// Where a link tells the level of the table that it leads to, if it does.
     pub level_shift: Option<u32>,
     /// The IOMMU does not see what is still in the CPUs' caches.
@@ -47,6 +47,10 @@ impl Format {
     fn link(&self, level: u8) -> u64 {
         let next = self.level_shift.map_or(0, |shift| u64::from(level - 1) << shift);
         next | self.read | self.write
+    }
+
+    fn leaf(&self, phys: u64, write: bool) -> u64 {
+        phys | self.read | self.leaf_bits | if write { self.write } else { 0 }
     }
 
     fn is_present(&self, entry: u64) -> bool {
@@ -144,8 +148,7 @@ impl<IO: PhysIo> IoTable<IO> {
         if self.format.is_present(self.io.read64(at)) {
             return Err(Error::Mapped);
         }
-        let write = if write { self.format.write } else { 0 };
-        self.write(at, phys | self.format.read | self.format.leaf | write);
+        self.write(at, self.format.leaf(phys, write));
         Ok(())
     }
 
@@ -158,12 +161,12 @@ impl<IO: PhysIo> IoTable<IO> {
     }
 
     /// Has a mapped page lead to `phys`, writable; there is no moment at which it leads nowhere.
-    /// The device may still reach the old page until [`crate::iommu::Iommu::flush_pages`] has
+    /// The device may still reach the old page until [`crate::iommu::Iommu::flush_all`] has
     /// returned.
     pub fn redirect(&mut self, iova: u64, phys: u64) -> Result<(), Error> {
-        check(iova, phys)?;
+        self.check(iova, phys)?;
         let (at, _) = self.find(iova)?;
-        self.io.write64(at, leaf(phys, true));
+        self.write(at, self.format.leaf(phys, true));
         Ok(())
     }
 
@@ -189,12 +192,12 @@ impl<IO: PhysIo> IoTable<IO> {
             if level > 1 {
                 // At most as deep as there are levels.
                 self.leaves_below(self.follow(entry, level)?, level - 1, iova, visit)?;
-            } else if entry & !(ADDRESS | self.format.write) == self.format.read | self.format.leaf
-            {
-                let write = entry & self.format.write != 0;
-                visit(Leaf { iova, phys: entry & ADDRESS, write });
             } else {
-                return Err(Error::Corrupt);
+                let (phys, write) = (entry & ADDRESS, entry & self.format.write != 0);
+                if entry != self.format.leaf(phys, write) {
+                    return Err(Error::Corrupt);
+                }
+                visit(Leaf { iova, phys, write });
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use crate::acpi::{Error, discover};
 use crate::phys::PhysIo;
 use crate::sim::{ECAM, IOAPIC, IOAPIC_ID, IOMMU, Machine};
-use crate::tables;
+use crate::{sim_vtd, tables};
 
 #[test]
 fn a_good_set_of_tables_is_understood() {
@@ -21,9 +21,9 @@ fn a_good_set_of_tables_is_understood() {
     assert!(gsi == 9 && line.level && !line.active_low);
     assert_eq!(platform.ecam, Some(ECAM));
     assert_eq!(platform.pm_timer.unwrap().port, 0x608);
-    let unit = &platform.iommus[0];
+    let unit = &platform.amd_vi[0];
     assert_eq!((unit.bdf, unit.capability, unit.mmio), (0x20, 0x40, IOMMU));
-    assert_eq!(unit.ioapics, [(0, IOAPIC_ID)]);
+    assert_eq!(platform.ioapic_sources, [(0, IOAPIC_ID)]);
     assert_eq!(unit.serves(0x100), Some(None));
     assert_eq!(unit.serves(0x300), Some(Some(0x310)));
     assert_eq!(unit.serves(0x200), None);
@@ -55,6 +55,38 @@ fn malformed_entries_are_errors_and_not_loops() {
 }
 
 #[test]
+fn a_dmar_is_understood_and_a_broken_one_an_error() {
+    let read = |dmar| {
+        let machine = Machine::new();
+        tables::install(&machine, &[tables::madt(), dmar]);
+        discover(&machine, tables::RSDP)
+    };
+    let platform = read(tables::dmar()).unwrap();
+    let dmar = platform.vt_d;
+    assert_eq!((&*dmar.units, dmar.all), (&[sim_vtd::IOMMU][..], false));
+    assert_eq!((&*dmar.served, &*dmar.reserved), (&[0x18, 0x10][..], &[0x20][..]));
+    assert_eq!(platform.ioapic_sources, [(0, IOAPIC_ID)]);
+    let unit = |scopes: &[u8]| tables::dmar_part(0, 1, &[sim_vtd::IOMMU], scopes);
+    assert!(read(tables::dmar_with(&unit(&[]))).unwrap().vt_d.all);
+    // Of a longer path it is not known whom it names.
+    let path = read(tables::dmar_with(&unit(&[1, 10, 0, 0, 0, 0, 2, 0, 0, 0]))).unwrap();
+    assert!(path.vt_d.served.is_empty());
+    let mut other_segment = unit(&[]);
+    other_segment[6] = 1;
+    for (bad, error) in [
+        (unit(&[1, 0, 0, 0, 0, 0, 0, 0]), Error::Malformed(*b"DMAR")),
+        (unit(&[1, 9, 0, 0, 0, 0, 0, 0]), Error::Malformed(*b"DMAR")),
+        (tables::dmar_part(0, 1, &[0x123], &[]), Error::Malformed(*b"DMAR")),
+        (vec![0; 16], Error::Malformed(*b"DMAR")),
+        (other_segment, Error::TooMany(*b"DMAR")),
+        (unit(&[1, 8, 0, 0, 0, 0, 0, 0].repeat(65)), Error::TooMany(*b"DMAR")),
+        (unit(&[]).repeat(5), Error::TooMany(*b"DMAR")),
+    ] {
+        assert_eq!(read(tables::dmar_with(&bad)).unwrap_err(), error, "{bad:x?}");
+    }
+}
+
+#[test]
 fn no_rsdp_is_an_error() {
     assert_eq!(discover(&Machine::new(), 0x1000).unwrap_err(), Error::NoRsdp);
     assert_eq!(discover(&Machine::new(), u64::MAX).unwrap_err(), Error::NoRsdp);
@@ -64,11 +96,12 @@ proptest! {
     /// Whatever the bytes are, reading them ends, without a panic.
     #[test]
     fn garbage_is_survived(
-        which in 0_usize..4,
+        which in 0_usize..5,
         changes in prop::collection::vec((36_usize..200, any::<u8>()), 1..8),
     ) {
         let machine = Machine::new();
         let mut set = tables::all();
+        set.push(tables::dmar());
         let len = set[which].len();
         for (at, value) in changes {
             set[which][36 + at % (len - 36)] = value;

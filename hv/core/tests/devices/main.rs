@@ -19,6 +19,7 @@ mod pci;
 mod phys;
 
 mod sim;
+mod sim_vtd;
 mod tables;
 
 mod firmware;

@@ -2,11 +2,13 @@
 //! caches as much as it may and forgets only what it is told to.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use crate::acpi::EcamInfo;
+use crate::pci::msix::Message;
 use crate::phys::PhysIo;
+use crate::sim_vtd;
 
 pub const ECAM: EcamInfo = EcamInfo { base: 0xb000_0000, first_bus: 0, last_bus: 3 };
 pub const IOMMU: u64 = 0xfed8_0000;
@@ -27,10 +29,16 @@ type Dte = [u64; 4];
 pub struct State {
     pages: HashMap<u64, Box<[u8; 4096]>>,
     next_frame: u64,
-    registers: HashMap<u64, u64>,
+    pub registers: HashMap<u64, u64>,
     dtes: HashMap<u16, Dte>,
-    iotlb: HashMap<(u16, u64), (u16, u64, bool)>,
+    pub iotlb: HashMap<(u16, u64), (u16, u64, bool)>,
     irtes: HashMap<(u16, u32), u32>,
+    /// The IOMMU is VT-d.
+    pub intel: bool,
+    pub contexts: HashMap<u16, [u64; 2]>,
+    pub vtd_irtes: HashMap<u16, [u64; 2]>,
+    /// Cache lines that were written and not written back.
+    pub dirty: HashSet<u64>,
     /// Commands carried out.
     pub commands: Vec<[u64; 2]>,
     /// The IOMMU does not look at its command buffer.
@@ -101,18 +109,25 @@ impl Machine {
 
     /// A DMA access: where it ends up, if it is let through.
     pub fn dma(&self, bdf: u16, iova: u64, write: bool) -> Option<u64> {
-        let dte = self.dte(bdf);
-        let domain = dte[1] as u16;
         let page = iova & !(PAGE - 1);
         let cached = self.0.borrow().iotlb.get(&(bdf, page)).copied();
         let (_, phys, may_write) = match cached {
             Some(hit) => hit,
             None => {
-                let (phys, may_write) = self.walk(&dte, page)?;
-                self.0.borrow_mut().iotlb.insert((bdf, page), (domain, phys, may_write));
-                (domain, phys, may_write)
+                let found = if self.0.borrow().intel {
+                    self.vtd_walk(bdf, page, write)?
+                } else {
+                    let dte = self.dte(bdf);
+                    let (phys, may_write) = self.walk(&dte, page)?;
+                    (dte[1] as u16, phys, may_write)
+                };
+                self.0.borrow_mut().iotlb.insert((bdf, page), found);
+                found
             }
         };
+        if write && !may_write && self.0.borrow().intel {
+            self.report_fault(bdf, 5, page, true);
+        }
         (!write || may_write).then_some(phys | iova & (PAGE - 1))
     }
 
@@ -147,7 +162,11 @@ impl Machine {
     }
 
     /// An interrupt message: vector and APIC id, if it is let through.
-    pub fn interrupt(&self, bdf: u16, data: u32) -> Option<(u8, u8)> {
+    pub fn interrupt(&self, bdf: u16, message: Message) -> Option<(u8, u8)> {
+        let data = message.data;
+        if self.0.borrow().intel {
+            return self.vtd_interrupt(bdf, message.address, data);
+        }
         let dte = self.dte(bdf);
         if dte[2] & 1 == 0 {
             return Some((data as u8, 0));
@@ -163,6 +182,14 @@ impl Machine {
             irte
         });
         (irte & 1 != 0).then_some(((irte >> 16) as u8, (irte >> 8) as u8))
+    }
+
+    /// What an I/O APIC's pin sends.
+    pub fn ioapic_message(&self, pin: u32) -> Message {
+        let state = self.0.borrow();
+        let half = |at| state.ioapic.get(&(0x10 + 2 * pin + at)).copied().unwrap_or(0);
+        let address = 0xfee0_0000 | u64::from(half(1) >> 16) << 4;
+        Message { address, data: half(0) & 0xff }
     }
 
     /// Reports an event as the IOMMU would.
@@ -234,8 +261,17 @@ impl Machine {
         }
     }
 
-    fn in_iommu(address: u64) -> Option<u64> {
-        (IOMMU..IOMMU + 0x4000).contains(&address).then(|| address - IOMMU)
+    fn in_iommu(&self, address: u64) -> Option<u64> {
+        let base = if self.0.borrow().intel { sim_vtd::IOMMU } else { IOMMU };
+        address.checked_sub(base).filter(|offset| *offset < 0x4000)
+    }
+
+    fn write_register(&self, at: u64, value: u64) {
+        if self.0.borrow().intel {
+            return self.vtd_write(at, value);
+        }
+        self.0.borrow_mut().registers.insert(at, value);
+        self.run_commands();
     }
 
     fn in_ecam(address: u64) -> Option<(u16, usize)> {
@@ -278,6 +314,9 @@ impl PhysIo for Machine {
         u16::from_le_bytes([0, 1].map(|i| self.read8(address + i)))
     }
     fn read32(&self, address: u64) -> u32 {
+        if let Some(register) = self.in_iommu(address) {
+            return self.register(register) as u32;
+        }
         if address == IOAPIC + 0x10 {
             let state = self.0.borrow();
             return match state.ioapic_select {
@@ -288,7 +327,7 @@ impl PhysIo for Machine {
         u32::from_le_bytes([0, 1, 2, 3].map(|i| self.read8(address + i)))
     }
     fn read64(&self, address: u64) -> u64 {
-        if let Some(register) = Self::in_iommu(address) {
+        if let Some(register) = self.in_iommu(address) {
             return self.register(register);
         }
         assert_eq!(address % 8, 0);
@@ -311,6 +350,9 @@ impl PhysIo for Machine {
         self.write_bytes(address, &value.to_le_bytes());
     }
     fn write32(&self, address: u64, value: u32) {
+        if let Some(register) = self.in_iommu(address) {
+            return self.write_register(register, value.into());
+        }
         let mut state = self.0.borrow_mut();
         match address.wrapping_sub(IOAPIC) {
             0x00 => state.ioapic_select = value,
@@ -325,14 +367,19 @@ impl PhysIo for Machine {
         }
     }
     fn write64(&self, address: u64, value: u64) {
-        if let Some(register) = Self::in_iommu(address) {
-            self.0.borrow_mut().registers.insert(register, value);
-            return self.run_commands();
+        if let Some(register) = self.in_iommu(address) {
+            return self.write_register(register, value);
         }
         assert_eq!(address % 8, 0);
         let mut state = self.0.borrow_mut();
+        if state.intel {
+            state.dirty.insert(address / 64);
+        }
         let page = state.pages.entry(address / PAGE).or_insert_with(|| Box::new([0; 4096]));
         let at = (address % PAGE) as usize;
         page[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    fn write_back(&self, address: u64) {
+        self.0.borrow_mut().dirty.remove(&(address / 64));
     }
 }

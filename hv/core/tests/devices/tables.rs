@@ -1,6 +1,7 @@
 //! Firmware tables for the simulated machine.
 
 use crate::sim::{ECAM, IOAPIC, IOAPIC_ID, IOMMU, Machine};
+use crate::sim_vtd;
 
 pub const RSDP: u64 = 0xf_0000;
 const XSDT: u64 = 0x7_0000;
@@ -68,6 +69,35 @@ pub fn ivrs() -> Vec<u8> {
     entries.extend(IOAPIC_ID.to_le_bytes());
     entries.push(1);
     ivrs_with(&entries)
+}
+
+/// A remapping structure: its kind, flags or not, address, further words, scopes.
+pub fn dmar_part(kind: u16, flags: u8, words: &[u64], scopes: &[u8]) -> Vec<u8> {
+    let mut part = kind.to_le_bytes().to_vec();
+    part.extend((8 + 8 * words.len() as u16 + scopes.len() as u16).to_le_bytes());
+    part.extend([flags, 0, 0, 0]);
+    words.iter().for_each(|word| part.extend(word.to_le_bytes()));
+    part.extend(scopes);
+    part
+}
+
+pub fn dmar_with(parts: &[u8]) -> Vec<u8> {
+    let mut body = vec![47, 1];
+    body.resize(12, 0);
+    body.extend(parts);
+    table(b"DMAR", &body)
+}
+
+/// One unit that names the I/O APIC, the NIC and the port above the disk, and
+/// reserved memory of the device beside the NIC.
+pub fn dmar() -> Vec<u8> {
+    let [bus, devfn] = IOAPIC_ID.to_be_bytes();
+    let mut scopes = vec![3, 8, 0, 0, 0, bus, devfn >> 3, devfn & 7];
+    scopes.extend([1, 8, 0, 0, 0, 0, 3, 0]);
+    scopes.extend([2, 8, 0, 0, 0, 0, 2, 0]);
+    let mut parts = dmar_part(0, 0, &[sim_vtd::IOMMU], &scopes);
+    parts.extend(dmar_part(1, 0, &[0x7f00_0000, 0x7fff_ffff], &[1, 8, 0, 0, 0, 0, 4, 0]));
+    dmar_with(&parts)
 }
 
 /// Puts tables into the machine's memory.

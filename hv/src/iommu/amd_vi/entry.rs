@@ -67,7 +67,7 @@ pub const FORMAT: Format = Format {
     levels: 4,
     read: 1 << 61 | 1,
     write: 1 << 62,
-    leaf: 1 << 60,
+    leaf_bits: 1 << 60,
     level_shift: Some(9),
     write_back: false,
 };

@@ -16,11 +16,11 @@ use super::{
     AllocFrames, Error, Event, INDEXES, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_interrupt,
 };
 use crate::acpi::MAX_IOMMUS;
-use crate::acpi::dmar::{MAX_RESERVED, VtdUnit};
+use crate::acpi::dmar::{Dmar, Named};
 use crate::pci::msix::Message;
-use crate::pci::{Bdf, Pci};
+use crate::pci::{Bdf, MAX_FUNCTIONS, Pci};
 use crate::phys::PhysIo;
-use unit::Unit;
+use unit::{Abilities, Unit};
 
 /// Entries of the interrupt table: those of all slots, one after the other.
 const INTERRUPTS: u16 = INDEXES * MAX_ATTACHED as u16;
@@ -39,32 +39,22 @@ pub struct VtD<IO> {
     caches_absent: bool,
     root_table: u64,
     interrupts: u64,
-    /// Functions that the firmware keeps using, and bridges above such.
-    reserved: Vec<u16, MAX_RESERVED>,
+    /// Functions that may be attached.
+    served: Vec<Bdf, MAX_FUNCTIONS>,
     slots: Slots,
     flushes: u64,
 }
 
 impl<IO: PhysIo> VtD<IO> {
     /// Blocks every requester id and switches all units on.
-    pub fn new(
-        io: IO,
-        infos: &[VtdUnit],
-        pci: &Pci<IO>,
-        alloc: AllocFrames<'_>,
-    ) -> Result<Self, Error> {
-        let Some(first) = infos.first().filter(|_| infos.iter().any(|info| info.all)) else {
-            return Err(Error::Unsupported("a DMAR that leaves functions out"));
-        };
+    pub fn new(io: IO, info: &Dmar, pci: &Pci<IO>, alloc: AllocFrames<'_>) -> Result<Self, Error> {
         // What all can do, and whether any remembers what was absent.
-        let mut able = unit::abilities(&io, first.mmio)?;
+        let mut able = Abilities { basic: u64::MAX, extended: u64::MAX };
         let mut caches_absent = false;
-        for info in infos {
-            let this = unit::abilities(&io, info.mmio)?;
-            able = unit::Abilities {
-                basic: able.basic & this.basic,
-                extended: able.extended & this.extended,
-            };
+        for &mmio in &info.units {
+            let this = unit::abilities(&io, mmio)?;
+            able.basic &= this.basic;
+            able.extended &= this.extended;
             caches_absent |= this.basic >> 7 & 1 != 0;
         }
         let levels = match able.basic >> 8 & 0b110 {
@@ -79,7 +69,7 @@ impl<IO: PhysIo> VtD<IO> {
             levels,
             read: 1 << 0,
             write: 1 << 1,
-            leaf: snoop,
+            leaf_bits: snoop,
             level_shift: None,
             write_back,
         };
@@ -93,7 +83,7 @@ impl<IO: PhysIo> VtD<IO> {
             caches_absent,
             root_table,
             interrupts,
-            reserved: first.reserved.clone(),
+            served: Vec::new(),
             slots: Slots::default(),
             flushes: 0,
         };
@@ -106,17 +96,18 @@ impl<IO: PhysIo> VtD<IO> {
                 iommu.clear(contexts, PAGE);
                 iommu.write(root, contexts | entry::PRESENT);
             }
-            // A bridge's reservation holds for all behind it.
-            let above = pci.bridges_above(function.bdf).any(|b| iommu.reserved.contains(&b.bdf.0));
-            if above && !iommu.reserved.contains(&function.bdf.0) {
-                iommu.reserved.push(function.bdf.0).map_err(|_| Error::Exhausted)?;
+            let within = |named: &Named| {
+                let mut path = pci.bridges_above(function.bdf).chain([function]);
+                path.any(|f| named.contains(&f.bdf.0))
+            };
+            if (info.all || within(&info.served)) && !within(&info.reserved) {
+                iommu.served.push(function.bdf).map_err(|_| Error::Exhausted)?;
             }
         }
-        for info in infos {
-            let able = unit::abilities(&io, info.mmio)?;
-            let interrupts = interrupts | INTERRUPTS_SIZE;
-            let unit = Unit::start(io.clone(), info.mmio, able, root_table, interrupts, alloc)?;
-            iommu.units.push(unit).map_err(|_| Error::Unsupported("so many units"))?;
+        let tables = [root_table, interrupts | INTERRUPTS_SIZE];
+        for &mmio in &info.units {
+            let unit = Unit::start(io.clone(), mmio, tables, alloc)?;
+            iommu.units.push(unit).map_err(|_| Error::Exhausted)?;
         }
         Ok(iommu)
     }
@@ -176,7 +167,7 @@ impl<IO: PhysIo> Iommu for VtD<IO> {
 
     fn attach(&mut self, bdf: Bdf, domain_id: u16, root: u64) -> Result<(), Error> {
         let at = self.context(bdf)?;
-        if self.reserved.contains(&bdf.0) {
+        if !self.served.contains(&bdf) {
             return Err(Error::NotServed);
         }
         // All units have 256 domains; 0 is what they file blocked functions under.

@@ -75,11 +75,10 @@ impl<IO: PhysIo> Unit<IO> {
     pub fn start(
         io: IO,
         mmio: u64,
-        able: Abilities,
-        root_table: u64,
-        interrupt_table: u64,
+        [root_table, interrupt_table]: [u64; 2],
         alloc: AllocFrames<'_>,
     ) -> Result<Self, Error> {
+        let able = abilities(&io, mmio)?;
         let frames = alloc(2, PAGE).ok_or(Error::Exhausted)?;
         let registers = [mmio + register::QUEUE_HEAD, mmio + register::QUEUE_TAIL];
         let mut unit = Self {
