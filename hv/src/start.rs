@@ -74,7 +74,7 @@ fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(
     ram.for_each(|r| pci.withhold(r.range.start, r.range.len()));
     pci.withhold(platform.local_apic, 1 << 20);
     platform.ioapics.iter().for_each(|unit| pci.withhold(unit.address, 1 << 12));
-    platform.iommus.iter().for_each(|unit| pci.withhold(unit.mmio, 1 << 14));
+    platform.iommu_registers().for_each(|mmio| pci.withhold(mmio, 1 << 14));
     let mut frames = |count, align: u64| memmap::alloc_frames(count, align);
     let iommu =
         iommu::init(phys, platform, &pci, &mut frames).map_err(|e| format!("IOMMU: {e:?}"))?;

@@ -138,6 +138,11 @@ pub struct Platform {
 }
 
 impl Platform {
+    /// Physical addresses of the IOMMUs' registers.
+    pub fn iommu_registers(&self) -> impl Iterator<Item = u64> {
+        self.amd_vi.iter().map(|unit| unit.mmio).chain(self.vt_d.units.iter().copied())
+    }
+
     /// Where a legacy interrupt arrives and how it behaves.
     pub fn isa_irq(&self, irq: u8) -> (u32, Line) {
         self.overrides
