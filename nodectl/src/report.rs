@@ -231,6 +231,7 @@ pub fn info(info: &Info) -> String {
         vec!["domains".to_owned(), info.domains.to_string()],
         vec!["deaths".to_owned(), info.next_crash.to_string()],
         vec!["TLB shootdowns".to_owned(), info.shootdowns.to_string()],
+        vec!["TLB flushes".to_owned(), info.tlb_flushes.to_string()],
         vec!["IOTLB flushes".to_owned(), info.iotlb_flushes.to_string()],
         vec!["spurious faults".to_owned(), info.spurious_faults.to_string()],
         vec!["supervisor".to_owned(), format!("generation {}", info.generation)],
@@ -244,7 +245,7 @@ pub fn info_json(info: &Info) -> Value {
     json!({
         "cores": info.cores, "domains": info.domains, "memory": info.memory, "free": info.free,
         "now_ns": info.now_ns, "next_crash": info.next_crash, "shootdowns": info.shootdowns,
-        "iotlb_flushes": info.iotlb_flushes,
+        "tlb_flushes": info.tlb_flushes, "iotlb_flushes": info.iotlb_flushes,
         "spurious_faults": info.spurious_faults, "supervisor": info.supervisor,
         "supervisor_generation": info.generation, "bad_frames": info.bad_frames,
         "lost_events": info.lost_events,

@@ -255,6 +255,8 @@ pub struct NodeInfo {
     pub next_crash: u64,
     /// TLB shootdowns (a running domain was interrupted for one).
     pub shootdowns: u64,
+    /// Entries to a domain that flushed its cached translations.
+    pub tlb_flushes: u64,
     /// IOTLB invalidations.
     pub iotlb_flushes: u64,
     /// Nested faults on accesses that the tables allow.

@@ -20,8 +20,6 @@ pub struct Features {
     pub flush_by_asid: bool,
     /// 1 GiB pages.
     pub gib_pages: bool,
-    /// No-execute pages.
-    pub nx: bool,
     /// RDRAND.
     pub rdrand: bool,
     /// Supervisor-mode execution prevention.
@@ -59,7 +57,6 @@ fn probe() -> Features {
     }
     if let Some(extended) = leaf(0x8000_0001) {
         f.svm = bit(extended.ecx, 2);
-        f.nx = bit(extended.edx, 20);
         f.gib_pages = bit(extended.edx, 26);
     }
     if let Some(sizes) = leaf(0x8000_0008) {

@@ -113,6 +113,9 @@ pub fn init(core: usize) {
     if features.smep {
         cr4 |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
     }
+    if features.smap {
+        cr4 |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
+    }
     if features.umip {
         cr4 |= Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION;
     }

@@ -20,7 +20,7 @@ use zerocopy::{FromBytes, FromZeros};
 
 use super::{Connection, End, Guest, Node, Orders, PAGE, device::Devices, ram::Ram};
 use crate::{
-    memmap,
+    cpu, memmap,
     table::PageTable,
     vt::{
         npt::Rights,
@@ -144,6 +144,9 @@ impl Node {
         let nested = PageTable::new().ok_or_else(short)?;
         let uart = config.capabilities & boot::CAP_CONTROL_UART != 0;
         // ASID 0 is the host's own.
+        if u32::from(id) + 1 >= cpu::features::get().asids {
+            return Err(format!("this CPU has no address space identifier for {}", config.name));
+        }
         let vcpu = SvmVcpu::new(nested.root(), u32::from(id) + 1, maps, uart).ok_or_else(short)?;
         self.sched.add(core, config.weight, config.cap, config.watchdog_ms);
         self.guests.push(Guest {

@@ -4,7 +4,7 @@ use core::{
     mem::offset_of,
     sync::atomic::{
         AtomicU32, AtomicU64,
-        Ordering::{Acquire, SeqCst},
+        Ordering::{Acquire, Relaxed, SeqCst},
     },
 };
 
@@ -22,7 +22,10 @@ use ring_proto::{
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::{Answer, End, Node, PAGE};
-use crate::{serial, vt::Vcpu};
+use crate::{
+    serial,
+    vt::{Vcpu, svm},
+};
 
 /// Offsets in the event page.
 const INJECT: u64 = offset_of!(EventPage, inject) as u64;
@@ -282,8 +285,12 @@ impl Node {
     }
 
     fn node_info(&self, caller: DomainId, gpa: u64, now: u64) -> Answer {
-        let info =
-            NodeInfo { now_ns: now, iotlb_flushes: self.devices.iotlb_flushes(), ..self.info };
+        let info = NodeInfo {
+            now_ns: now,
+            tlb_flushes: svm::FLUSHES.load(Relaxed),
+            iotlb_flushes: self.devices.iotlb_flushes(),
+            ..self.info
+        };
         self.write_caller(caller, gpa, info.as_bytes())?;
         Ok(0)
     }

@@ -39,7 +39,11 @@ use crate::{
     apic, cpu, irq, serial,
     table::PageTable,
     time,
-    vt::{Exit, Fault, Vcpu, npt::Rights, svm::SvmVcpu},
+    vt::{
+        Exit, Fault, Vcpu,
+        npt::Rights,
+        svm::{self, SvmVcpu},
+    },
 };
 
 pub use build::build;
@@ -160,6 +164,8 @@ pub fn run(core: u16) -> ! {
             armed.set(until);
         }
     };
+    // The domain that this core ran last.
+    let mut last = None;
     let mut node = lock();
     loop {
         if node.take_interrupts(core) {
@@ -169,6 +175,9 @@ pub fn run(core: u16) -> ! {
         match node.step(core) {
             Step::Run(domain, mut vcpu, until) => {
                 drop(node);
+                if last.replace(domain) != Some(domain) {
+                    svm::forget_branches();
+                }
                 arm(until);
                 let from = time::now_ns();
                 let exit = vcpu.run();

@@ -268,6 +268,7 @@ impl Node for FakeNode {
             now_ns: self.now,
             next_crash: self.records.len() as u64,
             shootdowns: 3,
+            tlb_flushes: 5,
             iotlb_flushes: 4,
             spurious_faults: 0,
         })

@@ -359,6 +359,7 @@ impl Supervisor {
             now_ns: info.now_ns,
             next_crash: info.next_crash,
             shootdowns: info.shootdowns,
+            tlb_flushes: info.tlb_flushes,
             iotlb_flushes: info.iotlb_flushes,
             spurious_faults: info.spurious_faults,
             supervisor: self.me,

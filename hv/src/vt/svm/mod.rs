@@ -7,7 +7,7 @@ mod vmcb;
 
 use core::{
     arch::x86_64::__cpuid_count,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use ring_proto::{crash::CrashReport, layout};
@@ -18,7 +18,7 @@ use x86_64::registers::{
 };
 
 use super::{Call, Exit, Fault, Vcpu};
-use crate::{cpu, memmap};
+use crate::{cpu, memmap, say};
 
 /// Guest registers that VMRUN does not switch, and the FPU.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ struct Registers {
 const VM_CR: u32 = 0xc001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
+const PRED_CMD: u32 = 0x49;
+const PRED_CMD_IBPB: u64 = 1;
 
 const RCX: usize = 1;
 const RDX: usize = 2;
@@ -41,6 +43,21 @@ const RSI: usize = 3;
 const RDI: usize = 4;
 const RBP: usize = 5;
 const R8: usize = 6;
+
+/// Entries to a guest that flushed its translations, since emulators keep none
+/// and so hide a flush that is missing.
+pub static FLUSHES: AtomicU64 = AtomicU64::new(0);
+/// Whether [`forget_branches`] does anything.
+static BARRIER: AtomicBool = AtomicBool::new(false);
+
+/// Keeps what one domain taught the branch predictors from the next, where the
+/// CPU offers it (IBPB; APM vol. 2, 3.2.9). To be called between two domains.
+pub fn forget_branches() {
+    if BARRIER.load(Ordering::Relaxed) {
+        // SAFETY: `prepare` found that the CPU has the command, which only forgets.
+        unsafe { Msr::new(PRED_CMD).write(PRED_CMD_IBPB) };
+    }
+}
 
 /// Shared by all vCPUs: permission maps.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +69,9 @@ pub struct Maps {
 
 impl Maps {
     /// Allocates the I/O and MSR permission maps: everything intercepted, but
-    /// for ports 0x2f8–0x2ff in the map for the owner of the control UART.
+    /// for ports 0x2f8–0x2ff in the map for the owner of the control UART. MSRs
+    /// that the map has no bits for are intercepted always (APM vol. 2, 15.11),
+    /// and so is an access that begins or ends at another port (15.10.1).
     pub fn new() -> Option<Self> {
         let iopm_none = memmap::alloc_frames(3, 4096)?;
         let iopm_uart = memmap::alloc_frames(3, 4096)?;
@@ -85,6 +104,9 @@ pub fn prepare(cores: usize) -> Result<(), &'static str> {
     if !features.gib_pages {
         return Err("this CPU has no 1 GiB pages, which domains' page tables use");
     }
+    let barrier = features.ibpb && memmap::boot().option("ibpb") != Some("off");
+    BARRIER.store(barrier, Ordering::Relaxed);
+    say!("branch prediction barrier between domains: {}", if barrier { "on" } else { "off" });
     // SAFETY: reading VM_CR is allowed where CPUID offers SVM.
     if unsafe { Msr::new(VM_CR).read() } & VM_CR_SVMDIS != 0 {
         return Err("SVM is disabled by the firmware");
@@ -193,6 +215,8 @@ impl Vcpu for SvmVcpu {
         v.intercept_dr = u32::MAX;
         v.intercept_misc1 = vmcb::MISC1;
         v.intercept_misc2 = vmcb::MISC2;
+        v.intercept_misc3 = vmcb::MISC3;
+        v.intercept_exceptions = vmcb::EXCEPTIONS;
         v.iopm_base = if self.uart { self.maps.iopm_uart } else { self.maps.iopm_none };
         v.msrpm_base = self.maps.msrpm;
         v.asid = asid;
@@ -230,7 +254,9 @@ impl Vcpu for SvmVcpu {
             (true, true) => FLUSH_THIS_ASID,
             (true, false) => FLUSH_ALL,
         };
-        self.flush = false;
+        if core::mem::take(&mut self.flush) {
+            FLUSHES.fetch_add(1, Ordering::Relaxed);
+        }
         self.vmcb.clean = 0;
         // SAFETY: VMCB, register area and host area are this vCPU's own, and it
         // runs on this core only; SVM is enabled before any vCPU is made to run.
@@ -256,6 +282,8 @@ impl Vcpu for SvmVcpu {
                 Exit::Resume
             }
             exit::SHUTDOWN => Exit::Shutdown,
+            // As in the hypervisor's own code: nobody knows what is broken.
+            exit::MACHINE_CHECK => panic!("machine check while a domain ran"),
             code => Exit::Forbidden(code),
         }
     }

@@ -20,7 +20,8 @@ pub struct Vmcb {
     pub intercept_exceptions: u32,
     pub intercept_misc1: u32,
     pub intercept_misc2: u32,
-    _r0: [u8; 0x2c],
+    pub intercept_misc3: u32,
+    _r0: [u8; 0x28],
     pub iopm_base: u64,
     pub msrpm_base: u64,
     pub tsc_offset: u64,
@@ -146,15 +147,25 @@ pub const MISC2: u32 = {
     SVM_INSTRUCTIONS | ICEBP | WBINVD | MONITOR_MWAIT | XSETBV | RDPRU
 };
 
-/// Writes to CR4 are intercepted (OSXSAVE and VMXE stay off); CR0, CR3 and CR8
-/// are the domain's own affair: what they can reach is bounded by the nested
-/// tables. CR8 is virtual (V_TPR).
-pub const CR_WRITES: u16 = 1 << 4;
+/// Intercept bits of `intercept_misc3`: INVLPGB, legal or not, INVPCID,
+/// MCOMMIT, TLBSYNC.
+pub const MISC3: u32 = 0x1f;
+
+/// No domain writes a control register. CR4 above all: with OSXSAVE it could
+/// set XCR0 on CPUs that do not intercept XSETBV (QEMU 7.2 is one), and what
+/// XSAVE then keeps is not switched between domains.
+pub const CR_WRITES: u16 = u16::MAX;
+
+/// Intercepted exceptions. A domain that has the delivery of a #DB or an #AC
+/// raise the same again would hold its core for ever, past all interrupts. A
+/// machine check is the node's.
+pub const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
 /// Exit codes (APM vol. 2, appendix C).
 pub mod exit {
     pub const INTR: u64 = 0x60;
     pub const NMI: u64 = 0x61;
+    pub const MACHINE_CHECK: u64 = 0x52;
     pub const CPUID: u64 = 0x72;
     pub const SHUTDOWN: u64 = 0x7f;
     pub const VMMCALL: u64 = 0x81;
