@@ -1,7 +1,7 @@
 #![allow(unsafe_code)]
 //! The first instructions of a domain, and what it was told about itself.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use ring_proto::{boot::BootInfo, layout};
 
@@ -61,8 +61,14 @@ pub fn text(field: &[u8]) -> &str {
 }
 
 /// Sets up what [`entry!`] promises. Called once, before `main`.
+///
+/// # Panics
+///
+/// When called again: a second heap over the same memory would be the end of all soundness.
 #[doc(hidden)]
 pub fn init(heap: &heap::Heap) -> &'static BootInfo {
+    static STARTED: AtomicBool = AtomicBool::new(false);
+    assert!(!STARTED.swap(true, Ordering::Relaxed), "started twice");
     let boot = boot();
     fault::init();
     if boot.magic != ring_proto::boot::MAGIC || boot.abi != ring_proto::boot::ABI {

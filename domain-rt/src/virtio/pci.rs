@@ -80,6 +80,8 @@ impl ConfigurationAccess for Config {
         });
     }
 
+    /// # Safety
+    /// The trait's; a second one does no harm, because the hypervisor checks each write.
     #[allow(unsafe_code)]
     unsafe fn unsafe_clone(&self) -> Self {
         self.clone()
@@ -129,6 +131,8 @@ mod tests {
             self.0.write_word(function, offset, data);
         }
 
+        /// # Safety
+        /// There is no device behind it.
         #[allow(unsafe_code)]
         unsafe fn unsafe_clone(&self) -> Self {
             Self(self.0.clone())

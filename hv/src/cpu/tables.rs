@@ -4,6 +4,7 @@
 extern crate alloc;
 
 use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
 use x86_64::VirtAddr;
@@ -21,9 +22,9 @@ const VECTORS: usize = 256;
 const CODE: u64 = 8;
 
 /// One table for all cores: the stacks differ by the TSS.
-static IDT: Once<[[u64; 2]; VECTORS]> = Once::new();
+static IDT: Once<[[AtomicU64; 2]; VECTORS]> = Once::new();
 
-fn gate(vector: usize) -> [u64; 2] {
+fn gate(vector: usize) -> [AtomicU64; 2] {
     let stack = match vector {
         2 => Stack::Nmi,
         8 => Stack::DoubleFault,
@@ -36,7 +37,7 @@ fn gate(vector: usize) -> [u64; 2] {
     // Present, ring 0, 64-bit interrupt gate.
     let kind = 0x8e00 | ist;
     let low = (handler & 0xffff) | CODE << 16 | kind << 32 | (handler >> 16 & 0xffff) << 48;
-    [low, handler >> 32]
+    [AtomicU64::new(low), AtomicU64::new(handler >> 32)]
 }
 
 /// Loads the tables of core `core`.
@@ -75,8 +76,6 @@ pub(super) fn load(core: usize) {
 /// double fault.
 pub(super) fn break_page_fault_gate() {
     if let Some(idt) = IDT.get() {
-        // SAFETY: only used by a self-test that is to end in a double fault;
-        // no Rust reference to the entry is alive elsewhere.
-        unsafe { (idt[14].as_ptr().cast_mut()).write_volatile(0) };
+        idt[14][0].store(0, Ordering::SeqCst);
     }
 }

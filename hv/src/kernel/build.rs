@@ -136,8 +136,7 @@ impl Node {
         };
         let pages = (config.memory / PAGE) as usize;
         // Restoring the image zeroes what the image does not fill.
-        let base = memmap::alloc_frames_dirty(pages, HUGE).ok_or_else(short)?;
-        self.ram.add(base, config.memory);
+        let base = self.ram.alloc(pages, HUGE).ok_or_else(short)?;
         let image = self.images.get(usize::from(config.image)).ok_or("image missing")?;
         let space = Space::new(config, image, base).ok_or("memory layout does not fit")?;
         let core = config.core.unwrap_or(id) % self.info.cores.max(1) as u16;
@@ -163,8 +162,8 @@ impl Node {
     }
 
     fn add_connection(&mut self, number: u16, config: &bundle::Connection) -> Option<()> {
-        let frames = memmap::alloc_frames(2, PAGE)?;
-        self.ram.add(frames, 2 * PAGE);
+        let frames = self.ram.alloc(2, PAGE)?;
+        self.ram.zero(frames, 2 * PAGE).ok()?;
         let mut end = |domain: DomainId, page: u64, peer_page: u64| {
             let slot = self.connections.iter().filter(|c| c.ends(domain).is_some()).count();
             let gpa = layout::CONNECTIONS + slot as u64 * 2 * PAGE;

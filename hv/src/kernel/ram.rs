@@ -3,15 +3,18 @@
 //! Every access is checked against the list of extents that were handed to
 //! domains when the node was built. The hypervisor's own memory is in none of
 //! them, so no address that a domain can bring about reaches it. Bytes are
-//! copied; no reference to memory that a domain or device can change is made,
-//! except to atomics.
+//! copied once, in a way that the compiler cannot repeat ([`SharedMem`]); no
+//! reference to memory that a domain or device can change is made, except to
+//! atomics.
 
 #![allow(unsafe_code)]
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use ring_proto::hypercall::Error;
+use ring_proto::{hypercall::Error, shm::SharedMem};
+
+use crate::memmap;
 
 /// Machine memory that belongs to domains.
 #[derive(Debug, Default)]
@@ -20,10 +23,12 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// Adds an extent while the node is being built. It must be RAM that the
-    /// boot-time allocator gave out and that holds no Rust object.
-    pub fn add(&mut self, base: u64, len: u64) {
-        self.extents.push((base, len));
+    /// Takes an extent of `pages` frames, not zeroed, while the node is being
+    /// built.
+    pub fn alloc(&mut self, pages: usize, align: u64) -> Option<u64> {
+        let base = memmap::alloc_frames_dirty(pages, align)?;
+        self.extents.push((base, pages as u64 * 4096));
+        Some(base)
     }
 
     fn check(&self, hpa: u64, len: u64) -> Result<*mut u8, Error> {
@@ -38,8 +43,8 @@ impl Ram {
         let from = self.check(hpa, out.len() as u64)?;
         // SAFETY: the range is identity-mapped RAM of a domain, disjoint from
         // every Rust object; a racing writer yields arbitrary bytes only.
-        unsafe { core::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
-        Ok(())
+        let shared = unsafe { SharedMem::new(from, out.len()) };
+        shared.copy_from(0, out).map_err(|_| Error::BadAddress)
     }
 
     /// Copies into domain memory.
