@@ -1,23 +1,43 @@
 //! `cargo xtask check`: what must hold for every commit beside the tests.
 
+mod unsafe_code;
+
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::workspace::{self, Metadata};
 use crate::{build, deny};
+
+/// Options.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Only checks whose name contains this
+    pub filter: Option<String>,
+    /// Write the tables of the book that are made from code, and check nothing
+    #[arg(long, conflicts_with = "filter")]
+    pub write: bool,
+}
 
 /// Runs all checks, also after one failed.
 ///
 /// # Errors
 ///
-/// A check failed.
-pub fn check() -> Result<()> {
+/// A check failed, or none has such a name.
+pub fn check(options: &Options) -> Result<()> {
+    if options.write {
+        return unsafe_code::write();
+    }
     let metadata = Metadata::load(None)?;
     let bare = metadata.bare_packages();
     let mut failed = Vec::new();
+    let mut ran = 0;
     let mut step = |name: &'static str, work: &mut dyn FnMut() -> Result<()>| {
+        if options.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+            return;
+        }
+        ran += 1;
         eprintln!("\n== {name}");
         let begin = Instant::now();
         match work() {
@@ -42,11 +62,13 @@ pub fn check() -> Result<()> {
     step("documentation, bare metal", &mut || {
         run(bare_cargo("doc", &bare).arg("--no-deps").env(DOC_FLAGS.0, DOC_FLAGS.1))
     });
+    step("unsafe code", &mut unsafe_code::unsafe_code);
     step("licences, bans and sources", &mut deny::deny);
+    ensure!(ran > 0, "no check has such a name");
     if !failed.is_empty() {
         bail!("{} failed: {}", failed.len(), failed.join("; "));
     }
-    eprintln!("\nall checks passed");
+    eprintln!("\n{ran} checks passed");
     Ok(())
 }
 

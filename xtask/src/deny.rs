@@ -137,10 +137,13 @@ fn licence(config: &Config, package: &Package) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn package(name: &str, license: Option<&str>, source: Option<&str>) -> Package {
         Package {
+            manifest_path: PathBuf::new(),
             id: name.to_owned(),
             name: name.to_owned(),
             version: "1.0.0".to_owned(),

@@ -28,8 +28,8 @@ enum Command {
     Run(run::Options),
     /// Run all tests: on the host, then those that boot nodes
     Test(test::Options),
-    /// Check format, lints, documentation, and licences of dependencies
-    Check,
+    /// Check format, lints, documentation, unsafe code, and licences of dependencies
+    Check(check::Options),
     /// Measure blk and net through driver domains, beside the drivers linked into the guest
     Bench(bench::Options),
     /// Print sizes of images and of the hypervisor against their budgets
@@ -63,7 +63,7 @@ fn execute(command: Command) -> Result<()> {
         }
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::test(&options),
-        Command::Check => check::check(),
+        Command::Check(options) => check::check(&options),
         Command::Bench(options) => bench::bench(&options),
         Command::Sizes(options) => sizes::sizes(&options),
     }

@@ -90,6 +90,8 @@ pub struct Package {
     pub license: Option<String>,
     /// Registry or repository; none for packages of the workspace.
     pub source: Option<String>,
+    /// Its `Cargo.toml`.
+    pub manifest_path: PathBuf,
     /// What can be built from it.
     pub targets: Vec<Target>,
 }
