@@ -35,6 +35,7 @@ pub fn stopping() -> bool {
 /// Ends the machine: QEMU exits with `code << 1 | 1`; without its exit device
 /// the core halts.
 pub fn power_off(code: u8) -> ! {
+    serial::stop_queueing();
     // SAFETY: the port is QEMU's exit device, or nobody's.
     unsafe { Port::<u8>::new(DEBUG_EXIT).write(code) };
     cpu::halt()

@@ -1,8 +1,14 @@
 //! The console: COM1 by polling, the `log` backend, tagged lines for domains.
 //!
 //! Every line has the form `[name] text`; the hypervisor's own name is `hv`.
+//!
+//! While the node boots, and once it panics, writers wait for the line. In
+//! between nobody does: lines go into a queue, which the cores empty as fast as
+//! the UART takes it ([`drain`]), outside of the node's lock. Lines that find
+//! no room are dropped and counted.
 #![allow(unsafe_code)]
 
+use alloc::collections::VecDeque;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,9 +28,15 @@ const POLLS: u32 = 100_000;
 /// Longest line of the hypervisor's own log; the rest is cut off.
 pub const LINE: usize = 240;
 
+/// Bytes of lines that wait.
+const QUEUE: usize = 16 << 10;
+
 struct Uart {
     present: bool,
     room: u32,
+    /// Lines go here instead of waiting for the line. It never grows.
+    queue: Option<VecDeque<u8>>,
+    dropped: usize,
 }
 
 impl Uart {
@@ -45,22 +57,45 @@ impl Uart {
         self.room = 0;
     }
 
+    /// Whether the UART takes a byte now.
+    fn has_room(&mut self) -> bool {
+        // SAFETY: as in `init`; reading the status has no effect that matters.
+        if self.room == 0 && unsafe { Port::<u8>::new(LSR).read() } & LSR_THR_EMPTY != 0 {
+            self.room = FIFO;
+        }
+        self.room > 0
+    }
+
     fn byte(&mut self, byte: u8) {
-        let mut polls = 0;
-        while self.present && self.room == 0 {
-            // SAFETY: as in `init`; reading the status has no effect that matters.
-            if unsafe { Port::<u8>::new(LSR).read() } & LSR_THR_EMPTY != 0 {
-                self.room = FIFO;
+        if let Some(queue) = &mut self.queue {
+            // `line` looked whether there is room.
+            if queue.len() < QUEUE {
+                queue.push_back(byte);
             }
-            polls += 1;
-            if polls == POLLS {
-                self.present = false;
+            PENDING.store(true, Ordering::Relaxed);
+            return;
+        }
+        for _ in 0..POLLS {
+            if !self.present {
+                return;
+            }
+            if self.has_room() {
+                return self.put(byte);
             }
         }
-        if self.present {
-            self.room -= 1;
-            // SAFETY: as in `init`.
-            unsafe { Port::<u8>::new(COM1).write(byte) };
+        self.present = false;
+    }
+
+    fn put(&mut self, byte: u8) {
+        self.room = self.room.saturating_sub(1);
+        // SAFETY: as in `init`.
+        unsafe { Port::<u8>::new(COM1).write(byte) };
+    }
+
+    /// Waits until the queue is empty, and has writers wait from now on.
+    fn stop_queueing(&mut self) {
+        for byte in self.queue.take().into_iter().flatten() {
+            self.byte(byte);
         }
     }
 
@@ -75,6 +110,11 @@ impl Uart {
     }
 
     fn line(&mut self, tag: &str, text: &[u8]) {
+        let len = tag.len().saturating_add(text.len()).saturating_add(5);
+        if self.queue.as_ref().is_some_and(|q| QUEUE.saturating_sub(q.len()) < len) {
+            self.dropped = self.dropped.saturating_add(len);
+            return;
+        }
         self.byte(b'[');
         self.text(tag.as_bytes());
         self.byte(b']');
@@ -89,7 +129,9 @@ impl Uart {
     }
 }
 
-static UART: Mutex<Uart> = Mutex::new(Uart { present: false, room: 0 });
+static UART: Mutex<Uart> = Mutex::new(Uart { present: false, room: 0, queue: None, dropped: 0 });
+/// There is something in the queue.
+static PENDING: AtomicBool = AtomicBool::new(false);
 /// Set by a panic: from then on nobody waits for the lock.
 static FORCED: AtomicBool = AtomicBool::new(false);
 
@@ -98,7 +140,7 @@ fn with_uart(f: impl FnOnce(&mut Uart)) {
         match UART.try_lock() {
             Some(mut uart) => f(&mut uart),
             // The holder is stopped for good: write past it.
-            None => f(&mut Uart { present: true, room: 0 }),
+            None => f(&mut Uart { present: true, room: 0, queue: None, dropped: 0 }),
         }
     } else {
         f(&mut UART.lock());
@@ -115,6 +157,44 @@ pub fn init() {
     }
 }
 
+/// From now on nobody waits for the line, which [`drain`] serves. Allocates.
+pub fn start_queueing() {
+    with_uart(|uart| uart.queue = Some(VecDeque::with_capacity(QUEUE)));
+}
+
+/// Writes what waits, and has writers wait for the line again.
+pub fn stop_queueing() {
+    with_uart(Uart::stop_queueing);
+}
+
+/// Writes as much of the queue as the UART takes at once. Returns whether
+/// something is left.
+pub fn drain() -> bool {
+    if !PENDING.load(Ordering::Relaxed) {
+        return false;
+    }
+    // Who has the lock writes or drains.
+    let Some(mut uart) = UART.try_lock() else { return true };
+    for _ in 0..FIFO {
+        if uart.present && !uart.has_room() {
+            return true;
+        }
+        let Some(byte) = uart.queue.as_mut().and_then(VecDeque::pop_front) else {
+            let dropped = core::mem::take(&mut uart.dropped);
+            PENDING.store(false, Ordering::Relaxed);
+            drop(uart);
+            if dropped > 0 {
+                say(format_args!("the console is too slow: {dropped} bytes were dropped"));
+            }
+            return dropped > 0;
+        };
+        if uart.present {
+            uart.put(byte);
+        }
+    }
+    true
+}
+
 /// From now on nobody waits for the console's lock: for a panic, whose other
 /// cores are stopped, perhaps while one of them writes.
 pub fn force() {
@@ -123,6 +203,7 @@ pub fn force() {
         // Somebody was stopped within a line: end it.
         with_uart(|uart| uart.text_end());
     }
+    stop_queueing();
 }
 
 /// Writes `text` in lines that carry `tag`; each `\n` ends a line, and so does

@@ -59,6 +59,7 @@ extern "C" fn on_final_stack() -> ! {
     if let Err(e) = bring_up(phys, &platform, cores) {
         panic!("{e}");
     }
+    serial::start_queueing();
     memmap::seal();
     smp::release();
     run(0)

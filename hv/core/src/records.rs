@@ -48,6 +48,45 @@ impl Deaths {
     }
 }
 
+/// What a domain may put on the serial line, which all share and which is
+/// slow: a token bucket of bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct LineQuota {
+    left: u64,
+    since: u64,
+    dropped: u64,
+}
+
+impl LineQuota {
+    /// Bytes that a domain may write at once.
+    pub const BURST: u64 = 16 << 10;
+    /// ns after which it may write one more: about 4 KiB a second.
+    pub const NS_PER_BYTE: u64 = 250_000;
+
+    /// A quota of which nothing is used at time `now`.
+    pub fn new(now: u64) -> Self {
+        Self { left: Self::BURST, since: now, dropped: 0 }
+    }
+
+    /// Takes `bytes` at time `now` (ns). `None` if they are too many: they are
+    /// not to be written. Otherwise how many bytes were refused before.
+    pub fn take(&mut self, bytes: u64, now: u64) -> Option<u64> {
+        let earned = now.saturating_sub(self.since) / Self::NS_PER_BYTE;
+        self.since = self.since.saturating_add(earned.saturating_mul(Self::NS_PER_BYTE));
+        self.left = self.left.saturating_add(earned).min(Self::BURST);
+        match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                Some(core::mem::take(&mut self.dropped))
+            }
+            None => {
+                self.dropped = self.dropped.saturating_add(bytes);
+                None
+            }
+        }
+    }
+}
+
 /// A byte ring of console entries. Cursors count bytes ever written, so a
 /// reader that fell behind sees where the oldest kept entry begins.
 #[derive(Debug)]

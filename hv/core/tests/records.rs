@@ -1,6 +1,6 @@
 //! The console log keeps the newest entries, whole, and resumes at a cursor.
 
-use hv_core::records::Console;
+use hv_core::records::{Console, LineQuota};
 use ring_proto::hypercall::LogHeader;
 use zerocopy::FromBytes;
 
@@ -46,4 +46,22 @@ fn console_returns_whole_entries_only() {
     assert_eq!(texts(&out[..n]), ["one"]);
     let (n, _) = c.copy_out(cursor, &mut out);
     assert_eq!(texts(&out[..n]), ["two"]);
+}
+
+#[test]
+fn a_domain_writes_its_share_of_the_line_and_no_more() {
+    let mut quota = LineQuota::new(0);
+    assert_eq!(quota.take(LineQuota::BURST, 5), Some(0));
+    assert_eq!(quota.take(1, 5), None, "used up");
+    assert_eq!(quota.take(7, LineQuota::NS_PER_BYTE - 1), None);
+    assert_eq!(quota.take(1, LineQuota::NS_PER_BYTE), Some(8), "one byte earned, eight refused");
+    assert_eq!(quota.take(1, LineQuota::NS_PER_BYTE * 2 - 1), None);
+    // Without end, and without end of time.
+    let second = 1_000_000_000;
+    let flood = |from: u64| (0..100_000).map(move |i| from + second + i * second / 100_000);
+    let written = flood(0).filter(|&now| quota.take(100, now).is_some()).count() as u64;
+    assert!((60..=2 * second / LineQuota::NS_PER_BYTE / 100).contains(&written), "{written}");
+    assert!(quota.take(LineQuota::BURST, u64::MAX).is_some());
+    assert_eq!(quota.take(LineQuota::BURST + 1, u64::MAX), None, "never more than the burst");
+    assert_eq!(quota.take(u64::MAX, 0), None);
 }

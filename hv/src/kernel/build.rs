@@ -6,7 +6,7 @@ use hv_core::{
     bundle::validate,
     domain::{ByDomain, Domain, Life},
     memory::{Kind, Space},
-    records::{Console, Deaths},
+    records::{Console, Deaths, LineQuota},
     sched::Scheduler,
 };
 use ring_proto::{
@@ -155,6 +155,7 @@ impl Node {
             asleep: false,
             orders: Orders::default(),
             stale: None,
+            line: LineQuota::new(0),
         });
         self.devices.add_domain(id, &space, config)?;
         self.domains.push(Domain::new(id, config.clone(), space, core));

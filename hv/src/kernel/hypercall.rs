@@ -148,7 +148,16 @@ impl Node {
         }
         let d = &self.domains[caller];
         self.console.push(caller, d.generation, now, text);
-        serial::tagged(&d.config.name, text);
+        // Each line gets a tag and an end.
+        let lines = text.split(|&b| b == b'\n').count();
+        let shown = lines.saturating_mul(d.config.name.len().saturating_add(5));
+        let cost = shown.saturating_add(text.len()) as u64;
+        if let Some(dropped) = self.guests[caller].line.take(cost, now) {
+            if dropped > 0 {
+                log::warn!("{}: {dropped} bytes are not shown here: too many", d.config.name);
+            }
+            serial::tagged(&d.config.name, text);
+        }
         Ok(0)
     }
 

@@ -23,7 +23,7 @@ use core::{
 
 use hv_core::{
     domain::{ByDomain, Domain, Life},
-    records::{Console, Deaths},
+    records::{Console, Deaths, LineQuota},
     sched::{Decision, Scheduler},
 };
 use ring_proto::{
@@ -83,6 +83,8 @@ struct Guest {
     /// Translations were taken away and caches are to be flushed; `true`: the
     /// devices', too.
     stale: Option<bool>,
+    /// What it may put on the serial line.
+    line: LineQuota,
 }
 
 /// One end of a connection.
@@ -130,6 +132,8 @@ pub struct Node {
     next_event_poll: u64,
 }
 
+/// Most ns between two writes to a serial line for which something waits.
+const DRAIN: u64 = 1_000_000;
 /// Least ns between two looks at the IOMMU's event log.
 const EVENT_POLL: u64 = 5_000_000;
 
@@ -178,8 +182,8 @@ pub fn run(core: u16) -> ! {
                 if last.replace(domain) != Some(domain) {
                     svm::forget_branches();
                 }
-                arm(until);
                 let from = time::now_ns();
+                arm(if serial::drain() { until.min(from.saturating_add(DRAIN)) } else { until });
                 let exit = vcpu.run();
                 IN_GUEST[usize::from(core)].store(0, Ordering::Release);
                 let to = time::now_ns();
@@ -197,8 +201,12 @@ pub fn run(core: u16) -> ! {
             }
             Step::Idle(until) => {
                 drop(node);
-                arm(until);
-                cpu::idle();
+                if serial::drain() {
+                    cpu::interrupt_window();
+                } else {
+                    arm(until);
+                    cpu::idle();
+                }
                 node = lock();
             }
         }
@@ -239,6 +247,7 @@ impl Node {
     fn ran(&mut self, domain: DomainId, vcpu: SvmVcpu, exit: Exit, ns: u64, now: u64) {
         self.guests[domain].vcpu = Some(vcpu);
         self.domains[domain].stats.exits += 1;
+        let begun = time::now_ns();
         let hung = self.sched.charge(domain, ns, now);
         match exit {
             Exit::Resume | Exit::Interrupt => {}
@@ -252,6 +261,9 @@ impl Node {
         if hung && self.domains[domain].is_alive() {
             self.fault(domain, Reason::Watchdog, 0, 0, now);
         }
+        // What was done for it is part of its share.
+        let end = time::now_ns();
+        self.sched.charge(domain, end.saturating_sub(begun), end);
     }
 
     /// A device that reached for what is not its own ends its owner's
