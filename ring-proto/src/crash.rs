@@ -71,7 +71,8 @@ pub struct CrashRecord {
     pub restarted_ns: u64,
     /// When the next generation declared itself ready; 0 = not yet.
     pub ready_ns: u64,
-    /// For nested faults: the guest-physical address.
+    /// For nested faults: the guest-physical address. For IOMMU faults: the address that the
+    /// device used.
     pub fault_address: u64,
     /// The hypervisor's exit code (EXITCODE) that showed the death, if any.
     pub exit_code: u64,

@@ -92,7 +92,7 @@ pub enum EventKind {
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IOMMU: {:?} at {:#x} by {}", self.kind, self.address, self.bdf)
+        write!(f, "refused by the IOMMU: {:?} at {:#x} by {}", self.kind, self.address, self.bdf)
     }
 }
 

@@ -5,7 +5,7 @@
 //! interrupts are off, what it had mapped is unmapped, and what it had granted
 //! is withdrawn.
 
-use core::sync::atomic::Ordering;
+use core::{fmt::Write, sync::atomic::Ordering};
 
 use hv_core::domain::Life;
 use ring_proto::{
@@ -16,8 +16,8 @@ use ring_proto::{
 };
 use zerocopy::{FromZeros, transmute};
 
-use super::{Answer, Node};
-use crate::{time, vt::Vcpu};
+use super::{Answer, Node, restore::copy_text};
+use crate::{iommu, time, vt::Vcpu};
 
 /// Offsets in `conn::EndPage`.
 const STATE: u64 = 0;
@@ -123,11 +123,23 @@ impl Node {
     }
 
     /// Ends a generation because somebody asked for it.
-    pub(super) fn end_on_order(&mut self, domain: DomainId, reason: Reason, now: u64) {
+    pub(super) fn end_on_order(
+        &mut self,
+        domain: DomainId,
+        reason: Reason,
+        event: Option<iommu::Event>,
+        now: u64,
+    ) {
         match self.domains[domain].life {
             Life::Running => {
-                let report = self.describe(domain, reason);
-                self.end(domain, reason, report, 0, 0, now);
+                let mut report = self.describe(domain, reason);
+                if let Some(event) = event {
+                    let mut text = heapless::String::<96>::new();
+                    // Longest: a number of 16 digits and a few words.
+                    let _ = write!(text, "{event}");
+                    copy_text(&mut report.message, &text);
+                }
+                self.end(domain, reason, report, event.map_or(0, |e| e.address), 0, now);
             }
             Life::Building(_) if reason == Reason::Operator => {
                 self.domains[domain].life = Life::Dead;

@@ -36,7 +36,7 @@ use ring_proto::{
 use spin::{Mutex, MutexGuard, Once};
 
 use crate::{
-    apic, cpu, irq, serial,
+    apic, cpu, iommu, irq, serial,
     table::PageTable,
     time,
     vt::{
@@ -65,6 +65,8 @@ static IN_GUEST: [AtomicU32; cpu::MAX_CORES] = [const { AtomicU32::new(0) }; cpu
 struct Orders {
     /// End the generation.
     end: Option<Reason>,
+    /// What its device did, if that is the reason.
+    event: Option<iommu::Event>,
     /// Then begin the next.
     start: bool,
 }
@@ -136,6 +138,8 @@ pub struct Node {
 const DRAIN: u64 = 1_000_000;
 /// Least ns between two looks at the IOMMU's event log.
 const EVENT_POLL: u64 = 5_000_000;
+/// Most ns until an idle core looks.
+const IDLE_EVENT_POLL: u64 = 50_000_000;
 
 fn lock() -> MutexGuard<'static, Node> {
     match NODE.get() {
@@ -224,7 +228,7 @@ impl Node {
             return Step::Again;
         }
         match self.sched.pick(core, now) {
-            Decision::Idle(until) => Step::Idle(until),
+            Decision::Idle(until) => Step::Idle(until.min(now.saturating_add(IDLE_EVENT_POLL))),
             Decision::Run(domain, until) => {
                 let guest = &mut self.guests[domain];
                 let Some(mut vcpu) = guest.vcpu.take() else {
@@ -269,14 +273,27 @@ impl Node {
     /// A device that reached for what is not its own ends its owner's
     /// generation.
     fn take_iommu_events(&mut self) {
-        /// A storm of events is answered by ending its cause; no need to read it all.
-        const MOST: usize = 16;
+        /// More than any log holds: what was there before is gone afterwards.
+        const MOST: usize = 1024;
+        /// Events of nobody, which are worth a line each.
+        const NAMED: usize = 4;
+        let mut strange = 0;
         for _ in 0..MOST {
             let Some((event, owner)) = self.devices.poll_event() else { break };
-            log::warn!("IOMMU: {event:x?}");
-            // What an ended generation left in the log is not its successor's.
-            if let Some(owner) = owner.filter(|&owner| self.is_running(owner)) {
-                self.guests[owner].orders.end = Some(Reason::IommuFault);
+            let Some(owner) = owner else {
+                strange += 1;
+                if strange <= NAMED {
+                    log::warn!("{event} is nobody's");
+                }
+                continue;
+            };
+            // The first one counts; and what an ended generation left in the
+            // log is not its successor's.
+            if self.is_running(owner) && self.guests[owner].orders.event.is_none() {
+                // At once, for its core may take a while to end it.
+                self.devices.quiesce(owner);
+                let orders = &mut self.guests[owner].orders;
+                (orders.end, orders.event) = (Some(Reason::IommuFault), Some(event));
                 self.kick(self.domains[owner].core);
             }
         }
@@ -375,7 +392,7 @@ impl Node {
             let orders = core::mem::take(&mut self.guests[id].orders);
             if let Some(reason) = orders.end {
                 any = true;
-                self.end_on_order(id, reason, now);
+                self.end_on_order(id, reason, orders.event, now);
                 let d = &mut self.domains[id];
                 if !orders.start && d.life == Life::Dead && reason == Reason::Operator {
                     d.life = Life::Stopped;

@@ -165,7 +165,7 @@ impl Node {
 }
 
 /// Copies text, leaving at least one NUL after it.
-fn copy_text(to: &mut [u8], text: &str) {
+pub(super) fn copy_text(to: &mut [u8], text: &str) {
     let room = to.len().saturating_sub(1);
     for (to, from) in to.iter_mut().take(room).zip(text.bytes()) {
         *to = from;
