@@ -4,6 +4,14 @@
 //! short lengths are fixed-size loads and stores, long ones are one `rep`
 //! instruction.
 #![allow(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        reason = "offsets into the caller's `n` bytes, each below a branch that says how large n is"
+    )
+)]
 
 use core::arch::asm;
 

@@ -26,7 +26,7 @@ unsafe extern "C" fn memmove(dst: *mut u8, src: *const u8, n: usize) -> *mut u8 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(dst: *mut u8, byte: i32, n: usize) -> *mut u8 {
     // SAFETY: the caller's promise.
-    unsafe { mem::fill(dst, byte as u8, n) };
+    unsafe { mem::fill(dst, byte.to_le_bytes()[0], n) };
     dst
 }
 

@@ -10,7 +10,13 @@ use ring_proto::{
     shm::SharedMem,
 };
 
-use crate::start::{boot, text};
+use crate::{
+    panic::give_up,
+    start::{boot, text},
+};
+
+/// Bytes from one connection's pages to the next's.
+const STRIDE: u64 = 2 * PAGE_SIZE as u64;
 
 /// A connection that the manifest gives this domain.
 #[derive(Clone, Copy)]
@@ -57,7 +63,8 @@ pub fn all(protocol: Protocol, role: Role) -> impl Iterator<Item = Connection> {
 
 /// The port of connection slot `slot`.
 pub fn port(slot: usize) -> Port {
-    PORT_CONNECTIONS + slot as Port
+    // There are few slots; a port that is not there has no events.
+    PORT_CONNECTIONS.saturating_add(Port::try_from(slot).unwrap_or(Port::MAX))
 }
 
 /// The pages of connection slot `slot`.
@@ -68,14 +75,15 @@ pub fn port(slot: usize) -> Port {
 pub fn pages(slot: usize) -> Pages {
     let count = boot().connection_count as usize;
     assert!(slot < count, "no connection {slot}");
-    let own = layout::CONNECTIONS + slot as u64 * 2 * PAGE_SIZE as u64;
+    let offset = (slot as u64).saturating_mul(STRIDE);
+    let own = layout::CONNECTIONS.saturating_add(offset);
     let view = |address: u64| {
         // SAFETY: the hypervisor maps both pages for the domain's whole life
         // and nothing makes a reference to them; the peer's is only read.
         unsafe { SharedMem::new(address as *mut u8, PAGE_SIZE) }
     };
-    match Pages::new(view(own), view(own + PAGE_SIZE as u64)) {
+    match Pages::new(view(own), view(own.saturating_add(PAGE_SIZE as u64))) {
         Some(pages) => pages,
-        None => unreachable!("a page holds an EndPage"),
+        None => give_up(format_args!("a page is smaller than an EndPage")),
     }
 }

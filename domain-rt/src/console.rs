@@ -16,13 +16,16 @@ impl<const N: usize> Line<N> {
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        self.bytes.get(..self.len).unwrap_or(&self.bytes)
     }
 
     /// Ends with a newline, over the last byte if it must.
     fn end(&mut self) {
-        self.len = self.len.min(N - 1) + 1;
-        self.bytes[self.len - 1] = b'\n';
+        let last = self.len.min(N.saturating_sub(1));
+        if let Some(byte) = self.bytes.get_mut(last) {
+            *byte = b'\n';
+            self.len = last.saturating_add(1);
+        }
     }
 
     pub(crate) fn into_bytes(self) -> [u8; N] {
@@ -32,12 +35,13 @@ impl<const N: usize> Line<N> {
 
 impl<const N: usize> Write for Line<N> {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        let mut end = text.len().min(N - self.len);
-        while !text.is_char_boundary(end) {
-            end -= 1;
+        let room = self.bytes.get_mut(self.len..).unwrap_or_default();
+        // What does not fit is cut off between two characters.
+        let end = text.floor_char_boundary(room.len());
+        for (to, from) in room.iter_mut().zip(text.bytes().take(end)) {
+            *to = from;
         }
-        self.bytes[self.len..self.len + end].copy_from_slice(&text.as_bytes()[..end]);
-        self.len += end;
+        self.len = self.len.saturating_add(end);
         Ok(())
     }
 }

@@ -12,34 +12,46 @@ use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
 use crate::{ranges::Ranges, single::Single, start::boot};
 
+const PAGE: u64 = PAGE_SIZE as u64;
+
 static POOL: Single<Option<Ranges>> = Single::new(None);
 
 fn with_pool<R>(f: impl FnOnce(&mut Ranges) -> R) -> R {
     POOL.with(|pool| {
         f(pool.get_or_insert_with(|| {
-            let pages = boot().dma_len / PAGE_SIZE as u64;
+            let pages = boot().dma_len / PAGE;
             Ranges::new(0..u32::try_from(pages).unwrap_or(u32::MAX))
         }))
     })
+}
+
+/// Address of a page of the pool.
+fn page_address(page: u32) -> u64 {
+    layout::DMA_POOL.saturating_add(u64::from(page).saturating_mul(PAGE_SIZE as u64))
 }
 
 /// Zeroed pool memory of at least `len` bytes, page aligned.
 pub fn alloc(len: usize) -> Option<SharedMem> {
     let pages = u32::try_from(len.div_ceil(PAGE_SIZE)).ok()?;
     let first = with_pool(|pool| pool.alloc(pages))?;
-    let address = layout::DMA_POOL + u64::from(first) * PAGE_SIZE as u64;
+    let address = page_address(first);
+    let len = (pages as usize).saturating_mul(PAGE_SIZE);
     // SAFETY: the pool is mapped for the domain's whole life, and no Rust
     // reference is ever made to it.
-    let memory = unsafe { SharedMem::new(address as *mut u8, pages as usize * PAGE_SIZE) };
+    let memory = unsafe { SharedMem::new(address as *mut u8, len) };
     memory.clear();
     Some(memory)
 }
 
 /// Gives memory of [`alloc()`] back. The device must be done with it.
 pub fn free(memory: SharedMem) {
-    let first = (memory.address().wrapping_sub(layout::DMA_POOL) / PAGE_SIZE as u64) as u32;
-    let pages = (memory.len() / PAGE_SIZE) as u32;
-    with_pool(|pool| pool.free(first..first.saturating_add(pages)));
+    let offset = memory.address().wrapping_sub(layout::DMA_POOL);
+    let first = u32::try_from(offset / PAGE);
+    let pages = u32::try_from(memory.len() / PAGE_SIZE);
+    // Both fit: what is given back was in the pool.
+    if let (Ok(first), Ok(pages)) = (first, pages) {
+        with_pool(|pool| pool.free(first..first.saturating_add(pages)));
+    }
 }
 
 /// Copies between two shared regions, which must not overlap; `false` if a
@@ -69,9 +81,9 @@ pub fn copy(from: SharedMem, to: SharedMem) -> bool {
 /// Whether the device reaches `address` as it is: pool or granted memory.
 fn reachable(address: u64) -> bool {
     let boot = boot();
-    let pool = layout::DMA_POOL..layout::DMA_POOL + boot.dma_len;
-    let window = layout::GRANT_WINDOW
-        ..layout::GRANT_WINDOW + u64::from(boot.grant_window_pages) * PAGE_SIZE as u64;
+    let pool = layout::DMA_POOL..layout::DMA_POOL.saturating_add(boot.dma_len);
+    let window = u64::from(boot.grant_window_pages).saturating_mul(PAGE_SIZE as u64);
+    let window = layout::GRANT_WINDOW..layout::GRANT_WINDOW.saturating_add(window);
     pool.contains(&address) || window.contains(&address)
 }
 
@@ -97,8 +109,9 @@ unsafe impl Hal for DmaHal {
     }
 
     unsafe fn dma_dealloc(address: PhysAddr, _: NonNull<u8>, pages: usize) -> i32 {
+        let len = pages.saturating_mul(PAGE_SIZE);
         // SAFETY: the caller got this memory from `dma_alloc`.
-        free(unsafe { SharedMem::new(address as *mut u8, pages * PAGE_SIZE) });
+        free(unsafe { SharedMem::new(address as *mut u8, len) });
         0
     }
 

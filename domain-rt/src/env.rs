@@ -70,20 +70,23 @@ pub fn free_window(first: u32, count: u32) {
 
 /// Address of a page of the window.
 fn window_address(page: u32) -> u64 {
-    layout::GRANT_WINDOW + u64::from(page) * PAGE_SIZE as u64
+    layout::GRANT_WINDOW.saturating_add(u64::from(page).saturating_mul(PAGE_SIZE as u64))
 }
 
 /// Splits a range into batches that one hypercall takes.
 fn batches(first: u32, count: u32) -> impl Iterator<Item = (u32, u32)> {
-    let batch = MAX_GRANT_BATCH as u32;
-    (0..count).step_by(batch as usize).map(move |done| (first + done, batch.min(count - done)))
+    let batch = u32::try_from(MAX_GRANT_BATCH).unwrap_or(u32::MAX);
+    (0..count).step_by(batch as usize).map(move |done| {
+        // No caller's range ends beyond the numbers there are.
+        (first.saturating_add(done), batch.min(count.saturating_sub(done)))
+    })
 }
 
 fn entry(gref: GrantRef) -> Option<&'static AtomicU64> {
     if gref >= boot().grant_entries {
         return None;
     }
-    let address = layout::GRANT_TABLE + u64::from(gref) * 8;
+    let address = layout::GRANT_TABLE.saturating_add(u64::from(gref).saturating_mul(8));
     // SAFETY: within the grant table, which is mapped for the domain's whole
     // life and only ever accessed by atomics.
     Some(unsafe { AtomicU64::from_ptr(address as *mut u64) })
@@ -133,9 +136,9 @@ impl ring_ends::Env for DomainEnv {
         if window_end > boot().grant_window_pages || count == 0 {
             return Err(Error::BadArgument);
         }
-        for (gref, n) in batches(first, end - first) {
-            let done = gref - first;
-            let target = window_address(window_page + done);
+        for (gref, n) in batches(first, end.saturating_sub(first)) {
+            let done = gref.saturating_sub(first);
+            let target = window_address(window_page.saturating_add(done));
             if let Err(error) = hypercall::grant_map(granter, gref, n, target, flags) {
                 if done > 0 {
                     self.unmap(window_page, done)?;
@@ -143,7 +146,7 @@ impl ring_ends::Env for DomainEnv {
                 return Err(error);
             }
         }
-        let len = count as usize * PAGE_SIZE;
+        let len = (count as usize).saturating_mul(PAGE_SIZE);
         // SAFETY: just mapped. A mapping whose grant is revoked is backed by a
         // scratch page, so the bytes stay accessible until `unmap`; from then
         // on the caller no longer uses the view.

@@ -21,7 +21,7 @@ use ring_proto::{
     layout,
 };
 
-use crate::{hypercall, time};
+use crate::{hypercall, panic::give_up, time};
 
 /// Bits that were moved out of the page and not yet handed to anybody.
 static TAKEN: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
@@ -71,9 +71,9 @@ fn collect() {
 /// Takes all pending events.
 pub fn take_all() -> Events {
     collect();
-    Events(core::array::from_fn(|i| {
-        let bits = TAKEN[i].load(Ordering::Relaxed);
-        TAKEN[i].store(0, Ordering::Relaxed);
+    Events(TAKEN.each_ref().map(|word| {
+        let bits = word.load(Ordering::Relaxed);
+        word.store(0, Ordering::Relaxed);
         bits
     }))
 }
@@ -93,7 +93,7 @@ pub fn take(port: Port) -> bool {
 /// What is pending, without taking it.
 pub(crate) fn peek() -> Events {
     collect();
-    Events(core::array::from_fn(|i| TAKEN[i].load(Ordering::Relaxed)))
+    Events(TAKEN.each_ref().map(|word| word.load(Ordering::Relaxed)))
 }
 
 /// Whether any event is pending.
@@ -137,7 +137,7 @@ fn obey() {
         return;
     }
     match Inject::from_raw(word.swap(0, Ordering::Relaxed)) {
-        Some(Inject::Panic) => panic!("ordered by the operator"),
+        Some(Inject::Panic) => give_up(format_args!("ordered by the operator")),
         Some(Inject::NullWrite) => null_write(),
         Some(Inject::Loop) => loop {
             core::hint::spin_loop();

@@ -95,6 +95,7 @@ unsafe extern "C" {
 /// What the stubs and the CPU pushed.
 #[repr(C)]
 struct Frame {
+    /// RAX, RBX, RCX, RDX, RSI, RDI, RBP, R8 to R15.
     registers: [u64; 15],
     vector: u64,
     error_code: u64,
@@ -108,16 +109,17 @@ struct Frame {
 extern "C" fn exception(frame: &Frame) -> ! {
     let mut report = CrashReport::new_zeroed();
     report.reason = Reason::Exception as u32;
-    report.vector = frame.vector as u32;
+    // The stubs push numbers below 32.
+    report.vector = u32::try_from(frame.vector).unwrap_or(u32::MAX);
     report.error_code = frame.error_code;
     report.rip = frame.rip;
     report.rsp = frame.rsp;
     report.cr2 = Cr2::read_raw();
     report.registers = frame.registers;
+    let [.., rbp, _, _, _, _, _, _, _, _] = frame.registers;
     // The innermost address is that of the instruction itself.
-    report.backtrace[0] = frame.rip;
-    let chain = backtrace(frame.registers[RBP]);
-    for (to, from) in report.backtrace.iter_mut().skip(1).zip(chain) {
+    let chain = core::iter::once(frame.rip).chain(backtrace(rbp));
+    for (to, from) in report.backtrace.iter_mut().zip(chain) {
         *to = from;
     }
     let mut message = Line::<192>::new();
@@ -125,9 +127,6 @@ extern "C" fn exception(frame: &Frame) -> ! {
     report.message = message.into_bytes();
     hypercall::crash(&report)
 }
-
-/// Place of RBP among the pushed registers.
-const RBP: usize = 6;
 
 const fn name(vector: u64) -> &'static str {
     match vector {
@@ -151,8 +150,8 @@ const fn name(vector: u64) -> &'static str {
 pub(crate) fn init() {
     // SAFETY: called once, before anything else; nobody else touches TABLES.
     let tables: &'static mut Tables = unsafe { (&raw mut TABLES).as_mut_unchecked() };
-    let top = VirtAddr::from_ptr(&raw const tables.stack) + STACK as u64;
-    tables.tss.interrupt_stack_table[0] = top;
+    let stack = &raw const tables.stack as u64;
+    tables.tss.interrupt_stack_table[0] = VirtAddr::new(stack.saturating_add(STACK as u64));
     // SAFETY: TABLES is a static, so the descriptor never dangles; the CPU
     // changes the TSS nowhere that Rust looks.
     let tss = unsafe { Descriptor::tss_segment_unchecked(&raw const tables.tss) };
@@ -193,7 +192,8 @@ pub(crate) fn init() {
 
 fn set<F>(entry: &mut Entry<F>, vector: usize) {
     debug_assert!(vector < VECTORS);
-    let stub = &raw const domain_exception_stubs as u64 + vector as u64 * STUB;
+    let stubs = &raw const domain_exception_stubs as u64;
+    let stub = stubs.saturating_add((vector as u64).saturating_mul(STUB));
     // SAFETY: the stub follows the CPU's convention for `vector` and never
     // returns; IST entry 0 is set before the table is loaded.
     unsafe {

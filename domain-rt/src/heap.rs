@@ -55,9 +55,10 @@ impl Heap {
     }
 
     pub(crate) fn init(&self, base: u64, len: u64) {
+        let size = usize::try_from(len).unwrap_or(0);
         // SAFETY: the hypervisor gives [HEAP, HEAP + heap_len) to this domain
         // and nothing but this allocator uses it.
-        let claimed = unsafe { self.0.lock().claim(base as *mut u8, len as usize) };
+        let claimed = unsafe { self.0.lock().claim(base as *mut u8, size) };
         assert!(claimed.is_some(), "a heap of {len} bytes is too small");
     }
 }

@@ -52,10 +52,15 @@ fn plain(nr: Nr, arguments: [u64; 5]) -> Result<u64, Error> {
     unsafe { call(nr, arguments) }
 }
 
+/// A number of the ABI as one of this machine, which has as many bits.
+fn number(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
 /// Appends text to the domain's console. Lost if the hypervisor refuses it:
 /// there is no other place to say so.
 pub fn console_write(text: &[u8]) {
-    for piece in text.chunks(MAX_CONSOLE_WRITE as usize) {
+    for piece in text.chunks(number(MAX_CONSOLE_WRITE)) {
         // SAFETY: the hypervisor reads the borrowed slice.
         let _ =
             unsafe { call(Nr::ConsoleWrite, [piece.as_ptr() as u64, piece.len() as u64, 0, 0, 0]) };
@@ -103,10 +108,9 @@ pub fn grant_revoke(first: GrantRef, count: u32) -> Result<(), Error> {
 /// For operations from a grant, `local` must name memory that may be
 /// overwritten with any bytes.
 pub unsafe fn grant_copy(operations: &[GrantCopyOp]) -> Result<usize, Error> {
-    let count = operations.len().min(MAX_COPY_BATCH as usize);
+    let count = operations.len().min(number(MAX_COPY_BATCH));
     // SAFETY: the slice is borrowed; the caller vouches for what it names.
-    unsafe { call(Nr::GrantCopy, [operations.as_ptr() as u64, count as u64, 0, 0, 0]) }
-        .map(|done| done as usize)
+    unsafe { call(Nr::GrantCopy, [operations.as_ptr() as u64, count as u64, 0, 0, 0]) }.map(number)
 }
 
 /// Gives up the rest of the time slice.
@@ -142,7 +146,7 @@ fn spin() -> ! {
 /// Reads 1, 2 or 4 bytes of an own function's configuration space.
 pub fn pci_config_read(slot: usize, offset: u16, width: u8) -> Result<u32, Error> {
     plain(Nr::PciConfig, [slot as u64, u64::from(offset), u64::from(width), 0, 0])
-        .map(|value| value as u32)
+        .map(|value| u32::try_from(value).unwrap_or(u32::MAX))
 }
 
 /// Writes configuration space; the hypervisor lets little through.
@@ -170,14 +174,14 @@ pub fn device_enable(slot: usize, on: bool) -> Result<(), Error> {
 pub fn domain_list(out: &mut [DomainInfo]) -> Result<usize, Error> {
     // SAFETY: the hypervisor writes plain data into the borrowed slice.
     unsafe { call(Nr::DomainList, [out.as_mut_ptr() as u64, out.len() as u64, 0, 0, 0]) }
-        .map(|count| count as usize)
+        .map(number)
 }
 
 /// Fills `out` with the node's connections; returns how many there are.
 pub fn connection_list(out: &mut [ConnectionInfo]) -> Result<usize, Error> {
     // SAFETY: the hypervisor writes plain data into the borrowed slice.
     unsafe { call(Nr::ConnectionList, [out.as_mut_ptr() as u64, out.len() as u64, 0, 0, 0]) }
-        .map(|count| count as usize)
+        .map(number)
 }
 
 /// Builds and runs a domain that is stopped or dead.

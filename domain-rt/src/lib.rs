@@ -10,7 +10,7 @@
 //! | begin a program | [`entry!`], [`boot`], [`set_ready`] |
 //! | talk to the hypervisor | [`hypercall`] |
 //! | hear of things | [`events`], [`time`], [`exec`] |
-//! | share memory with another domain | [`conn`], [`mod@env`] |
+//! | share memory with another domain | [`conn`], [`mod@env`], [`refuse`] |
 //! | drive a device | [`dma`], [`virtio`] |
 //! | die well | [`fault`], [`mod@panic`] |
 //!
@@ -19,6 +19,20 @@
 //! program (panic handler, allocator, memory functions) comes in by that macro,
 //! so libraries over this crate remain testable on the host.
 #![no_std]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::arithmetic_side_effects,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo
+    )
+)]
 
 extern crate alloc;
 #[cfg(test)]
@@ -35,6 +49,7 @@ pub mod heap;
 pub mod hypercall;
 pub mod panic;
 pub mod ranges;
+pub mod refuse;
 pub mod single;
 pub mod start;
 pub mod time;

@@ -19,6 +19,15 @@ unsafe extern "C" {
     static __stack_top: u8;
 }
 
+/// Ends this generation on purpose: what a driver does when its device cannot
+/// be used any more. The next generation resets the device. Not for anything
+/// that a peer can bring about.
+#[track_caller]
+#[expect(clippy::panic, reason = "the way in which a domain ends itself")]
+pub fn give_up(why: core::fmt::Arguments<'_>) -> ! {
+    panic!("{why}")
+}
+
 /// Ends this generation with a record of the panic.
 pub fn report(info: &PanicInfo<'_>) -> ! {
     static PANICKING: AtomicBool = AtomicBool::new(false);
@@ -31,7 +40,7 @@ pub fn report(info: &PanicInfo<'_>) -> ! {
     }
     report.rsp = rsp;
     report.backtrace = backtrace(rbp);
-    report.rip = report.backtrace[0];
+    report.rip = report.backtrace.first().copied().unwrap_or(0);
     // A Display that panics must not lead here for ever: the second time the
     // record goes out without a message.
     if !PANICKING.swap(true, Ordering::Relaxed) {
@@ -56,7 +65,8 @@ pub(crate) fn backtrace(mut rbp: u64) -> [u64; BACKTRACE] {
     let stack = (&raw const __stack_bottom as u64)..(&raw const __stack_top as u64);
     let mut frames = [0; BACKTRACE];
     for frame in &mut frames {
-        if !stack.contains(&rbp) || !rbp.is_multiple_of(8) || rbp + 16 > stack.end {
+        let end = rbp.saturating_add(16);
+        if !stack.contains(&rbp) || !rbp.is_multiple_of(8) || end > stack.end {
             break;
         }
         // SAFETY: both words lie in the stack, which is mapped.

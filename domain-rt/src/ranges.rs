@@ -25,10 +25,11 @@ impl Ranges {
 
     /// The first number of `count` consecutive free ones.
     pub fn alloc(&mut self, count: u32) -> Option<u32> {
-        let at = self.free.iter().position(|range| range.end - range.start >= count)?;
+        let len = |range: &Range<u32>| range.end.saturating_sub(range.start);
+        let at = self.free.iter().position(|range| len(range) >= count)?;
         let range = self.free.get_mut(at)?;
         let first = range.start;
-        range.start += count;
+        range.start = first.saturating_add(count);
         if range.start == range.end {
             self.free.remove(at);
         }
@@ -44,12 +45,13 @@ impl Ranges {
         self.free.insert(at, range);
         // Join with the next, then with the one before.
         for i in [at, at.wrapping_sub(1)] {
-            if let (Some(left), Some(right)) = (self.free.get(i), self.free.get(i.wrapping_add(1)))
+            let next = i.wrapping_add(1);
+            if let Some(right) = self.free.get(next).cloned()
+                && let Some(left) = self.free.get_mut(i)
                 && left.end == right.start
             {
-                let end = right.end;
-                self.free[i].end = end;
-                self.free.remove(i + 1);
+                left.end = right.end;
+                self.free.remove(next);
             }
         }
     }

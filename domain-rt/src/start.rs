@@ -57,7 +57,7 @@ pub fn boot() -> &'static BootInfo {
 /// Text of a NUL-padded field of the boot information, up to the first NUL.
 pub fn text(field: &[u8]) -> &str {
     let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
-    core::str::from_utf8(&field[..end]).unwrap_or("?")
+    core::str::from_utf8(field.get(..end).unwrap_or(field)).unwrap_or("?")
 }
 
 /// Sets up what [`entry!`] promises. Called once, before `main`.

@@ -11,7 +11,10 @@ pub const MS: u64 = 1_000_000;
 pub fn now_ns() -> u64 {
     let boot = boot();
     let ticks = tsc().wrapping_sub(boot.tsc_base);
-    ((u128::from(ticks) * u128::from(boot.tsc_mult)) >> 32) as u64
+    // Two numbers of 64 bits: the product does not wrap.
+    let scaled = u128::from(ticks).wrapping_mul(u128::from(boot.tsc_mult)) >> 32;
+    // Over after some centuries.
+    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 #[allow(unsafe_code)]

@@ -258,7 +258,8 @@ impl Device {
     /// Sets up queue `index` with up to `max` slots and binds its interrupt to
     /// the port of `vector`.
     pub fn queue(&mut self, index: u16, max: u16, vector: u16) -> Result<DeviceQueue, Error> {
-        let offered = self.transport.max_queue_size(index).min(u32::from(max)) as u16;
+        let offered = self.transport.max_queue_size(index);
+        let offered = u16::try_from(offered).unwrap_or(u16::MAX).min(max);
         if offered < 2 {
             return Err(Error::NoQueue(index));
         }
@@ -279,7 +280,7 @@ impl Device {
             .ok_or(Error::BadCapability)?;
         let bell = self.notify.register(at).ok_or(Error::BadCapability)?;
         let [descriptors, avail, used] =
-            layout.areas().map(|offset| memory.address() + offset as u64);
+            layout.areas().map(|offset| memory.address().saturating_add(offset as u64));
         // The tables must be in memory before the device learns of them.
         core::sync::atomic::fence(Ordering::SeqCst);
         self.transport.queue_set(index, size.into(), descriptors, avail, used);
@@ -291,7 +292,10 @@ impl Device {
         if vector >= self.vectors.min(PORTS_PER_SLOT) {
             return Err(Error::NoVector);
         }
-        let port = PORT_IRQ + self.slot as u16 * PORTS_PER_SLOT + vector;
+        let first = u16::try_from(self.slot).ok().and_then(|slot| slot.checked_mul(PORTS_PER_SLOT));
+        let port = first
+            .and_then(|first| first.checked_add(vector)?.checked_add(PORT_IRQ))
+            .ok_or(Error::NoVector)?;
         hypercall::irq_bind(self.slot, vector, port)?;
         Ok(port)
     }
@@ -334,7 +338,7 @@ fn find(config: &Config, kind: u8) -> Result<(Registers, u32), Error> {
         let word = |at: u8| {
             capability.offset.checked_add(at).map_or(0, |at| config.read_word(function, at))
         };
-        let bar = word(4) as u8;
+        let [bar, ..] = word(4).to_le_bytes();
         let (offset, len) = (u64::from(word(8)), u64::from(word(12)));
         let multiplier = if kind == CAP_NOTIFY { word(16) } else { 0 };
         let window = config
@@ -343,12 +347,13 @@ fn find(config: &Config, kind: u8) -> Result<(Registers, u32), Error> {
             .get(usize::from(bar))
             .filter(|window| window.address != 0)
             .ok_or(Error::BadCapability)?;
-        if offset + len > window.len || !offset.is_multiple_of(4) {
+        let end = offset.checked_add(len).filter(|&end| end <= window.len);
+        if end.is_none() || !offset.is_multiple_of(4) {
             return Err(Error::BadCapability);
         }
-        let base =
-            NonNull::new((window.address + offset) as *mut u8).ok_or(Error::BadCapability)?;
-        let len = len as usize;
+        let address = window.address.checked_add(offset).ok_or(Error::BadCapability)?;
+        let base = NonNull::new(address as *mut u8).ok_or(Error::BadCapability)?;
+        let len = usize::try_from(len).map_err(|_| Error::BadCapability)?;
         return Ok((Registers { base, len }, multiplier));
     }
     Err(Error::BadCapability)

@@ -31,12 +31,8 @@ impl Config {
     }
 
     pub(super) fn function(&self) -> DeviceFunction {
-        let bdf = self.device.bdf;
-        DeviceFunction {
-            bus: (bdf >> 8) as u8,
-            device: (bdf >> 3) as u8 & 0x1f,
-            function: bdf as u8 & 7,
-        }
+        let [low, bus] = self.device.bdf.to_le_bytes();
+        DeviceFunction { bus, device: low >> 3, function: low & 7 }
     }
 
     /// The register of a BAR at its place `index`.
@@ -48,21 +44,37 @@ impl Config {
             let mask = !bar.len.wrapping_sub(1);
             if index == sized {
                 let bits = if low { mask } else { bar.address };
-                return bits as u32 & !0xf | MEMORY_64;
+                return low_half(bits);
             }
-            if index == sized + 1 {
+            if Some(index) == sized.checked_add(1) {
                 let bits = if high { mask } else { bar.address };
-                return (bits >> 32) as u32;
+                return high_half(bits);
             }
         }
-        at(index).map_or(0, |bar| bar.address as u32 & !0xf | MEMORY_64)
+        at(index).map_or(0, |bar| low_half(bar.address))
     }
+}
+
+/// The register of a 64-bit BAR with the lower half of its address.
+fn low_half(address: u64) -> u32 {
+    let [a, b, c, d, ..] = address.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d]) & !0xf | MEMORY_64
+}
+
+fn high_half(address: u64) -> u32 {
+    let [.., a, b, c, d] = address.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// Which BAR's register is at `offset`.
+fn bar_at(offset: u8) -> u8 {
+    offset.saturating_sub(BAR0) / 4
 }
 
 impl ConfigurationAccess for Config {
     fn read_word(&self, _: DeviceFunction, offset: u8) -> u32 {
         if (BAR0..BAR_END).contains(&offset) {
-            return self.bar((offset - BAR0) / 4);
+            return self.bar(bar_at(offset));
         }
         hypercall::pci_config_read(self.slot, u16::from(offset), 4).unwrap_or(u32::MAX)
     }
@@ -71,11 +83,11 @@ impl ConfigurationAccess for Config {
         if !(BAR0..BAR_END).contains(&offset) {
             return;
         }
-        let index = (offset - BAR0) / 4;
+        let index = bar_at(offset);
         let all = data == u32::MAX;
         self.sizing.set(match self.sizing.get() {
             // The other half of the BAR that is being sized.
-            Some((bar, low, _)) if index == bar + 1 => Some((bar, low, all)),
+            Some((bar, low, _)) if Some(index) == bar.checked_add(1) => Some((bar, low, all)),
             _ => all.then_some((index, true, false)),
         });
     }

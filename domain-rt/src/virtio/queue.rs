@@ -22,6 +22,9 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 const NO_INTERRUPT: u32 = 1;
 const NO_NOTIFY: u32 = 1;
+/// Bytes of a descriptor, and of an indirect table.
+const DESCRIPTOR: usize = 16;
+const TABLE: usize = MAX_CHAIN * DESCRIPTOR;
 /// Length of a chain that is not in flight.
 const FREE: u8 = 0;
 
@@ -76,13 +79,53 @@ impl Layout {
     /// For `size` slots (a power of two).
     pub fn new(size: u16, indirect: bool) -> Self {
         let n = usize::from(size);
-        let avail = 16 * n;
+        let avail = n.wrapping_mul(DESCRIPTOR);
         // Two bytes more than the specification's, so that the event words can
         // be accessed as aligned 32-bit words.
-        let used = (avail + 4 + 2 * n + 4).next_multiple_of(64);
-        let tables = (used + 4 + 8 * n + 4).next_multiple_of(64);
-        let len = tables + if indirect { n * MAX_CHAIN * 16 } else { 0 };
+        let end = avail.wrapping_add(n.wrapping_mul(2)).wrapping_add(8);
+        let used = end.next_multiple_of(64);
+        let end = used.wrapping_add(n.wrapping_mul(8)).wrapping_add(8);
+        let tables = end.next_multiple_of(64);
+        let len = tables.wrapping_add(if indirect { n.wrapping_mul(TABLE) } else { 0 });
         Self { size, avail, used, tables, len }
+    }
+
+    // None of these sums comes near a wrap: a queue has at most 2^15 slots. What
+    // they address is checked against the queue's memory at each access.
+
+    /// Place of descriptor `index`.
+    fn descriptor(index: u16) -> usize {
+        usize::from(index).wrapping_mul(DESCRIPTOR)
+    }
+
+    /// Place of the indirect table of descriptor `index`.
+    fn table(&self, index: u16) -> usize {
+        self.tables.wrapping_add(usize::from(index).wrapping_mul(TABLE))
+    }
+
+    /// Slot of a free-running index; the size is a power of two.
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & self.size.wrapping_sub(1))
+    }
+
+    /// Place in the available ring of the chain with free-running number `index`.
+    fn avail(&self, index: u16) -> usize {
+        self.avail.wrapping_add(4).wrapping_add(self.slot(index).wrapping_mul(2))
+    }
+
+    /// The same in the used ring.
+    fn used(&self, index: u16) -> usize {
+        self.used.wrapping_add(4).wrapping_add(self.slot(index).wrapping_mul(8))
+    }
+
+    /// Place of `used_event`, behind the available ring.
+    fn used_event(&self) -> usize {
+        self.avail.wrapping_add(4).wrapping_add(usize::from(self.size).wrapping_mul(2))
+    }
+
+    /// Place of `avail_event`, behind the used ring.
+    fn avail_event(&self) -> usize {
+        self.used.wrapping_add(4).wrapping_add(usize::from(self.size).wrapping_mul(8))
     }
 
     /// Bytes of memory that the queue needs.
@@ -170,45 +213,51 @@ impl Queue {
             return Err(Full);
         }
         let head = self.free_head;
-        if self.indirect && buffers.len() > 1 {
+        let count = if self.indirect && buffers.len() > 1 {
             self.write_table(head, buffers);
-            self.free_head = self.next[usize::from(head)];
-            self.free_count -= 1;
-            self.chains[usize::from(head)] = 1;
+            self.free_head = self.next_of(head);
+            1
         } else {
             self.write_chain(buffers);
-            self.free_count -= buffers.len() as u16;
-            self.chains[usize::from(head)] = buffers.len() as u8;
+            // At most MAX_CHAIN.
+            u8::try_from(buffers.len()).map_err(|_| Full)?
+        };
+        self.free_count = self.free_count.wrapping_sub(u16::from(count));
+        if let Some(chain) = self.chains.get_mut(usize::from(head)) {
+            *chain = count;
         }
-        let slot = usize::from(self.added % self.layout.size);
-        self.put(self.layout.avail + 4 + 2 * slot, &head);
+        self.put(self.layout.avail(self.added), &head);
         self.added = self.added.wrapping_add(1);
-        self.in_flight += 1;
+        self.in_flight = self.in_flight.wrapping_add(1);
         Ok(head)
     }
 
+    /// The descriptor after `at` in a chain or among the free ones; the table
+    /// is private and whole, so that there is one.
+    fn next_of(&self, at: u16) -> u16 {
+        self.next.get(usize::from(at)).copied().unwrap_or_default()
+    }
+
     fn write_table(&mut self, head: u16, buffers: &[Buffer]) {
-        let table = self.layout.tables + usize::from(head) * MAX_CHAIN * 16;
-        for (i, buffer) in buffers.iter().enumerate() {
-            let last = i + 1 == buffers.len();
-            let descriptor = describe(buffer, (!last).then_some(i as u16 + 1));
-            self.put(table + 16 * i, &descriptor);
+        let table = self.layout.table(head);
+        let (mut at, mut len) = (table, 0u32);
+        for (next, buffer) in (1u16..).zip(buffers) {
+            let last = usize::from(next) == buffers.len();
+            self.put(at, &describe(buffer, (!last).then_some(next)));
+            at = at.wrapping_add(DESCRIPTOR);
+            len = len.wrapping_add(16);
         }
-        let descriptor = Descriptor {
-            address: self.memory.address() + table as u64,
-            len: buffers.len() as u32 * 16,
-            flags: INDIRECT,
-            next: 0,
-        };
-        self.put(16 * usize::from(head), &descriptor);
+        let address = self.memory.address().wrapping_add(table as u64);
+        let descriptor = Descriptor { address, len, flags: INDIRECT, next: 0 };
+        self.put(Layout::descriptor(head), &descriptor);
     }
 
     fn write_chain(&mut self, buffers: &[Buffer]) {
         let mut at = self.free_head;
-        for (i, buffer) in buffers.iter().enumerate() {
-            let next = self.next[usize::from(at)];
-            let last = i + 1 == buffers.len();
-            self.put(16 * usize::from(at), &describe(buffer, (!last).then_some(next)));
+        for (number, buffer) in (1usize..).zip(buffers) {
+            let next = self.next_of(at);
+            let last = number == buffers.len();
+            self.put(Layout::descriptor(at), &describe(buffer, (!last).then_some(next)));
             at = next;
         }
         self.free_head = at;
@@ -225,9 +274,9 @@ impl Queue {
         // The device's wish must be read after the index is visible.
         fence(Ordering::SeqCst);
         if self.event_idx {
-            let offset = self.layout.used + 4 + 8 * usize::from(self.layout.size);
-            let event = self.memory.read_u32(offset, Ordering::Acquire) as u16;
-            crossed(event, old, self.added)
+            let word = self.memory.read_u32(self.layout.avail_event(), Ordering::Acquire);
+            let [low, high, ..] = word.to_le_bytes();
+            crossed(u16::from_le_bytes([low, high]), old, self.added)
         } else {
             self.memory.read_u32(self.layout.used, Ordering::Acquire) & NO_NOTIFY == 0
         }
@@ -261,10 +310,9 @@ impl Queue {
         if ready > self.in_flight {
             return Err(Misbehaved);
         }
-        let slot = usize::from(self.taken % self.layout.size);
-        let offset = self.layout.used + 4 + 8 * slot;
+        let offset = self.layout.used(self.taken);
         let token = self.memory.read_u32(offset, Ordering::Relaxed);
-        let len = self.memory.read_u32(offset + 4, Ordering::Relaxed);
+        let len = self.memory.read_u32(offset.wrapping_add(4), Ordering::Relaxed);
         let token = u16::try_from(token).map_err(|_| Misbehaved)?;
         let chain = self.chains.get_mut(usize::from(token)).ok_or(Misbehaved)?;
         let count = core::mem::replace(chain, FREE);
@@ -272,7 +320,7 @@ impl Queue {
             return Err(Misbehaved);
         }
         self.free_chain(token, count);
-        self.in_flight -= 1;
+        self.in_flight = self.in_flight.wrapping_sub(1);
         self.taken = self.taken.wrapping_add(1);
         if self.interrupts {
             self.write_used_event(self.taken);
@@ -283,17 +331,19 @@ impl Queue {
     fn free_chain(&mut self, head: u16, count: u8) {
         let mut last = head;
         for _ in 1..count {
-            last = self.next[usize::from(last)];
+            last = self.next_of(last);
         }
-        self.next[usize::from(last)] = self.free_head;
+        if let Some(next) = self.next.get_mut(usize::from(last)) {
+            *next = self.free_head;
+        }
         self.free_head = head;
-        self.free_count += u16::from(count);
+        self.free_count = self.free_count.wrapping_add(u16::from(count));
     }
 
     fn write_used_event(&self, index: u16) {
         if self.event_idx {
-            let offset = self.layout.avail + 4 + 2 * usize::from(self.layout.size);
-            self.memory.write_u32(offset, u32::from(index), Ordering::Release);
+            let place = self.layout.used_event();
+            self.memory.write_u32(place, u32::from(index), Ordering::Release);
         }
     }
 
@@ -316,7 +366,7 @@ impl Queue {
             return self.set_interrupts(true);
         }
         self.interrupts = false;
-        self.write_used_event(self.taken.wrapping_add(count - 1));
+        self.write_used_event(self.taken.wrapping_add(count.wrapping_sub(1)));
         fence(Ordering::SeqCst);
         self.used_index().wrapping_sub(self.taken) >= count
     }

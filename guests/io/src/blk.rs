@@ -33,7 +33,8 @@ pub const PIECE: usize = 128 << 10;
 /// Requests that one read or write keeps in flight.
 const PIECES_AT_ONCE: usize = 8;
 /// Pages of the buffer pool unless the guest chooses: 16 full pieces.
-pub const DEFAULT_POOL_PAGES: u32 = (16 * PIECE / PAGE_SIZE) as u32;
+pub const DEFAULT_POOL_PAGES: u32 = 512;
+const _: () = assert!(DEFAULT_POOL_PAGES as usize * PAGE_SIZE == 16 * PIECE);
 
 /// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +173,8 @@ impl BlkClient {
                 }
             };
             flight.submit(&[]);
-            at += piece.len() as u64 / SECTOR;
+            // `check` saw that this does not wrap.
+            at = at.saturating_add(piece.len() as u64 / SECTOR);
             flights.push_back((flight, piece));
         }
         for (flight, target) in flights {
@@ -199,7 +201,8 @@ impl BlkClient {
                 }
             };
             flight.submit(piece);
-            at += piece.len() as u64 / SECTOR;
+            // `check` saw that this does not wrap.
+            at = at.saturating_add(piece.len() as u64 / SECTOR);
             flights.push_back(flight);
         }
         for flight in flights {
@@ -231,7 +234,7 @@ impl BlkClient {
         let place = {
             let mut shared = self.shared.borrow_mut();
             let ticket = shared.next_ticket;
-            shared.next_ticket += 1;
+            shared.next_ticket = shared.next_ticket.wrapping_add(1);
             shared.queue.push_back((ticket, Waker::noop().clone()));
             Place { shared: &self.shared, ticket }
         };
@@ -287,11 +290,18 @@ struct Flight {
 }
 
 impl Flight {
+    /// Where its data is in the pool.
+    fn offset(&self) -> usize {
+        self.run.map_or(0, |run| run.first.saturating_mul(PAGE_SIZE))
+    }
+
     /// Hands the request to the frontend, with `data` if it is a write.
     fn submit(&self, data: &[u8]) {
         let mut shared = self.shared.borrow_mut();
-        let offset = self.run.map_or(0, |run| run.first * PAGE_SIZE);
-        let segment = Segment { offset: offset as u32, len: self.len as u32 };
+        let offset = self.offset();
+        // No pool and no piece is larger than 4 GiB.
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let segment = Segment { offset: number(offset), len: number(self.len) };
         let segments = if self.len > 0 { core::slice::from_ref(&segment) } else { &[] };
         let copied = shared.pool.copy_to(offset, data).is_ok();
         let io = Io { op: self.op, sector: self.sector, sectors: 0, segments };
@@ -336,7 +346,7 @@ impl Flight {
     async fn read_into(self, target: &mut [u8]) -> Result<(), BlkError> {
         match self.status().await {
             Status::Ok => {
-                let offset = self.run.map_or(0, |run| run.first * PAGE_SIZE);
+                let offset = self.offset();
                 let pool = self.shared.borrow().pool;
                 pool.copy_from(offset, target).map_err(|_| BlkError::BadRange)
             }
@@ -396,7 +406,9 @@ impl Shared {
         let mut completed = false;
         while let Some(completion) = self.front.next_completion() {
             completed = true;
-            self.complete(completion.token as usize, completion.status);
+            // The token is the index that `submit` gave.
+            let index = usize::try_from(completion.token).unwrap_or(usize::MAX);
+            self.complete(index, completion.status);
         }
         self.report();
         if progress.again || completed {

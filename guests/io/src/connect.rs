@@ -53,7 +53,7 @@ pub(crate) fn find(protocol: Protocol) -> Result<(Connection, Pages), SetupError
 /// Memory of at least `pages` pages, with grant references for all of it.
 pub(crate) fn region(pages: u32) -> Result<Region, SetupError> {
     let mem = env::alloc_shared(pages as usize).ok_or(SetupError::NoMemory)?;
-    debug_assert_eq!(mem.len(), pages as usize * PAGE_SIZE);
+    debug_assert_eq!(mem.len() / PAGE_SIZE, pages as usize);
     let first = env::alloc_grefs(pages).ok_or(SetupError::NoGrants)?;
     Ok(Region { mem, first })
 }

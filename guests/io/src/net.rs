@@ -21,7 +21,8 @@ use crate::connect;
 pub use crate::connect::SetupError;
 
 /// Pages of the buffer pool: a tx and an rx buffer for each slot.
-const POOL_PAGES: u32 = SLOTS * 2 * BUFFER as u32 / PAGE_SIZE as u32;
+const POOL_PAGES: u32 = 128;
+const _: () = assert!(POOL_PAGES as usize * PAGE_SIZE == SLOTS as usize * 2 * BUFFER);
 /// Frames taken in one go, so that a flood does not keep other tasks waiting.
 const BURST: u32 = 64;
 /// Times that a full or empty ring is looked at again at once.
@@ -149,7 +150,7 @@ impl Driver for NetDevice {
             return None;
         }
         let received = self.front.receive(self.rx_frame.as_mut_slice())?;
-        self.burst -= 1;
+        self.burst = self.burst.saturating_sub(1);
         let rx = RxToken { frame: self.rx_frame.get_mut(..received.len)? };
         Some((rx, TxToken { front: &mut self.front, frame: &mut self.tx_frame }))
     }
@@ -200,7 +201,8 @@ pub struct TxToken<'a> {
 impl embassy_net_driver::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         // The stack keeps to the size that `capabilities` gave it.
-        let frame = &mut self.frame[..len];
+        let len = len.min(self.frame.len());
+        let (frame, _) = self.frame.split_at_mut(len);
         let result = f(frame);
         if let Err(error) = self.front.transmit(frame, None) {
             log::warn!("net: a frame of {len} bytes was not taken: {error:?}");

@@ -25,7 +25,7 @@ impl PagePool {
         let mut first = 0usize;
         while let Some(window) = self.used.get_mut(first..first.checked_add(count)?) {
             match window.iter().rposition(|&used| used) {
-                Some(last) => first += last + 1,
+                Some(last) => first = first.checked_add(last)?.checked_add(1)?,
                 None => {
                     window.fill(true);
                     return Some(Run { first, count });
