@@ -1,5 +1,6 @@
 //! Boot information: what the hypervisor tells a domain about itself.
 
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{MAX_DOMAIN_CONNECTIONS, MAX_DOMAIN_DEVICES};
@@ -7,7 +8,7 @@ use crate::{MAX_DOMAIN_CONNECTIONS, MAX_DOMAIN_DEVICES};
 /// Value of [`BootInfo::magic`]: "BULKHEAD" in ASCII, little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"BULKHEAD");
 /// Value of [`BootInfo::abi`]: version of the hypercall ABI.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Capability: the supervisor's hypercalls.
 pub const CAP_SUPERVISOR: u32 = 1 << 0;
@@ -74,18 +75,97 @@ pub struct ConnectionBoot {
     pub peer: u16,
     /// Scheduling weight among the connections of a backend.
     pub weight: u32,
-    /// Operations per second; 0 = no limit.
-    pub ops_limit: u32,
-    /// Bytes per second; 0 = no limit.
-    pub bandwidth_limit: u64,
     /// net: MAC address of the vif.
     pub mac: [u8; 6],
     /// Padding.
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 6],
+    /// The most that the frontend may take of the backend.
+    pub limits: Limits,
+    /// net: the IP addresses that the vif may send from.
+    pub addresses: Addresses,
     /// blk: GPT label of the volume, NUL-padded UTF-8.
     pub volume: [u8; 40],
     /// Name of the other end's domain, NUL-padded.
     pub peer_name: [u8; 24],
+}
+
+/// The most that a connection may take: two token buckets, one for operations
+/// and one for bytes. A bucket holds what comes in within `refill_ms`.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Serialize,
+    Deserialize,
+)]
+#[repr(C)]
+pub struct Limits {
+    /// Bytes per second; 0 = no limit. net: in each direction.
+    pub bandwidth: u64,
+    /// Bytes that a generation of the backend grants once, beside the bucket.
+    pub bandwidth_burst: u64,
+    /// Operations per second; 0 = no limit. net: frames, in each direction.
+    pub ops: u32,
+    /// Operations that a generation of the backend grants once, beside the bucket.
+    pub ops_burst: u32,
+    /// Milliseconds in which an empty bucket fills; 0 counts as 1.
+    pub refill_ms: u32,
+    /// Padding.
+    pub reserved: u32,
+}
+
+/// Most entries of [`Addresses`].
+pub const MAX_ADDRESSES: usize = 4;
+
+/// IP addresses that a vif may send from.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Serialize,
+    Deserialize,
+)]
+#[repr(C)]
+pub struct Addresses {
+    /// 0 = IP addresses are not checked, else only those of the list are let through.
+    pub checked: u8,
+    /// Entries in use.
+    pub count: u8,
+    /// Bits of each entry that are compared, 0 to 128.
+    pub prefixes: [u8; MAX_ADDRESSES],
+    /// Padding.
+    pub reserved: [u8; 2],
+    /// IPv6 addresses, and IPv4 addresses in their mapped form (RFC 4291, 2.5.5.2).
+    pub list: [[u8; 16]; MAX_ADDRESSES],
+}
+
+impl Addresses {
+    /// Whether all fields are within their bounds.
+    pub fn is_valid(&self) -> bool {
+        self.checked <= 1
+            && usize::from(self.count) <= MAX_ADDRESSES
+            && self.prefixes.iter().all(|&bits| bits <= 128)
+    }
+
+    /// The entries, as address and prefix length.
+    pub fn entries(&self) -> impl Iterator<Item = ([u8; 16], u8)> {
+        let both = self.list.iter().copied().zip(self.prefixes.iter().copied());
+        both.take(usize::from(self.count))
+    }
 }
 
 /// One PCI function.

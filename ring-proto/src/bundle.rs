@@ -9,12 +9,13 @@ use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::boot::{Addresses, Limits};
 use crate::{MAX_CONNECTIONS, MAX_DOMAIN_DEVICES, MAX_DOMAINS};
 
 /// Value of [`Header::magic`].
 pub const MAGIC: [u8; 8] = *b"BHBUNDLE";
 /// Value of [`Header::version`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most segments of an image.
 pub const MAX_SEGMENTS: usize = 8;
 /// Most PCI functions that a manifest names.
@@ -172,10 +173,10 @@ pub struct Connection {
     pub mac: [u8; 6],
     /// Weight among the backend's connections.
     pub weight: u32,
-    /// Operations per second; 0 = no limit.
-    pub ops_limit: u32,
-    /// Bytes per second; 0 = no limit.
-    pub bandwidth_limit: u64,
+    /// The most that the frontend may take.
+    pub limits: Limits,
+    /// net: the IP addresses that the vif may send from.
+    pub addresses: Addresses,
 }
 
 /// CRC-32 (IEEE 802.3, reflected) as in [`Header::manifest_crc`]. Bitwise: it

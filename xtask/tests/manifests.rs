@@ -1,9 +1,10 @@
 //! One good manifest and many bad ones. The first line of each file in
 //! `tests/manifests` is the message that it must give.
 
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
-use ring_proto::boot::{CAP_CONTROL_UART, CAP_SUPERVISOR};
+use ring_proto::boot::{CAP_CONTROL_UART, CAP_SUPERVISOR, Limits};
 use ring_proto::bundle::Select;
 use xtask::manifest::{Manifest, ManifestError};
 
@@ -105,6 +106,8 @@ limits = { ops = 20000, bandwidth = "200MiB/s" }
 protocol = "net"
 frontend = "kv"
 backend = "net"
+addresses = ["10.0.2.15/32", "fd00::5", "fd00:1::/64"]
+limits = { ops = 9, refill_time_ms = 50, one_time_burst = { ops = 1000 } }
 
 [volume.kv-data]
 size = "64MiB"
@@ -125,16 +128,34 @@ size = "64MiB"
     assert_eq!(manifest.devices[1].select, Select::Bdf(2 << 8 | 1 << 3 | 3));
     let [disk, wire] = manifest.connections.as_slice() else { panic!() };
     assert_eq!((disk.frontend, disk.backend, disk.volume.as_str()), (1, 2, "kv-data"));
-    assert_eq!((disk.ops_limit, disk.bandwidth_limit), (20_000, 200 << 20));
+    let limits = Limits { ops: 20_000, bandwidth: 200 << 20, refill_ms: 100, ..Limits::default() };
+    assert_eq!(disk.limits, limits);
+    let limits = Limits { ops: 9, ops_burst: 1000, refill_ms: 50, ..Limits::default() };
+    assert_eq!(wire.limits, limits);
     assert_eq!(wire.mac[..3], [0x02, 0x42, 0x48]);
+    let show = |(address, bits): ([u8; 16], u8)| format!("{}/{bits}", Ipv6Addr::from(address));
+    let addresses: Vec<_> = wire.addresses.entries().map(show).collect();
+    assert_eq!(addresses, ["::ffff:10.0.2.15/128", "fd00::5/128", "fd00:1::/64"]);
+    assert_eq!((wire.addresses.checked, disk.addresses.checked), (1, 0));
     assert_eq!(manifest.volumes[0].size, 64 << 20);
     assert_eq!(
         manifest.warnings,
-        [
-            "`spare = true` in [domain.net] has no effect yet: warm spares are still to come",
-            "`limits` of [[connection]] have no effect yet: nothing enforces them",
-        ]
+        ["`spare = true` in [domain.net] has no effect yet: warm spares are still to come"]
     );
+}
+
+#[test]
+fn a_vif_without_addresses_is_warned_of() {
+    let text = "[domain.a]\nimage = \"kv\"\nmemory = \"4MiB\"\n\
+         [domain.net]\nimage = \"net\"\nmemory = \"4MiB\"\n\
+         capabilities = [\"supervisor\"]\n\
+         [[connection]]\nprotocol = \"net\"\nfrontend = \"a\"\nbackend = \"net\"\n";
+    let manifest = parse("node.toml", text).unwrap();
+    let warning = "the net connection of [domain.a] has no `addresses`: \
+                   its guest can send from any IP address";
+    assert_eq!(manifest.warnings, [warning]);
+    let manifest = parse("node.toml", &format!("{text}addresses = []\n")).unwrap();
+    assert_eq!(manifest.warnings, [""; 0]);
 }
 
 #[test]

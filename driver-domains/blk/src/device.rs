@@ -49,6 +49,16 @@ const S_UNSUPPORTED: u8 = 2;
 /// No status that a device writes: shows that it wrote none.
 const S_NONE: u8 = 0xff;
 
+/// Bytes of a sector.
+const SECTOR_LEN: u32 = 512;
+/// Segments that the disk must take for one request.
+const SEGMENTS: u32 = 6;
+const _: () = assert!(SECTOR_LEN as u64 == SECTOR && SEGMENTS as usize == MAX_SEGMENTS);
+const HEADER_LEN: u32 = 16;
+const RANGE_LEN: u32 = 16;
+const _: () = assert!(size_of::<Header>() == HEADER_LEN as usize);
+const _: () = assert!(size_of::<Range>() == RANGE_LEN as usize);
+
 /// Most requests at a time.
 const DEPTH: u16 = 128;
 /// Bytes of the DMA pool that belong to one request.
@@ -124,6 +134,11 @@ pub struct Done {
     pub status: Status,
 }
 
+/// A place in a request's part of the DMA pool.
+fn place(slot: u16, offset: usize) -> usize {
+    usize::from(slot).saturating_mul(SLOT).saturating_add(offset)
+}
+
 /// A virtio disk.
 pub struct VirtioBlk {
     device: Device,
@@ -153,14 +168,14 @@ impl VirtioBlk {
         };
         let sectors = u64::from(device.config::<u32>(CAPACITY)?)
             | u64::from(device.config::<u32>(CAPACITY + 4)?) << 32;
-        let block_size = number(F_BLK_SIZE, BLK_SIZE, SECTOR as u32)?;
-        let segments = number(F_SEG_MAX, SEG_MAX, MAX_SEGMENTS as u32)?;
+        let block_size = number(F_BLK_SIZE, BLK_SIZE, SECTOR_LEN)?;
+        let segments = number(F_SEG_MAX, SEG_MAX, SEGMENTS)?;
         let segment_len = number(F_SIZE_MAX, SIZE_MAX, u32::MAX)?;
         let max_discard = number(F_DISCARD, MAX_DISCARD, 0)?;
         let max_write_zeroes = number(F_WRITE_ZEROES, MAX_WRITE_ZEROES, 0)?;
         let valid = block_size.is_power_of_two()
-            && (SECTOR as u32..=65536).contains(&block_size)
-            && segments as usize >= MAX_SEGMENTS
+            && (SECTOR_LEN..=65536).contains(&block_size)
+            && segments >= SEGMENTS
             && segment_len >= ring_proto::blk::MAX_REQUEST_BYTES;
         if !valid {
             return Err(Error::Features);
@@ -168,7 +183,7 @@ impl VirtioBlk {
         let port = device.bind(VECTOR)?;
         let queue = device.queue(0, DEPTH, VECTOR)?;
         let size = queue.queue.size();
-        let slots = dma::alloc(usize::from(size) * SLOT).ok_or(Error::NoMemory)?;
+        let slots = dma::alloc(place(size, 0)).ok_or(Error::NoMemory)?;
         device.start();
         domain_rt::hypercall::irq_unmask(port)?;
         Ok(Self {
@@ -245,8 +260,7 @@ impl VirtioBlk {
             return Err(Refused::Full);
         }
         let slot = self.free_slots.pop().ok_or(Refused::Full)?;
-        let at = usize::from(slot) * SLOT;
-        let place = |offset| self.slots.address() + (at + offset) as u64;
+        let address = |offset| self.slots.address().saturating_add(place(slot, offset) as u64);
         let header = Header { kind, reserved: 0, sector: io.sector };
         let range = Range { sector: io.sector, sectors: io.sectors, flags: 0 };
         let mut buffers = heapless::Vec::<Buffer, { MAX_SEGMENTS + EXTRA }>::new();
@@ -254,26 +268,25 @@ impl VirtioBlk {
             // There is room for all pieces that `check` lets through.
             let _ = buffers.push(Buffer { address, len, device_writes });
         };
-        let head_len = size_of::<Header>() as u32;
         match io.op {
             Op::Discard | Op::WriteZeroes => {
-                put(place(0), head_len, false);
-                put(place(SLOT_RANGE), size_of::<Range>() as u32, false);
+                put(address(0), HEADER_LEN, false);
+                put(address(SLOT_RANGE), RANGE_LEN, false);
             }
-            _ => put(place(0), head_len, false),
+            _ => put(address(0), HEADER_LEN, false),
         }
         for piece in io.pieces {
             put(piece.address, piece.len, to_memory);
         }
-        put(place(SLOT_STATUS), 1, true);
+        put(address(SLOT_STATUS), 1, true);
         // The ranges lie in the slot, so the writes do not fail.
         let header = match io.op {
             Op::Read | Op::Write => header,
             _ => Header { sector: 0, ..header },
         };
-        let _ = self.slots.write(at, &header);
-        let _ = self.slots.write(at + SLOT_RANGE, &range);
-        let _ = self.slots.write(at + SLOT_STATUS, &S_NONE);
+        let _ = self.slots.write(place(slot, 0), &header);
+        let _ = self.slots.write(place(slot, SLOT_RANGE), &range);
+        let _ = self.slots.write(place(slot, SLOT_STATUS), &S_NONE);
         match self.queue.queue.add(&buffers) {
             Ok(token) => {
                 if let Some(request) = self.requests.get_mut(usize::from(token)) {
@@ -330,7 +343,7 @@ impl VirtioBlk {
         let request = self.requests.get_mut(usize::from(used.token));
         let (slot, cookie) = request.and_then(Option::take).ok_or(Misbehaved)?;
         self.free_slots.push(slot);
-        let at = usize::from(slot) * SLOT + SLOT_STATUS;
+        let at = place(slot, SLOT_STATUS);
         let status = match self.slots.read::<u8>(at) {
             Ok(S_OK) => Status::Ok,
             Ok(S_UNSUPPORTED) => Status::Unsupported,
@@ -379,7 +392,8 @@ impl VirtioBlk {
         let sectors = u64::from(self.block_size) / SECTOR;
         let mut sector = block.checked_mul(sectors).ok_or(Status::Invalid)?;
         for part in to.chunks_mut(bounce.len()) {
-            let pieces = [Piece { address: bounce.address(), len: part.len() as u32 }];
+            let len = u32::try_from(part.len()).map_err(|_| Status::Invalid)?;
+            let pieces = [Piece { address: bounce.address(), len }];
             let io = Io { op: Op::Read, sector, sectors: 0, pieces: &pieces, cookie: 0 };
             match self.run(&io) {
                 Ok(Status::Ok) => {}
@@ -388,7 +402,7 @@ impl VirtioBlk {
             }
             core::sync::atomic::fence(Ordering::Acquire);
             bounce.copy_from(0, part).map_err(|_| Status::Invalid)?;
-            sector += part.len() as u64 / SECTOR;
+            sector = sector.saturating_add(u64::from(len) / SECTOR);
         }
         Ok(())
     }

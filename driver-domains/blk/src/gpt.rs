@@ -74,12 +74,13 @@ pub fn volumes<E>(
     if blocks < 6 || block_size < HEADER {
         return Err(Error::TooSmall);
     }
+    let last = blocks.saturating_sub(1);
     let mut at = |lba| table(blocks, block_size, lba, read);
     match at(1) {
         Ok(volumes) => Ok(volumes),
         // Overlaps are in the data, not damage: the copy says the same.
         Err(error @ (Error::Overlap(..) | Error::BadRange(_) | Error::Read(_))) => Err(error),
-        Err(first) => at(blocks - 1).map_err(|_| first),
+        Err(first) => at(last).map_err(|_| first),
     }
 }
 
@@ -94,19 +95,23 @@ fn table<E>(
     let header = header(&block, lba, blocks)?;
     let entry_size = header.size_of_partition_entry.to_u32();
     let count = header.number_of_partition_entries.to_u32();
-    let array_len = u64::from(count) * u64::from(entry_size);
+    let array_len = u64::from(count).saturating_mul(entry_size.into());
     let valid_size = entry_size >= 128 && entry_size.is_power_of_two();
     if !valid_size || array_len == 0 || array_len > MAX_ARRAY {
         return Err(Error::BadHeader("entries"));
     }
-    let array_len = array_len as usize;
+    let bad = Error::BadHeader("entries");
+    let (Ok(array_len), Ok(entry_size)) = (usize::try_from(array_len), entry_size.try_into())
+    else {
+        return Err(bad);
+    };
     let array_blocks = array_len.div_ceil(block_size);
     let array_lba = header.partition_entry_lba.to_u64();
     let fits = array_lba.checked_add(array_blocks as u64).is_some_and(|end| end <= blocks);
     if !fits {
         return Err(Error::BadHeader("entry array"));
     }
-    let mut array = vec![0; array_blocks * block_size];
+    let mut array = vec![0; array_blocks.saturating_mul(block_size)];
     read(array_lba, &mut array).map_err(Error::Read)?;
     array.truncate(array_len);
     if CRC.checksum(&array) != header.partition_entry_array_crc32.0.to_u32() {
@@ -114,7 +119,7 @@ fn table<E>(
     }
     let usable = header.first_usable_lba.to_u64()..=header.last_usable_lba.to_u64();
     let mut found: Vec<(u32, Volume)> = Vec::new();
-    for (i, bytes) in (0..count).zip(array.chunks_exact(entry_size as usize)) {
+    for (i, bytes) in (0..count).zip(array.chunks_exact(entry_size)) {
         let Some(bytes) = bytes.get(..size_of::<GptPartitionEntry>()) else {
             continue;
         };
@@ -126,13 +131,13 @@ fn table<E>(
         if first > last || !usable.contains(&first) || !usable.contains(&last) {
             return Err(Error::BadRange(i));
         }
-        if let Some((j, _)) =
-            found.iter().find(|(_, v)| first < v.first + v.blocks && v.first <= last)
-        {
+        // Both lie on the disk, whose size is a number, so none of this wraps.
+        let overlaps = |v: &Volume| first < v.first.saturating_add(v.blocks) && v.first <= last;
+        if let Some((j, _)) = found.iter().find(|(_, v)| overlaps(v)) {
             return Err(Error::Overlap(*j, i));
         }
-        let volume =
-            Volume { label: { entry.name }.chars().collect(), first, blocks: last - first + 1 };
+        let blocks = last.saturating_sub(first).saturating_add(1);
+        let volume = Volume { label: { entry.name }.chars().collect(), first, blocks };
         found.push((i, volume));
     }
     Ok(found.into_iter().map(|(_, volume)| volume).collect())
@@ -148,15 +153,17 @@ fn header<E>(block: &[u8], lba: u64, blocks: u64) -> Result<GptHeader, Error<E>>
     if header.revision != GptHeaderRevision::VERSION_1_0 {
         return Err(Error::BadHeader("revision"));
     }
-    let whole = block
-        .get(..header.header_size.to_u32() as usize)
-        .filter(|whole| whole.len() >= HEADER)
-        .ok_or(Error::BadHeader("size"))?;
+    let parts = || {
+        let size = usize::try_from(header.header_size.to_u32()).ok()?;
+        let whole = block.get(..size).filter(|whole| whole.len() >= HEADER)?;
+        Some((whole.get(..16)?, whole.get(20..)?))
+    };
+    let (before, after) = parts().ok_or(Error::BadHeader("size"))?;
     // The checksum counts its own field as zeroes.
     let mut digest = CRC.digest();
-    digest.update(&whole[..16]);
+    digest.update(before);
     digest.update(&[0; 4]);
-    digest.update(&whole[20..]);
+    digest.update(after);
     if digest.finalize() != header.header_crc32.0.to_u32() {
         return Err(Error::BadHeader("checksum"));
     }
@@ -164,7 +171,7 @@ fn header<E>(block: &[u8], lba: u64, blocks: u64) -> Result<GptHeader, Error<E>>
         return Err(Error::BadHeader("own place"));
     }
     let (first, last) = (header.first_usable_lba.to_u64(), header.last_usable_lba.to_u64());
-    if first < 2 || first > last || last >= blocks - 1 {
+    if first < 2 || first > last || last >= blocks.saturating_sub(1) {
         return Err(Error::BadHeader("usable range"));
     }
     Ok(header)

@@ -1,9 +1,8 @@
 //! The disk's volumes for the connections of this domain.
 //!
 //! One loop serves all: requests go from the rings into the device queue, and
-//! completions back. Guests take turns; each turn is worth an amount of work
-//! in proportion to the connection's weight (deficit round robin, where the
-//! last request of a turn may overdraw the account).
+//! completions back. Guests take turns, by weight and within their limits
+//! (`io-limits`).
 
 use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
 
@@ -11,12 +10,16 @@ use domain_rt::{
     conn::{self, Connection},
     dma,
     env::{self, DomainEnv},
-    events, set_ready,
+    events,
+    panic::give_up,
+    refuse::{Refusal, Why, why},
+    set_ready,
     time::{NEVER, now_ns},
     virtio::{Error, queue::Misbehaved},
 };
+use io_limits::{Limiter, Turns};
 use ring_ends::{
-    Env, Window,
+    Window,
     blk::{Backend, BackendConfig, Tag, ValidRequest, Volume},
 };
 use ring_proto::{
@@ -25,7 +28,7 @@ use ring_proto::{
         SECTOR, Status,
     },
     boot::BootInfo,
-    conn::{BackBody, BackHello, Pages, Pair, Protocol, Role, State, VERSION},
+    conn::{Protocol, Role},
 };
 
 use crate::{
@@ -37,6 +40,11 @@ use crate::{
 const QUANTUM: u64 = MAX_REQUEST_BYTES as u64;
 /// What a request costs beside its bytes: a small one is not free.
 const REQUEST_COST: u64 = 4096;
+/// Work that the disk holds while several guests have some: enough to keep it
+/// busy, little enough that turns decide who is next.
+const WINDOW: u64 = 2 * QUANTUM;
+/// Requests that the disk works on at a time.
+const COOKIES: u32 = 256;
 /// Busy turns between two looks at the handshakes.
 const POLL_TURNS: u32 = 32;
 /// Pages for the rings of one connection.
@@ -50,22 +58,8 @@ struct Client {
     backend: Backend,
     /// First sector of the volume on the disk.
     first: u64,
-    /// Work that a turn is worth.
-    quantum: u64,
-    /// Work left in this turn; negative when overdrawn.
-    account: i64,
-    /// Its ring may hold requests.
-    backlog: bool,
     /// Was connected at the last look; for the log.
     connected: bool,
-}
-
-/// A connection that cannot be served.
-struct Rejected {
-    connection: Connection,
-    pages: Pages,
-    why: heapless::String<96>,
-    answered: Option<Pair>,
 }
 
 /// A request of a guest that the disk works on.
@@ -73,6 +67,8 @@ struct Work {
     client: usize,
     tag: Tag,
     op: Op,
+    /// What it cost.
+    cost: u64,
     /// Where a long discard or write-zeroes goes on, and how much is left.
     rest: Option<(u64, u64)>,
 }
@@ -83,13 +79,13 @@ pub fn run(boot: &'static BootInfo) -> ! {
         Ok(disk) => disk,
         // The supervisor restarts this domain, and holds it if that does not
         // help.
-        Err(error) => panic!("no disk: {error}"),
+        Err(error) => give_up(format_args!("no disk: {error}")),
     };
     // What an earlier generation wrote may still be in the disk's cache, and
     // a guest may have been told by now that it is durable or not; after this
     // flush all of it is.
     if let Err(error) = flush(&mut disk) {
-        panic!("the disk's cache cannot be flushed: {error}");
+        give_up(format_args!("the disk's cache cannot be flushed: {error}"));
     }
     let mut service = Service::new(boot, disk);
     service.run()
@@ -108,12 +104,12 @@ fn flush(disk: &mut VirtioBlk) -> Result<(), Error> {
 
 struct Service {
     disk: VirtioBlk,
+    /// By number, as in `turns`.
     clients: Vec<Client>,
-    rejected: Vec<Rejected>,
+    turns: Turns,
+    refused: Vec<Refusal>,
     work: Box<[Option<Work>]>,
     free_work: Vec<u32>,
-    /// Whose turn is next.
-    turn: usize,
     last_progress: u64,
     env: DomainEnv,
 }
@@ -122,14 +118,15 @@ impl Service {
     fn new(boot: &BootInfo, mut disk: VirtioBlk) -> Self {
         let volumes = read_volumes(&mut disk);
         let connections: Vec<Connection> = conn::all(Protocol::Blk, Role::Backend).collect();
-        let share = boot.grant_window_pages / connections.len().max(1) as u32;
+        let served = u32::try_from(connections.len()).unwrap_or(u32::MAX).max(1);
+        let share = boot.grant_window_pages.checked_div(served).unwrap_or(0);
         let mut this = Self {
             disk,
             clients: Vec::new(),
-            rejected: Vec::new(),
-            work: (0..256).map(|_| None).collect(),
-            free_work: (0..256).collect(),
-            turn: 0,
+            turns: Turns::new(QUANTUM, WINDOW),
+            refused: Vec::new(),
+            work: (0..COOKIES).map(|_| None).collect(),
+            free_work: (0..COOKIES).collect(),
             last_progress: now_ns(),
             env: DomainEnv,
         };
@@ -137,44 +134,42 @@ impl Service {
         for connection in connections {
             match this.client(connection, &volumes, &mut taken, share) {
                 Ok(client) => this.clients.push(client),
-                Err(why) => {
-                    log::error!("{} is not served: {why}", connection.peer_name());
-                    this.rejected.push(Rejected {
-                        connection,
-                        pages: connection.pages(),
-                        why,
-                        answered: None,
-                    });
-                }
+                Err(why) => this.refused.push(Refusal::new(connection, why)),
             }
         }
         this
     }
 
     fn client(
-        &self,
+        &mut self,
         connection: Connection,
-        volumes: &Result<Vec<gpt::Volume>, heapless::String<96>>,
+        volumes: &Result<Vec<gpt::Volume>, Why>,
         taken: &mut BTreeSet<u64>,
         window_pages: u32,
-    ) -> Result<Client, heapless::String<96>> {
+    ) -> Result<Client, Why> {
         let volumes = volumes.as_ref().map_err(Clone::clone)?;
         let label = connection.volume();
         let mut named = volumes.iter().filter(|v| v.label == label);
-        let volume = named.next().ok_or_else(|| reason(format_args!("no volume {label:?}")))?;
+        let volume = named.next().ok_or_else(|| why(format_args!("no volume {label:?}")))?;
         if named.next().is_some() {
-            return Err(reason(format_args!("several volumes are named {label:?}")));
+            return Err(why(format_args!("several volumes are named {label:?}")));
         }
         if !taken.insert(volume.first) {
-            return Err(reason(format_args!("volume {label:?} belongs to another connection")));
+            return Err(why(format_args!("volume {label:?} belongs to another connection")));
         }
         let pool_pages = POOL_PAGES.min(window_pages.saturating_sub(RING_PAGES));
         let ring_page = env::alloc_window(RING_PAGES);
         let pool_page = env::alloc_window(pool_pages);
         let (Some(ring_page), Some(pool_page)) = (ring_page, pool_page) else {
-            return Err(reason(format_args!("the grant window is too small")));
+            return Err(why(format_args!("the grant window is too small")));
         };
+        // What the table says lies on the disk, so none of this is out of range.
         let unit = u64::from(self.disk.block_size()) / SECTOR;
+        let sectors = volume.blocks.saturating_mul(unit);
+        let turn = self.turns.add(connection.boot.weight, Limiter::new(&connection.boot.limits));
+        if turn != Some(self.clients.len()) {
+            return Err(why(format_args!("there are too many connections")));
+        }
         let offered = |op, feature| if self.disk.max_range(op) > 0 { feature } else { 0 };
         let backend = Backend::new(
             BackendConfig {
@@ -184,7 +179,7 @@ impl Service {
                 window: Window { ring_page, ring_pages: RING_PAGES, pool_page, pool_pages },
             },
             Volume {
-                sectors: volume.blocks * unit,
+                sectors,
                 block_size: self.disk.block_size(),
                 read_only: self.disk.read_only(),
                 features: FEATURE_FLUSH
@@ -192,20 +187,9 @@ impl Service {
                     | offered(Op::WriteZeroes, FEATURE_WRITE_ZEROES),
             },
         );
-        log::info!(
-            "volume {label} for {}: {} KiB",
-            connection.peer_name(),
-            volume.blocks * unit / 2
-        );
-        Ok(Client {
-            connection,
-            backend,
-            first: volume.first * unit,
-            quantum: (u64::from(connection.boot.weight.max(1)) * QUANTUM / 256).max(REQUEST_COST),
-            account: 0,
-            backlog: true,
-            connected: false,
-        })
+        log::info!("volume {label} for {}: {} KiB", connection.peer_name(), sectors / 2);
+        let first = volume.first.saturating_mul(unit);
+        Ok(Client { connection, backend, first, connected: false })
     }
 
     fn run(&mut self) -> ! {
@@ -240,16 +224,23 @@ impl Service {
     fn poll(&mut self) -> (bool, u64) {
         let mut again = false;
         let mut deadline = NEVER;
-        for client in &mut self.clients {
+        for (index, client) in self.clients.iter_mut().enumerate() {
+            let was_up = client.backend.is_connected();
             let progress = client.backend.poll(&mut self.env);
-            client.backlog |= progress.again;
             client.tell();
-            again |= progress.again;
             deadline = deadline.min(progress.deadline.unwrap_or(NEVER));
+            if progress.again {
+                self.turns.wake(index);
+                // Requests that wait for the guest's limits, or for the disk to
+                // finish others, are no reason to go on.
+                again |= !(was_up && client.backend.is_connected());
+            }
         }
-        for rejected in &mut self.rejected {
-            rejected.poll(&mut self.env);
+        for refused in &mut self.refused {
+            refused.poll(&mut self.env);
         }
+        again |= self.turns.wants_round();
+        deadline = deadline.min(self.turns.deadline().unwrap_or(NEVER));
         let now = now_ns();
         if self.disk.in_flight() == 0 {
             self.last_progress = now;
@@ -257,26 +248,31 @@ impl Service {
             let idle = now.saturating_sub(self.last_progress);
             // Its status is looked at only then, for that is slow.
             if idle > STUCK_NS || (idle > POLL_NS && self.disk.needs_reset()) {
-                panic!("the disk does not answer");
+                give_up(format_args!("the disk does not answer"));
             }
             deadline = deadline.min(now.saturating_add(POLL_NS));
         }
         // Requests that wait for room in the device queue are served after a
         // completion, which wakes us.
-        let stalled = !self.disk.has_room() || self.free_work.is_empty();
-        (again && !stalled, deadline)
+        (again && self.has_room(), deadline)
     }
 
     /// Takes requests, turn by turn. Returns whether there were any.
     fn requests(&mut self) -> bool {
         let mut any = false;
-        for _ in 0..self.clients.len() {
-            let index = self.turn % self.clients.len().max(1);
-            if !self.take_turn(index, &mut any) {
-                // No room: this client goes on when there is.
-                break;
+        let now = now_ns();
+        self.turns.begin_round();
+        while self.has_room()
+            && let Some(index) = self.turns.pick(now)
+        {
+            let next = self.clients.get_mut(index).and_then(|c| c.backend.next_request());
+            match next {
+                Some(request) => {
+                    any = true;
+                    self.start(index, request);
+                }
+                None => self.turns.empty(index),
             }
-            self.turn = index + 1;
         }
         self.disk.kick();
         if any {
@@ -287,45 +283,25 @@ impl Service {
         any
     }
 
-    /// One turn of a client; `false` if it was cut short for want of room.
-    fn take_turn(&mut self, index: usize, any: &mut bool) -> bool {
-        let Some(client) = self.clients.get_mut(index) else { return true };
-        if !client.backlog {
-            return true;
-        }
-        if client.account <= 0 {
-            client.account = client.account.saturating_add_unsigned(client.quantum);
-        }
-        loop {
-            if !self.disk.has_room() || self.free_work.is_empty() {
-                return false;
-            }
-            let Some(client) = self.clients.get_mut(index) else { return true };
-            if client.account <= 0 {
-                return true;
-            }
-            let Some(request) = client.backend.next_request() else {
-                client.account = 0;
-                client.backlog = false;
-                return true;
-            };
-            *any = true;
-            let bytes = match request.op {
-                Op::Read | Op::Write => request.sectors.saturating_mul(SECTOR),
-                _ => 0,
-            };
-            client.account = client.account.saturating_sub_unsigned(bytes + REQUEST_COST);
-            self.start(index, request);
-        }
+    fn has_room(&self) -> bool {
+        self.disk.has_room() && !self.free_work.is_empty()
     }
 
     /// Gives a request to the disk.
     fn start(&mut self, index: usize, request: ValidRequest) {
         let Some(client) = self.clients.get_mut(index) else { return };
         if request.op == Op::Flush && !self.disk.has_cache() {
+            self.turns.charge(index, REQUEST_COST, 1, 0);
             client.backend.complete(request.tag, Status::Ok);
             return;
         }
+        // Zeroes are written like data; what is discarded is not.
+        let bytes = match request.op {
+            Op::Read | Op::Write | Op::WriteZeroes => request.sectors.saturating_mul(SECTOR),
+            Op::Flush | Op::Discard => 0,
+        };
+        let cost = bytes.saturating_add(REQUEST_COST);
+        self.turns.started(index, cost, 1, bytes);
         let sector = client.first.saturating_add(request.sector);
         let (sectors, rest) = split(&self.disk, request.op, sector, request.sectors);
         let mut pieces = heapless::Vec::<Piece, MAX_SEGMENTS>::new();
@@ -334,6 +310,7 @@ impl Service {
             let _ = pieces.push(Piece { address: s.address, len: s.len });
         }
         let Some(cookie) = self.free_work.pop() else {
+            self.turns.finished(index, cost);
             client.backend.complete(request.tag, Status::IoError);
             return;
         };
@@ -341,11 +318,13 @@ impl Service {
         match self.disk.submit(&io) {
             Ok(()) => {
                 if let Some(work) = self.work.get_mut(cookie as usize) {
-                    *work = Some(Work { client: index, tag: request.tag, op: request.op, rest });
+                    let (tag, op) = (request.tag, request.op);
+                    *work = Some(Work { client: index, tag, op, cost, rest });
                 }
             }
             Err(refused) => {
                 self.free_work.push(cookie);
+                self.turns.finished(index, cost);
                 client.backend.complete(request.tag, status_of(refused));
             }
         }
@@ -359,7 +338,7 @@ impl Service {
                 Ok(Some(done)) => self.finish(done),
                 Ok(None) => break,
                 // The device is reset by the next generation.
-                Err(Misbehaved) => panic!("the disk broke the rules of its queue"),
+                Err(Misbehaved) => give_up(format_args!("the disk broke the rules of its queue")),
             }
             any = true;
         }
@@ -382,6 +361,8 @@ impl Service {
             let io = Io { op: work.op, sector, sectors, pieces: &[], cookie: done.cookie };
             match self.disk.submit(&io) {
                 Ok(()) => {
+                    // It goes on out of turn, and is paid for by later turns.
+                    self.turns.charge(work.client, REQUEST_COST, 1, 0);
                     work.rest = rest;
                     *slot = Some(work);
                     return;
@@ -391,6 +372,7 @@ impl Service {
             }
         }
         self.free_work.push(done.cookie);
+        self.turns.finished(work.client, work.cost);
         if let Some(client) = self.clients.get_mut(work.client) {
             client.backend.complete(work.tag, status);
         }
@@ -407,47 +389,27 @@ fn status_of(refused: Refused) -> Status {
 
 /// The part of a range that one request to the disk may cover, and the rest.
 fn split(disk: &VirtioBlk, op: Op, sector: u64, sectors: u64) -> (u32, Option<(u64, u64)>) {
-    let most = u64::from(disk.max_range(op));
-    let now = sectors.min(most);
+    let now = u32::try_from(sectors).unwrap_or(u32::MAX).min(disk.max_range(op));
     let left = match op {
-        Op::Discard | Op::WriteZeroes => sectors - now,
+        Op::Discard | Op::WriteZeroes => sectors.saturating_sub(now.into()),
         _ => 0,
     };
-    (now as u32, (left > 0 && now > 0).then(|| (sector + now, left)))
+    (now, (left > 0 && now > 0).then(|| (sector.saturating_add(now.into()), left)))
 }
 
 /// The disk's volumes, or why there are none.
-fn read_volumes(disk: &mut VirtioBlk) -> Result<Vec<gpt::Volume>, heapless::String<96>> {
+fn read_volumes(disk: &mut VirtioBlk) -> Result<Vec<gpt::Volume>, Why> {
     const BOUNCE: usize = 1 << 16;
     let Some(bounce) = dma::alloc(BOUNCE) else {
-        return Err(reason(format_args!("the DMA pool is too small")));
+        return Err(why(format_args!("the DMA pool is too small")));
     };
     let block_size = disk.block_size();
-    let blocks = disk.sectors() / (u64::from(block_size) / SECTOR);
-    let volumes =
-        gpt::volumes(blocks, block_size as usize, &mut |block, to| disk.read(block, to, bounce));
+    let unit = u64::from(block_size) / SECTOR;
+    let blocks = disk.sectors().checked_div(unit).unwrap_or(0);
+    let block_size = usize::try_from(block_size).unwrap_or(0);
+    let volumes = gpt::volumes(blocks, block_size, &mut |block, to| disk.read(block, to, bounce));
     dma::free(bounce);
-    volumes.map_err(|error| reason(format_args!("{error}")))
-}
-
-/// Text of bounded length; what does not fit is left out.
-fn reason(text: core::fmt::Arguments<'_>) -> heapless::String<96> {
-    use core::fmt::Write;
-    struct Cut(heapless::String<96>);
-    impl Write for Cut {
-        fn write_str(&mut self, text: &str) -> core::fmt::Result {
-            for c in text.chars() {
-                if self.0.push(c).is_err() {
-                    break;
-                }
-            }
-            Ok(())
-        }
-    }
-    let mut cut = Cut(heapless::String::new());
-    // Cut never fails.
-    let _ = cut.write_fmt(text);
-    cut.0
+    volumes.map_err(|error| why(format_args!("{error}")))
 }
 
 impl Client {
@@ -461,25 +423,6 @@ impl Client {
             self.connected = connected;
             let what = if connected { "connected" } else { "disconnected" };
             log::info!("{} {what}", self.connection.peer_name());
-        }
-    }
-}
-
-impl Rejected {
-    /// Answers every offer with the reason.
-    fn poll(&mut self, env: &mut DomainEnv) {
-        let seen = self.pages.peer.glance();
-        if !seen.is(State::Initialising) || self.answered == Some(seen.pair) {
-            return;
-        }
-        self.answered = Some(seen.pair);
-        let body = BackBody::Refused { why: self.why.clone() };
-        let hello = BackHello { version: VERSION, features: 0, body };
-        let epoch = seen.pair.epoch;
-        let published =
-            self.pages.own.publish(&hello, epoch, seen.pair, State::Initialising, State::Closing);
-        if published.is_ok() {
-            env.notify(self.connection.port());
         }
     }
 }

@@ -9,12 +9,12 @@
 #[must_use]
 pub fn fill(frame: &mut [u8], start: u16, offset: u16) -> bool {
     let start = usize::from(start);
-    let field = start + usize::from(offset);
+    let field = start.saturating_add(offset.into());
     let Some(covered) = frame.get(start..) else { return false };
     let sum = !fold(sum(covered));
-    match frame.get_mut(field..field + 2) {
+    match frame.get_mut(field..).and_then(|rest| rest.first_chunk_mut()) {
         Some(place) => {
-            place.copy_from_slice(&sum.to_be_bytes());
+            *place = sum.to_be_bytes();
             true
         }
         None => false,
@@ -29,14 +29,17 @@ fn sum(bytes: &[u8]) -> u64 {
             [high] => u64::from(high) << 8,
             _ => 0,
         })
-        .sum()
+        // Far from an overflow: a frame has fewer than 2^48 words.
+        .fold(0, u64::saturating_add)
 }
 
 fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
+    loop {
+        match u16::try_from(sum) {
+            Ok(sum) => return sum,
+            Err(_) => sum = (sum & 0xffff).saturating_add(sum >> 16),
+        }
     }
-    sum as u16
 }
 
 #[cfg(test)]

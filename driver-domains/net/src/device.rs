@@ -35,7 +35,7 @@ const TX_QUEUE: u16 = 1;
 /// Most slots of each queue.
 const DEPTH: u16 = 128;
 /// Bytes of DMA memory for a received frame.
-const RX_SLOT: usize = 2048;
+const RX_SLOT: u32 = 2048;
 /// Bytes of DMA memory for the head of a frame to be sent.
 const TX_SLOT: usize = 256;
 /// Longest head that [`VirtioNet::send`] takes.
@@ -59,6 +59,11 @@ pub struct Checksum {
     pub start: u16,
     /// Where, after `start`, it is stored.
     pub offset: u16,
+}
+
+/// Where a slot begins.
+fn place(slot: u16, size: usize) -> usize {
+    usize::from(slot).saturating_mul(size)
 }
 
 /// A virtio NIC.
@@ -87,8 +92,8 @@ impl VirtioNet {
         let rx = device.queue(RX_QUEUE, DEPTH, VECTOR)?;
         let tx = device.queue(TX_QUEUE, DEPTH, VECTOR)?;
         let (rx_size, tx_size) = (rx.queue.size(), tx.queue.size());
-        let rx_memory = dma::alloc(usize::from(rx_size) * RX_SLOT).ok_or(Error::NoMemory)?;
-        let tx_memory = dma::alloc(usize::from(tx_size) * TX_SLOT).ok_or(Error::NoMemory)?;
+        let rx_memory = dma::alloc(place(rx_size, RX_SLOT as usize)).ok_or(Error::NoMemory)?;
+        let tx_memory = dma::alloc(place(tx_size, TX_SLOT)).ok_or(Error::NoMemory)?;
         let mut this = Self {
             device,
             rx,
@@ -129,9 +134,9 @@ impl VirtioNet {
     }
 
     fn post(&mut self, slot: u16) -> Result<(), Full> {
-        let address = self.rx_memory.address() + (usize::from(slot) * RX_SLOT) as u64;
-        let token =
-            self.rx.queue.add(&[Buffer { address, len: RX_SLOT as u32, device_writes: true }])?;
+        let offset = place(slot, RX_SLOT as usize) as u64;
+        let address = self.rx_memory.address().saturating_add(offset);
+        let token = self.rx.queue.add(&[Buffer { address, len: RX_SLOT, device_writes: true }])?;
         if let Some(posted) = self.rx_slots.get_mut(usize::from(token)) {
             *posted = Some(slot);
         }
@@ -147,7 +152,7 @@ impl VirtioNet {
             let slot = posted.and_then(Option::take).ok_or(Misbehaved)?;
             let len = (used.len as usize).saturating_sub(HEADER);
             let valid = (MIN_FRAME as usize..=MAX_FRAME as usize).contains(&len);
-            let at = usize::from(slot) * RX_SLOT + HEADER;
+            let at = place(slot, RX_SLOT as usize).saturating_add(HEADER);
             let copied = match to.get_mut(..len) {
                 Some(to) if valid => self.rx_memory.copy_from(at, to).is_ok(),
                 _ => false,
@@ -188,7 +193,7 @@ impl VirtioNet {
             return Err(Full);
         }
         let slot = self.tx_free.pop().ok_or(Full)?;
-        let at = usize::from(slot) * TX_SLOT;
+        let at = place(slot, TX_SLOT);
         let mut header = [0; HEADER];
         if let Some(checksum) = checksum {
             header[0] = FLAG_NEEDS_CSUM;
@@ -197,11 +202,12 @@ impl VirtioNet {
         }
         // Both lie within the slot, so they do not fail.
         let _ = self.tx_memory.copy_to(at, &header);
-        let _ = self.tx_memory.copy_to(at + HEADER, head);
+        let _ = self.tx_memory.copy_to(at.saturating_add(HEADER), head);
         let mut buffers = heapless::Vec::<Buffer, { MAX_SEGMENTS + 1 }>::new();
         let own = Buffer {
-            address: self.tx_memory.address() + at as u64,
-            len: (HEADER + head.len()) as u32,
+            address: self.tx_memory.address().saturating_add(at as u64),
+            // No head is longer than its slot.
+            len: u32::try_from(HEADER.saturating_add(head.len())).map_err(|_| Full)?,
             device_writes: false,
         };
         let pieces =

@@ -2,17 +2,22 @@
 //!
 //! One loop moves frames: from the NIC to guests, from guests to the NIC and to
 //! each other. Each source of frames gets a bounded turn, in proportion to its
-//! connection's weight.
+//! connection's weight and within its limits: what a guest sends waits for them,
+//! what goes to it is lost, as on a wire that is too slow.
 
 use alloc::{boxed::Box, vec::Vec};
 
 use domain_rt::{
     conn::{self, Connection},
     env::{self, DomainEnv},
-    events, set_ready,
+    events,
+    panic::give_up,
+    refuse::{Refusal, Why, why},
+    set_ready,
     time::{MS, NEVER, now_ns},
 };
-use net_switch::{FloodLimit, Port, Switch, Targets, Verdict};
+use io_limits::{Bucket, Limiter, Turns};
+use net_switch::{Drop, FloodLimit, Port, Switch, Targets, Verdict, inspect};
 use ring_ends::{
     Window,
     net::{Backend, BackendConfig, Tag, TxFrame, Vif},
@@ -30,12 +35,16 @@ use crate::{
 
 /// Frames that the wire may bring in one turn.
 const RX_TURN: usize = 64;
-/// Frames that a connection of weight 256 may send in one turn.
-const TX_TURN: u32 = 32;
+/// What a frame costs beside its bytes: a small one is not free.
+const FRAME_COST: u64 = 512;
+/// Work that a connection of weight 256 may do in one turn: 32 full frames.
+const QUANTUM: u64 = 32 * (MAX_FRAME as u64 + FRAME_COST);
 /// Bytes that are copied of a long frame: all headers that a rule may look at
 /// (Ethernet, VLAN, IPv4 with options or IPv6, TCP), so that the guest cannot
-/// change them after the check.
+/// change them after the check. [`inspect`] refuses what would lie beyond.
 const HEAD: usize = 128;
+/// Frames that the NIC sends at a time.
+const COOKIES: u32 = 128;
 /// Busy turns between two looks at the handshakes.
 const POLL_TURNS: u32 = 32;
 /// A NIC that finished nothing for so long is asked whether it gave up.
@@ -54,17 +63,21 @@ const POOL_PAGES: u32 = 2048;
 /// Largest payload of a frame.
 const MTU: u16 = 1500;
 
-const VIF_FLOODS: FloodLimit = FloodLimit { per_second: 1000, burst: 500 };
+/// At most half of a neighbour's buffers at once, and far more than what a
+/// station that means no harm asks for.
+const VIF_FLOODS: FloodLimit = FloodLimit { per_second: 500, burst: 64 };
 const WIRE_FLOODS: FloodLimit = FloodLimit { per_second: 5000, burst: 1000 };
 
 /// A connection.
 struct Client {
     connection: Connection,
     backend: Backend,
-    /// Frames that a turn may send.
-    turn: u32,
-    /// Its ring may hold frames.
-    backlog: bool,
+    /// Of what goes to the guest.
+    rx_limits: Limiter,
+    /// Frames that were lost over `rx_limits`.
+    rx_lost: u64,
+    /// How often the log may name it.
+    complaints: Bucket,
     /// Was connected at the last look; for the log.
     connected: bool,
 }
@@ -75,7 +88,7 @@ pub fn run(boot: &'static BootInfo) -> ! {
         Ok(nic) => nic,
         // The supervisor restarts this domain, and holds it if that does not
         // help.
-        Err(error) => panic!("no NIC: {error}"),
+        Err(error) => give_up(format_args!("no NIC: {error}")),
     };
     Service::new(boot, nic).run()
 }
@@ -83,11 +96,13 @@ pub fn run(boot: &'static BootInfo) -> ! {
 struct Service {
     nic: VirtioNet,
     switch: Switch,
+    /// By number, as in `switch` and `turns`.
     clients: Vec<Client>,
+    turns: Turns,
+    refused: Vec<Refusal>,
     /// By cookie: whose frame the NIC is sending.
     sent: Box<[Option<(usize, Tag)>]>,
     free_cookies: Vec<u32>,
-    next: usize,
     last_sent: u64,
     frame: Box<[u8; MAX_FRAME as usize]>,
     env: DomainEnv,
@@ -101,57 +116,64 @@ impl Service {
             nic,
             switch: Switch::new(VIF_FLOODS, WIRE_FLOODS, seed),
             clients: Vec::new(),
-            sent: (0..128).map(|_| None).collect(),
-            free_cookies: (0..128).collect(),
-            next: 0,
+            // What waits is bounded by the NIC's queue, and all frames are short.
+            turns: Turns::new(QUANTUM, u64::MAX),
+            refused: Vec::new(),
+            sent: (0..COOKIES).map(|_| None).collect(),
+            free_cookies: (0..COOKIES).collect(),
             last_sent: now_ns(),
             frame: Box::new([0; MAX_FRAME as usize]),
             env: DomainEnv,
         };
         let connections: Vec<Connection> = conn::all(Protocol::Net, Role::Backend).collect();
-        let share = boot.grant_window_pages / connections.len().max(1) as u32;
+        let served = u32::try_from(connections.len()).unwrap_or(u32::MAX).max(1);
+        let share = boot.grant_window_pages.checked_div(served).unwrap_or(0);
         let pool_pages = POOL_PAGES.min(share.saturating_sub(RING_PAGES));
         for connection in connections {
-            this.add(connection, pool_pages);
+            if let Err(why) = this.add(connection, pool_pages) {
+                this.refused.push(Refusal::new(connection, why));
+            }
         }
         this
     }
 
-    /// Adds a connection. Its number as a client is its vif's number.
-    fn add(&mut self, connection: Connection, pool_pages: u32) {
-        let name = connection.peer_name();
+    /// Adds a connection.
+    fn add(&mut self, connection: Connection, pool_pages: u32) -> Result<(), Why> {
         let window = (env::alloc_window(RING_PAGES), env::alloc_window(pool_pages));
         let (Some(ring_page), Some(pool_page)) = window else {
-            log::error!("{name} is not served: the grant window is too small");
-            return;
+            return Err(why(format_args!("the grant window is too small")));
         };
-        let mac = connection.boot.mac;
-        match self.switch.add_vif(mac) {
-            Ok(vif) if vif == self.clients.len() => {}
-            other => {
-                log::error!("{name} is not served: its address {mac:02x?} does not do: {other:?}");
-                return;
-            }
+        let boot = connection.boot;
+        let mac = boot.mac;
+        let vif = self
+            .switch
+            .add_vif(mac, &boot.addresses)
+            .map_err(|error| why(format_args!("its address {mac:02x?} does not do: {error:?}")))?;
+        // As many as the switch has vifs, and in the same order.
+        let turn = self.turns.add(boot.weight, Limiter::new(&boot.limits));
+        if turn != Some(vif) || vif != self.clients.len() {
+            return Err(why(format_args!("there are too many connections")));
         }
         let features = if self.nic.fills_checksums() { FEATURE_TX_CSUM } else { 0 };
         let backend = Backend::new(
             BackendConfig {
                 pages: connection.pages(),
                 port: connection.port(),
-                peer: connection.boot.peer,
+                peer: boot.peer,
                 window: Window { ring_page, ring_pages: RING_PAGES, pool_page, pool_pages },
             },
             Vif { mac, mtu: MTU, features },
         );
-        log::info!("vif {mac:02x?} for {name}");
-        let weight = connection.boot.weight.clamp(1, 1 << 16);
+        log::info!("vif {mac:02x?} for {}", connection.peer_name());
         self.clients.push(Client {
             connection,
             backend,
-            turn: (TX_TURN * weight / 256).max(1),
-            backlog: true,
+            rx_limits: Limiter::new(&boot.limits),
+            rx_lost: 0,
+            complaints: Bucket::new(1, 4, 0),
             connected: false,
         });
+        Ok(())
     }
 
     fn run(&mut self) -> ! {
@@ -194,20 +216,29 @@ impl Service {
     fn poll(&mut self, now: u64) -> (bool, u64) {
         let mut again = false;
         let mut deadline = NEVER;
-        for client in &mut self.clients {
+        for (index, client) in self.clients.iter_mut().enumerate() {
+            let was_up = client.backend.is_connected();
             let progress = client.backend.poll(&mut self.env);
-            client.backlog |= progress.again;
             client.tell();
-            again |= progress.again;
             deadline = deadline.min(progress.deadline.unwrap_or(NEVER));
+            if progress.again {
+                self.turns.wake(index);
+                // Frames that wait for the guest's limits are no reason to go on.
+                again |= !(was_up && client.backend.is_connected());
+            }
         }
+        for refused in &mut self.refused {
+            refused.poll(&mut self.env);
+        }
+        again |= self.turns.wants_round();
+        deadline = deadline.min(self.turns.deadline().unwrap_or(NEVER));
         if self.nic.in_flight() == 0 {
             self.last_sent = now;
         } else {
             let idle = now.saturating_sub(self.last_sent);
             // Its status is looked at only then, for that is slow.
             if idle > STUCK_NS || (idle > POLL_NS && self.nic.needs_reset()) {
-                panic!("the NIC does not answer");
+                give_up(format_args!("the NIC does not answer"));
             }
             // An interrupt that was lost is noticed then, too.
             deadline = deadline.min(now.saturating_add(SENT_NS));
@@ -239,7 +270,7 @@ impl Service {
                 Ok(Some(cookie)) => self.finish(cookie),
                 Ok(None) => break,
                 // The device is reset by the next generation.
-                Err(_) => panic!("the NIC broke the rules of its tx queue"),
+                Err(_) => give_up(format_args!("the NIC broke the rules of its tx queue")),
             }
             any = true;
         }
@@ -265,11 +296,11 @@ impl Service {
             let len = match self.nic.receive(&mut self.frame[..]) {
                 Ok(Some(len)) => len,
                 Ok(None) => return done > 0,
-                Err(_) => panic!("the NIC broke the rules of its rx queue"),
+                Err(_) => give_up(format_args!("the NIC broke the rules of its rx queue")),
             };
             let Some(frame) = self.frame.get(..len) else { continue };
-            if let Verdict::To(targets) = self.switch.forward(Port::Wire, frame, len, now) {
-                deliver(&mut self.clients, targets, frame);
+            if let Verdict::To(targets) = self.switch.forward(Port::Wire, frame, len, None, now) {
+                deliver(&mut self.clients, targets, frame, now);
             }
         }
         true
@@ -278,38 +309,26 @@ impl Service {
     /// Takes frames of the guests, turn by turn.
     fn serve_guests(&mut self, now: u64) -> bool {
         let mut any = false;
-        let count = self.clients.len();
-        for i in 0..count {
-            let index = (self.next + i) % count;
-            any |= self.take_turn(index, now);
-        }
-        self.next = (self.next + 1) % count.max(1);
-        any
-    }
-
-    fn take_turn(&mut self, index: usize, now: u64) -> bool {
-        let turn = match self.clients.get(index) {
-            Some(client) if client.backlog => client.turn,
-            _ => return false,
-        };
-        for done in 0..turn {
-            // A frame that is taken must go somewhere, and the wire is the
-            // only place that can be full.
-            if !self.has_room() {
-                return done > 0;
-            }
-            let Some(client) = self.clients.get_mut(index) else { return done > 0 };
-            let Some(frame) = client.backend.next_tx() else {
-                client.backlog = false;
-                return done > 0;
+        self.turns.begin_round();
+        // A frame that is taken must go somewhere, and the wire is the only
+        // place that can be full.
+        while self.has_room()
+            && let Some(index) = self.turns.pick(now)
+        {
+            let Some(frame) = self.clients.get_mut(index).and_then(|c| c.backend.next_tx()) else {
+                self.turns.empty(index);
+                continue;
             };
+            any = true;
+            let len = u64::from(frame.len);
+            self.turns.charge(index, len.saturating_add(FRAME_COST), 1, len);
             if let Some(status) = self.forward(index, &frame, now)
                 && let Some(client) = self.clients.get_mut(index)
             {
                 client.backend.complete_tx(frame.tag, status);
             }
         }
-        true
+        any
     }
 
     /// Sends a guest's frame where it belongs. `None`: the NIC has it, and it
@@ -324,18 +343,23 @@ impl Service {
         if client.backend.copy_head(frame, head) != head_len {
             return Some(Status::Dropped);
         }
-        let Verdict::To(targets) = self.switch.forward(Port::Vif(index), head, len, now) else {
-            return Some(Status::Dropped);
+        let sum = frame.checksum.map(|c| inspect::Checksum { start: c.start, offset: c.offset });
+        let targets = match self.switch.forward(Port::Vif(index), head, len, sum, now) {
+            Verdict::To(targets) => targets,
+            Verdict::Drop(reason) => {
+                self.complain(index, reason, now);
+                return Some(Status::Dropped);
+            }
         };
         let checksum = frame.checksum.map(|c| Checksum { start: c.start, offset: c.offset });
         if targets.wire {
             let sent = self.send_to_wire(index, frame, head_len, checksum);
             if targets.any_vif() {
-                self.copy_to_vifs(index, frame, head_len, targets, checksum);
+                self.copy_to_vifs(index, frame, head_len, targets, now);
             }
             return if sent { None } else { Some(Status::Dropped) };
         }
-        self.copy_to_vifs(index, frame, head_len, targets, checksum);
+        self.copy_to_vifs(index, frame, head_len, targets, now);
         Some(Status::Ok)
     }
 
@@ -348,14 +372,15 @@ impl Service {
         checksum: Option<Checksum>,
     ) -> bool {
         let mut rest = heapless::Vec::<Piece, MAX_SEGMENTS>::new();
-        let mut skip = head_len as u32;
+        let mut skip = u32::try_from(head_len).unwrap_or(u32::MAX);
         for segment in &frame.segments {
             let skipped = skip.min(segment.len);
-            skip -= skipped;
-            let len = segment.len - skipped;
+            skip = skip.saturating_sub(skipped);
+            let len = segment.len.saturating_sub(skipped);
             if len > 0 {
+                let address = segment.address.saturating_add(skipped.into());
                 // As many as the frame has segments.
-                let _ = rest.push(Piece { address: segment.address + u64::from(skipped), len });
+                let _ = rest.push(Piece { address, len });
             }
         }
         let Some(head) = self.frame.get(..head_len) else { return false };
@@ -377,7 +402,7 @@ impl Service {
         frame: &TxFrame,
         head_len: usize,
         targets: Targets,
-        checksum: Option<Checksum>,
+        now: u64,
     ) {
         let Some(client) = self.clients.get(index) else { return };
         let Some(whole) = self.frame.get_mut(..frame.len as usize) else { return };
@@ -393,21 +418,39 @@ impl Service {
         if let Some(head) = whole.get_mut(..head_len) {
             head.copy_from_slice(judged);
         }
-        if let Some(c) = checksum
+        if let Some(c) = frame.checksum
             && !checksum::fill(whole, c.start, c.offset)
         {
             return;
         }
-        deliver(&mut self.clients, targets, whole);
+        deliver(&mut self.clients, targets, whole, now);
+    }
+
+    /// Names a guest whose frame was dropped for a reason that is its own doing,
+    /// now and then.
+    fn complain(&mut self, index: usize, reason: Drop, now: u64) {
+        if !reason.is_hostile() && reason != Drop::Flood {
+            return;
+        }
+        let Some(client) = self.clients.get_mut(index) else { return };
+        if client.complaints.take(now, 1) {
+            let counters = self.switch.counters(Port::Vif(index));
+            let count = counters.dropped.get(reason as usize).copied().unwrap_or(0);
+            let name = client.connection.peer_name();
+            log::warn!("{name}: frame dropped ({}), {count} so far", reason.name());
+        }
     }
 }
 
 /// Copies a frame into the buffers of guests. Who has none loses it, as on any
 /// wire.
-fn deliver(clients: &mut [Client], targets: Targets, frame: &[u8]) {
+fn deliver(clients: &mut [Client], targets: Targets, frame: &[u8], now: u64) {
     for vif in targets.vifs() {
-        if let Some(client) = clients.get_mut(vif) {
+        let Some(client) = clients.get_mut(vif) else { continue };
+        if client.rx_limits.take(now, frame.len() as u64) {
             let _ = client.backend.deliver(frame, false);
+        } else {
+            client.rx_lost = client.rx_lost.saturating_add(1);
         }
     }
 }
@@ -422,7 +465,11 @@ impl Client {
         if connected != self.connected {
             self.connected = connected;
             let what = if connected { "connected" } else { "disconnected" };
-            log::info!("{} {what}", self.connection.peer_name());
+            let name = self.connection.peer_name();
+            log::info!("{name} {what}");
+            if !connected && self.rx_lost > 0 {
+                log::info!("{name}: {} frames to it were beyond its limits", self.rx_lost);
+            }
         }
     }
 }

@@ -90,6 +90,8 @@ pub enum Problem {
     VolumeShared,
     /// The MAC address is not a locally administered unicast address, or used twice.
     BadMac,
+    /// An IP address has a prefix that is too long, or there are too many.
+    BadAddress,
     /// A domain is an end of too many connections.
     TooManyConnections,
     /// An unknown capability.
@@ -128,6 +130,7 @@ impl fmt::Display for Problem {
             Self::BadVolume => "a blk connection names a volume, others do not",
             Self::VolumeShared => "a volume belongs to one connection only",
             Self::BadMac => "the MAC address must be unicast, locally administered and unique",
+            Self::BadAddress => "the vif's IP addresses are out of their bounds",
             Self::TooManyConnections => "the domain has too many connections",
             Self::BadCapability => "the capability is unknown",
         };
@@ -298,6 +301,9 @@ fn check_connection(node: &Node, index: usize) -> Result<(), Problem> {
     }
     if protocol == Protocol::Net && (c.mac[0] & 3 != 2 || before().any(|o| o.mac == c.mac)) {
         return Err(Problem::BadMac);
+    }
+    if !c.addresses.is_valid() {
+        return Err(Problem::BadAddress);
     }
     if c.weight == 0 {
         return Err(Problem::BadShare);

@@ -55,8 +55,8 @@ fn connection(protocol: Protocol, volume: &str, mac: u8) -> Connection {
         volume: volume.try_into().unwrap(),
         mac: [2, 0, 0, 0, 0, mac],
         weight: 1,
-        ops_limit: 0,
-        bandwidth_limit: 0,
+        limits: Default::default(),
+        addresses: Default::default(),
     }
 }
 
@@ -158,6 +158,8 @@ fn bad_connections() {
     bad(Connection, 1, Problem::VolumeShared, |n| n.connections[1] = n.connections[0].clone());
     bad(Connection, 1, Problem::BadMac, |n| n.connections[1].mac[0] = 3);
     bad(Connection, 1, Problem::BadMac, |n| n.connections[1].mac[5] = 1);
+    bad(Connection, 1, Problem::BadAddress, |n| n.connections[1].addresses.count = 5);
+    bad(Connection, 1, Problem::BadAddress, |n| n.connections[1].addresses.prefixes[3] = 129);
     bad(Connection, 0, Problem::BadShare, |n| n.connections[0].weight = 0);
     bad(Item::Domain, 0, Problem::TooManyConnections, |n| {
         for mac in 3..20 {

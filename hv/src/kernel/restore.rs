@@ -151,10 +151,10 @@ impl Node {
             role: role as u16,
             peer: peer.domain,
             weight: c.config.weight,
-            ops_limit: c.config.ops_limit,
-            bandwidth_limit: c.config.bandwidth_limit,
             mac: c.config.mac,
-            reserved: [0; 2],
+            reserved: [0; 6],
+            limits: c.config.limits,
+            addresses: c.config.addresses,
             volume: [0; 40],
             peer_name: [0; 24],
         };

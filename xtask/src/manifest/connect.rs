@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use ring_proto::boot::{Addresses, Limits};
 use ring_proto::bundle;
 use ring_proto::conn::Protocol;
 use ring_proto::{MAX_CONNECTIONS, MAX_DOMAIN_CONNECTIONS};
 
+use super::addresses::addresses;
 use super::parse::{
     DEFAULT_WEIGHT, Index, MAX_U32, Named, WINDOW_UNIT, or, pages, resolve, too_many, units,
 };
@@ -81,7 +83,11 @@ fn label(source: &Source, span: &Span, text: &str) -> Result<heapless::String<36
 }
 
 const CONNECTION_KEYS: &[&str] =
-    &["protocol", "frontend", "backend", "volume", "mac", "weight", "limits"];
+    &["protocol", "frontend", "backend", "volume", "mac", "addresses", "weight", "limits"];
+
+/// Time in which an empty bucket fills, unless the manifest says otherwise. Short, so that what a
+/// guest saved up does not hold up the others; much longer than a turn of the driver's loop.
+const DEFAULT_REFILL_MS: u32 = 100;
 
 pub(super) fn connections(
     source: &Source,
@@ -138,9 +144,10 @@ fn connection(
     }
     let mut volume = heapless::String::new();
     let mut mac = [0; 6];
+    let mut own_addresses = Addresses::default();
     match protocol {
         Protocol::Blk => {
-            if let Some(field) = section.get("mac") {
+            if let Some(field) = section.get("mac").or_else(|| section.get("addresses")) {
                 return Err(field.wrong("is of no use for a blk connection"));
             }
             let field = section.require("volume")?;
@@ -167,26 +174,49 @@ fn connection(
                     format!("the MAC address {} is taken by another connection", show_mac(mac)),
                 ));
             }
+            own_addresses = addresses(section, before, backend, mac)?;
         }
     }
-    let mut connection = bundle::Connection {
+    Ok(bundle::Connection {
         protocol: protocol as u16,
         frontend,
         backend,
         volume,
         mac,
         weight: or(section, "weight", 1..=65_535, u32::from(DEFAULT_WEIGHT))?,
-        ops_limit: 0,
-        bandwidth_limit: 0,
+        limits: limits(section)?,
+        addresses: own_addresses,
+    })
+}
+
+fn limits(section: &Section<'_>) -> Result<Limits, ManifestError> {
+    let mut limits = Limits::default();
+    let Some(field) = section.get("limits") else {
+        return Ok(limits);
     };
-    if let Some(field) = section.get("limits") {
-        let limits = field.section("`limits` of [[connection]]", &["ops", "bandwidth"])?;
-        connection.ops_limit = or(&limits, "ops", 1..=MAX_U32, 0)?;
-        if let Some(bandwidth) = limits.get("bandwidth") {
-            connection.bandwidth_limit = bandwidth.rate()?;
-        }
+    let name = "`limits` of [[connection]]";
+    let keys = ["ops", "bandwidth", "refill_time_ms", "one_time_burst"];
+    let section = field.section(name, &keys)?;
+    limits.ops = or(&section, "ops", 1..=MAX_U32, 0)?;
+    limits.bandwidth = section.get("bandwidth").map_or(Ok(0), |rate| rate.rate())?;
+    if let Some(rate) = section.get("bandwidth").filter(|_| limits.bandwidth == 0) {
+        return Err(rate.wrong("must not be 0; without the key there is no limit"));
     }
-    Ok(connection)
+    limits.refill_ms = or(&section, "refill_time_ms", 1..=60_000, DEFAULT_REFILL_MS)?;
+    if let Some(burst) = section.get("one_time_burst") {
+        let name = format!("`one_time_burst` in {name}");
+        let burst = burst.section(&name, &["ops", "bandwidth"])?;
+        for key in ["ops", "bandwidth"] {
+            if let Some(field) = burst.get(key)
+                && section.get(key).is_none()
+            {
+                return Err(field.wrong(format_args!("is of no use without a limit of `{key}`")));
+            }
+        }
+        limits.ops_burst = or(&burst, "ops", 1..=MAX_U32, 0)?;
+        limits.bandwidth_burst = burst.get("bandwidth").map_or(Ok(0), |size| size.size())?;
+    }
+    Ok(limits)
 }
 
 fn parse_mac(field: &Field<'_>) -> Result<[u8; 6], ManifestError> {

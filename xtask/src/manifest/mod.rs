@@ -3,6 +3,7 @@
 //! [`Manifest::load`] reads and checks what can be checked without the images;
 //! [`Manifest::to_node`] makes the hypervisor's form of it.
 
+mod addresses;
 mod connect;
 mod parse;
 mod reader;

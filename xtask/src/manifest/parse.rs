@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use ring_proto::boot::{CAP_CONTROL_UART, CAP_SUPERVISOR};
 use ring_proto::bundle::{self, MAX_DEVICES, Select};
+use ring_proto::conn::Protocol;
 use ring_proto::{MAX_DOMAIN_DEVICES, MAX_DOMAINS, PAGE_SIZE};
 use toml::Spanned;
 
@@ -62,10 +63,15 @@ pub fn parse(source: Source) -> Result<Manifest, ManifestError> {
             domain.spec.name
         ));
     }
-    if connections.iter().any(|c| c.ops_limit != 0 || c.bandwidth_limit != 0) {
-        warnings.push(
-            "`limits` of [[connection]] have no effect yet: nothing enforces them".to_owned(),
-        );
+    for connection in connections.iter().filter(|c| c.protocol == Protocol::Net as u16) {
+        let frontend = domains.get(usize::from(connection.frontend));
+        if let Some(frontend) = frontend.filter(|_| connection.addresses.checked == 0) {
+            warnings.push(format!(
+                "the net connection of [domain.{}] has no `addresses`: \
+                 its guest can send from any IP address",
+                frontend.spec.name
+            ));
+        }
     }
     if domains.iter().all(|d| d.spec.capabilities & CAP_SUPERVISOR == 0) {
         warnings.push(

@@ -3,6 +3,7 @@
 use crate::Mac;
 
 const SETS: usize = 64;
+const LAST_SET: u64 = SETS as u64 - 1;
 const WAYS: usize = 4;
 /// A station that was silent for so long is forgotten.
 const AGE_NS: u64 = 300_000_000_000;
@@ -29,8 +30,8 @@ impl Stations {
         let [a, b, c, d, e, f] = mac;
         let mixed = (u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) ^ self.seed)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed ^ self.seed.rotate_left(17)).wrapping_mul(0xff51_afd7_ed55_8ccd) as usize >> 7
-            & (SETS - 1)
+        let mixed = (mixed ^ self.seed.rotate_left(17)).wrapping_mul(0xff51_afd7_ed55_8ccd) >> 7;
+        usize::try_from(mixed & LAST_SET).unwrap_or(0)
     }
 
     pub(crate) fn heard(&mut self, mac: Mac, now_ns: u64) {

@@ -5,6 +5,9 @@
 //! bytes is the driver domain's business. Its rules:
 //!
 //! - A vif sends from its own MAC address only, and the wire from none of a vif.
+//!   Which station has which vif's address is never learned.
+//! - A vif sends from its own IP addresses only and answers for no others, and
+//!   is neither router nor DHCP server ([`inspect`]).
 //! - Unicast to a vif's address goes to that vif and nowhere else. Other unicast
 //!   from a vif goes to the wire, and from the wire nowhere: vif addresses are
 //!   known, so nothing is flooded to guests to find somebody.
@@ -15,16 +18,34 @@
 //!   guest does not take part in the spanning tree of the machine room.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::arithmetic_side_effects,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo
+    )
+)]
 
 #[cfg(test)]
 extern crate std;
 
-mod bucket;
+mod addresses;
+pub mod inspect;
 mod learn;
 
 use heapless::Vec;
+use io_limits::Bucket;
+use ring_proto::boot::Addresses;
 
-use bucket::Bucket;
+use addresses::Own;
+use inspect::Checksum;
 use learn::Stations;
 
 /// Most vifs.
@@ -61,6 +82,52 @@ pub enum Drop {
     Unknown,
     /// To the sender itself, or to an address that bridges keep.
     Reserved,
+    /// ARP with addresses that are not the sender's.
+    SpoofedArp,
+    /// The IP source is not the sender's.
+    SpoofedIp,
+    /// Neighbour discovery with addresses that are not the sender's.
+    SpoofedNdp,
+    /// What only a router or a DHCP server sends.
+    Rogue,
+    /// It has a VLAN tag.
+    Tagged,
+    /// Neither IP nor ARP, from a vif with IP addresses of its own.
+    Protocol,
+    /// A header is broken, or goes on beyond what can be seen.
+    Malformed,
+}
+
+impl Drop {
+    /// How many reasons there are.
+    pub const COUNT: usize = 13;
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Short => "too short",
+            Self::Long => "too long",
+            Self::Spoofed => "spoofed MAC address",
+            Self::Flood => "flood",
+            Self::Unknown => "unknown destination",
+            Self::Reserved => "reserved destination",
+            Self::SpoofedArp => "spoofed ARP",
+            Self::SpoofedIp => "spoofed IP address",
+            Self::SpoofedNdp => "spoofed neighbour discovery",
+            Self::Rogue => "rogue router or DHCP server",
+            Self::Tagged => "VLAN tag",
+            Self::Protocol => "neither IP nor ARP",
+            Self::Malformed => "malformed header",
+        }
+    }
+
+    /// Whether no guest sends this by accident.
+    pub fn is_hostile(self) -> bool {
+        matches!(
+            self,
+            Self::Spoofed | Self::SpoofedArp | Self::SpoofedIp | Self::SpoofedNdp | Self::Rogue
+        )
+    }
 }
 
 /// Where a frame goes.
@@ -83,7 +150,7 @@ pub struct Targets {
 impl Targets {
     /// The vifs among them, ascending.
     pub fn vifs(self) -> impl Iterator<Item = usize> {
-        (0..MAX_VIFS).filter(move |&i| self.vifs & (1 << i) != 0)
+        (0..MAX_VIFS).filter(move |&i| self.vifs & bit(i) != 0)
     }
 
     /// Whether any vif is among them.
@@ -108,9 +175,8 @@ pub struct Counters {
     pub frames: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Frames of it that went nowhere, by reason: short, long, spoofed,
-    /// flood, unknown, reserved.
-    pub dropped: [u64; 6],
+    /// Frames of it that went nowhere, by [`Drop`].
+    pub dropped: [u64; Drop::COUNT],
 }
 
 #[derive(Debug)]
@@ -119,9 +185,16 @@ struct Side {
     counters: Counters,
 }
 
+impl Side {
+    fn new(floods: FloodLimit) -> Self {
+        let bucket = Bucket::new(floods.per_second.into(), floods.burst.into(), 0);
+        Self { bucket, counters: Counters::default() }
+    }
+}
+
 #[derive(Debug)]
 struct Vif {
-    mac: Mac,
+    own: Own,
     side: Side,
 }
 
@@ -151,23 +224,26 @@ impl Switch {
     pub fn new(vif_limit: FloodLimit, wire_limit: FloodLimit, seed: u64) -> Self {
         Self {
             vifs: Vec::new(),
-            wire: Side { bucket: Bucket::new(wire_limit), counters: Counters::default() },
+            wire: Side::new(wire_limit),
             stations: Stations::new(seed),
             vif_limit,
         }
     }
 
-    /// Adds a vif; returns its number, counting from 0.
-    pub fn add_vif(&mut self, mac: Mac) -> Result<usize, AddError> {
+    /// Adds a vif that may send from `mac` and `addresses`; returns its number,
+    /// counting from 0.
+    pub fn add_vif(&mut self, mac: Mac, addresses: &Addresses) -> Result<usize, AddError> {
         if is_group(mac) || mac == [0; 6] {
             return Err(AddError::BadMac);
         }
         if self.vif_of(mac).is_some() {
             return Err(AddError::Duplicate);
         }
-        let side = Side { bucket: Bucket::new(self.vif_limit), counters: Counters::default() };
-        self.vifs.push(Vif { mac, side }).map_err(|_| AddError::TooMany)?;
-        Ok(self.vifs.len() - 1)
+        let vif = self.vifs.len();
+        let side = Side::new(self.vif_limit);
+        let own = Own::new(mac, addresses);
+        self.vifs.push(Vif { own, side }).map_err(|_| AddError::TooMany)?;
+        Ok(vif)
     }
 
     /// What `port` did so far; zeroes for a vif that is not there.
@@ -178,52 +254,73 @@ impl Switch {
         }
     }
 
-    /// Decides about a frame of `len` bytes that begins with `head` and came
-    /// in at `from`.
-    pub fn forward(&mut self, from: Port, head: &[u8], len: usize, now_ns: u64) -> Verdict {
-        let verdict = self.decide(from, head, len, now_ns);
+    /// Decides about a frame of `len` bytes that begins with `head`, came in at
+    /// `from` and gets `checksum` filled in on its way.
+    pub fn forward(
+        &mut self,
+        from: Port,
+        head: &[u8],
+        len: usize,
+        checksum: Option<Checksum>,
+        now_ns: u64,
+    ) -> Verdict {
+        let verdict = match self.decide(from, head, len, checksum, now_ns) {
+            Ok(targets) => Verdict::To(targets),
+            Err(reason) => Verdict::Drop(reason),
+        };
         let Some(side) = self.side(from) else { return verdict };
-        side.counters.frames += 1;
-        side.counters.bytes = side.counters.bytes.saturating_add(len as u64);
+        let counters = &mut side.counters;
+        counters.frames = counters.frames.saturating_add(1);
+        counters.bytes = counters.bytes.saturating_add(len as u64);
         if let Verdict::Drop(reason) = verdict
-            && let Some(count) = side.counters.dropped.get_mut(reason as usize)
+            && let Some(count) = counters.dropped.get_mut(reason as usize)
         {
-            *count += 1;
+            *count = count.saturating_add(1);
         }
         verdict
     }
 
-    fn decide(&mut self, from: Port, head: &[u8], len: usize, now_ns: u64) -> Verdict {
-        let Some((to, source)) = addresses(head).filter(|_| len >= HEADER) else {
-            return Verdict::Drop(Drop::Short);
-        };
+    fn decide(
+        &mut self,
+        from: Port,
+        head: &[u8],
+        len: usize,
+        checksum: Option<Checksum>,
+        now_ns: u64,
+    ) -> Result<Targets, Drop> {
+        let (to, source) = addresses(head).filter(|_| len >= HEADER).ok_or(Drop::Short)?;
         if len > MAX_FRAME {
-            return Verdict::Drop(Drop::Long);
+            return Err(Drop::Long);
         }
-        let genuine = match from {
-            Port::Vif(i) => self.vifs.get(i).is_some_and(|vif| vif.mac == source),
-            Port::Wire => !is_group(source) && self.vif_of(source).is_none(),
-        };
-        if !genuine {
-            return Verdict::Drop(Drop::Spoofed);
-        }
-        if from == Port::Wire {
-            self.stations.heard(source, now_ns);
+        match from {
+            Port::Vif(i) => {
+                let own = self.vifs.get(i).map(|vif| &vif.own).ok_or(Drop::Spoofed)?;
+                if own.mac != source {
+                    return Err(Drop::Spoofed);
+                }
+                inspect::check(own, head, checksum)?;
+            }
+            Port::Wire => {
+                if is_group(source) || self.vif_of(source).is_some() {
+                    return Err(Drop::Spoofed);
+                }
+                self.stations.heard(source, now_ns);
+            }
         }
         if is_kept_by_bridges(to) {
-            return Verdict::Drop(Drop::Reserved);
+            return Err(Drop::Reserved);
         }
         if is_group(to) {
             return self.flood(from, self.all_but(from), now_ns);
         }
         match (self.vif_of(to), from) {
-            (Some(vif), from) if from == Port::Vif(vif) => Verdict::Drop(Drop::Reserved),
-            (Some(vif), _) => Verdict::To(Targets { wire: false, vifs: 1 << vif }),
-            (None, Port::Wire) => Verdict::Drop(Drop::Unknown),
+            (Some(vif), from) if from == Port::Vif(vif) => Err(Drop::Reserved),
+            (Some(vif), _) => Ok(Targets { wire: false, vifs: bit(vif) }),
+            (None, Port::Wire) => Err(Drop::Unknown),
             (None, Port::Vif(_)) => {
                 let wire = Targets { wire: true, vifs: 0 };
                 if self.stations.knows(to, now_ns) {
-                    Verdict::To(wire)
+                    Ok(wire)
                 } else {
                     self.flood(from, wire, now_ns)
                 }
@@ -231,9 +328,9 @@ impl Switch {
         }
     }
 
-    fn flood(&mut self, from: Port, targets: Targets, now_ns: u64) -> Verdict {
-        let allowed = self.side(from).is_some_and(|side| side.bucket.take(now_ns));
-        if allowed { Verdict::To(targets) } else { Verdict::Drop(Drop::Flood) }
+    fn flood(&mut self, from: Port, targets: Targets, now_ns: u64) -> Result<Targets, Drop> {
+        let allowed = self.side(from).is_some_and(|side| side.bucket.take(now_ns, 1));
+        if allowed { Ok(targets) } else { Err(Drop::Flood) }
     }
 
     fn side(&mut self, port: Port) -> Option<&mut Side> {
@@ -244,16 +341,21 @@ impl Switch {
     }
 
     fn all_but(&self, from: Port) -> Targets {
-        let all = (1u16 << self.vifs.len()) - 1;
+        let all = (0..self.vifs.len()).fold(0, |all, vif| all | bit(vif));
         match from {
             Port::Wire => Targets { wire: false, vifs: all },
-            Port::Vif(i) => Targets { wire: true, vifs: all & !(1 << i) },
+            Port::Vif(i) => Targets { wire: true, vifs: all & !bit(i) },
         }
     }
 
     fn vif_of(&self, mac: Mac) -> Option<usize> {
-        self.vifs.iter().position(|vif| vif.mac == mac)
+        self.vifs.iter().position(|vif| vif.own.mac == mac)
     }
+}
+
+/// A vif in [`Targets`].
+fn bit(vif: usize) -> u16 {
+    u32::try_from(vif).ok().and_then(|vif| 1u16.checked_shl(vif)).unwrap_or(0)
 }
 
 /// Destination and source of a frame.
@@ -265,14 +367,16 @@ fn addresses(head: &[u8]) -> Option<(Mac, Mac)> {
 }
 
 /// Broadcast or multicast.
-const fn is_group(mac: Mac) -> bool {
-    mac[0] & 1 != 0
+const fn is_group([first, ..]: Mac) -> bool {
+    first & 1 != 0
 }
 
 /// 01:80:c2:00:00:00 to …:0f.
-fn is_kept_by_bridges(mac: Mac) -> bool {
-    mac[..5] == [0x01, 0x80, 0xc2, 0, 0] && mac[5] < 0x10
+const fn is_kept_by_bridges(mac: Mac) -> bool {
+    matches!(mac, [0x01, 0x80, 0xc2, 0, 0, 0..0x10])
 }
 
+#[cfg(test)]
+mod spoofing;
 #[cfg(test)]
 mod tests;
