@@ -9,11 +9,11 @@ macro_rules! tests {
 }
 
 mod attacks;
+mod attacks_devices;
 mod configurations;
 mod control;
 mod durability;
 mod iommu;
-mod isolation;
 mod recovery;
 mod serving;
 
@@ -32,11 +32,7 @@ fn main() -> ExitCode {
         durability::g3_acknowledged_values_survive_power_cuts,
         control::nodectl_shows_and_orders,
         control::g8_every_death_leaves_a_record,
-        isolation::g1_a_disk_reaches_nothing_but_pool_and_grants,
-        isolation::g1_a_nic_reaches_nothing_but_pool_and_grants,
         iommu::machine_vt_d,
-        iommu::g2_a_disk_that_reaches_too_far_ends_its_domain,
-        iommu::g2_a_nic_that_reaches_too_far_ends_its_domain,
         recovery::g2_an_endless_loop_is_ended_by_the_watchdog,
         recovery::g3_no_request_fails_over_100_driver_crashes,
         recovery::g3_both_drivers_die_at_once,
@@ -44,6 +40,7 @@ fn main() -> ExitCode {
         recovery::g7_the_supervisor_may_crash_too,
     ];
     tests.extend(attacks::all());
+    tests.extend(attacks_devices::all());
     tests.extend(configurations::all());
     runner::main(&tests)
 }

@@ -1,13 +1,20 @@
-//! Through a NIC: frames made of others' memory go out, where the test's
-//! capture sees them; buffers for received frames lie in others' memory, and
-//! the answers to address requests are to overwrite it.
+//! A NIC in the hands of the attacker: frames made of others' memory go out,
+//! where the test's capture sees them; buffers for received frames lie in
+//! others' memory, and the answers to address requests are to overwrite it.
+#![no_std]
+#![no_main]
 
+use attacks::{begin, done, targets};
 use domain_rt::{
     dma, events,
     time::now_ns,
     virtio::{Device, DeviceQueue, DeviceType, queue::Buffer},
 };
-use ring_proto::shm::SharedMem;
+use ring_proto::{boot::BootInfo, shm::SharedMem};
+
+domain_rt::entry!(main);
+
+const NAME: &str = "dma-nic";
 
 const HEADER: usize = 12;
 const RX: u16 = 0;
@@ -50,18 +57,18 @@ fn finish(queue: &mut DeviceQueue) -> bool {
     false
 }
 
-/// Tries all targets in both directions.
-pub fn attack() {
+fn main(_: &'static BootInfo) -> ! {
+    begin(NAME);
     let mut nic = open();
     let head = dma::alloc(64).expect("there is DMA memory");
     let mut tries = 0;
-    for address in super::targets() {
+    for address in targets::all() {
         send(&mut nic, head, address);
         tries += 1;
     }
     // Receive buffers at the targets, a few at a time, and frames to fill them.
-    let places = super::PLACES.iter().map(|place| place.1);
-    for address in places.chain(super::targets().step_by(16)) {
+    let places = targets::PLACES.into_iter();
+    for address in places.chain(targets::all().step_by(16)) {
         let buffer = Buffer { address, len: 2048, device_writes: true };
         if nic.rx.queue.add(&[buffer]).is_err() {
             break;
@@ -72,7 +79,7 @@ pub fn attack() {
         finish(&mut nic.rx);
         tries += 1;
     }
-    log::info!("rogue: {tries} accesses by the NIC tried");
+    done!(NAME, "tried={tries}");
 }
 
 /// A frame whose payload the NIC is to fetch from `address`.

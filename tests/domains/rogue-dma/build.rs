@@ -1,3 +1,0 @@
-//! Links the program as a domain.
-
-include!("../../../domain-rt/link/build.rs");
