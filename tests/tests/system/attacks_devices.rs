@@ -162,8 +162,14 @@ fn fault(bench: &Bench, death: &CrashEntry, address: u64) -> Result<()> {
 /// The same by a NIC.
 fn g2_a_nic_that_reaches_too_far_ends_its_domain(bench: &Bench) -> Result<()> {
     let device = "virtio-net-pci,netdev=loot,addr=6,romfile=,disable-legacy=on,iommu_platform=on";
-    let attack = with_device("dma-nic", "network")
-        .qemu(&["-netdev", "user,id=loot", "-device", device, "-trace", "vtd_dmar_fault"]);
+    let attack = with_device("dma-nic", "network").qemu(&[
+        "-netdev",
+        "user,id=loot",
+        "-device",
+        device,
+        "-trace",
+        "vtd_dmar_fault",
+    ]);
     attack.configure(|_, config| config.iommu = Iommu::Intel).run(bench, |scene| {
         let death = scene.ended(1, "iommu-fault")?;
         fault(bench, &death, 0x1000)
