@@ -99,6 +99,32 @@ impl PerCpu {
     }
 }
 
+/// An FXSAVE image.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Fpu([u64; 64]);
+
+impl Fpu {
+    /// What a program finds at its start (SysV ABI 3.4.1).
+    pub const CLEAN: Self = {
+        let mut image = [0; 64];
+        (image[0], image[3]) = (0x37f, 0x1f80);
+        Self(image)
+    };
+
+    /// Whether x87 is as in [`Self::CLEAN`]; SSE may differ.
+    pub fn is_x87_clean(&self) -> bool {
+        let [control, rip, rdp, _, registers @ ..] = &self.0;
+        (*control, *rip, *rdp) == (0x37f, 0, 0) && registers.iter().take(16).all(|&r| r == 0)
+    }
+}
+
+/// Clears this core's FPU.
+pub fn reset_fpu() {
+    // SAFETY: a valid image, with the modes that Rust code expects.
+    unsafe { asm!("fxrstor64 [{}]", in(reg) &Fpu::CLEAN, clobber_abi("C"), options(nostack)) };
+}
+
 /// Sets up this core's tables, control registers and GS. Its stacks must be
 /// mapped. Ends the time in which an exception is a triple fault.
 pub fn init(core: usize) {
@@ -107,6 +133,7 @@ pub fn init(core: usize) {
     cpu.core.store(core as u32, Ordering::Relaxed);
     cpu.apic_id.store(id, Ordering::Relaxed);
     tables::load(core);
+    reset_fpu();
 
     let mut cr4 = Cr4Flags::PAGE_GLOBAL | Cr4Flags::MACHINE_CHECK_EXCEPTION;
     let features = features::get();

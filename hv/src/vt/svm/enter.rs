@@ -15,12 +15,19 @@ use super::Registers;
 /// the host's RFLAGS.IF is set across VMRUN so that a physical interrupt ends
 /// the run (V_INTR_MASKING, 15.21.1).
 ///
+/// Without `x87` only the SSE part of the FPU is loaded.
+///
 /// # Safety
 /// `vmcb` and `host_vmcb` are physical addresses of VMCB frames, identity
 /// mapped; `registers` belongs to the same vCPU; no other core uses them; SVM
 /// is enabled on this core; interrupts are off.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn run(vmcb: u64, registers: *mut Registers, host_vmcb: u64) {
+pub(super) unsafe extern "C" fn run(
+    vmcb: u64,
+    registers: *mut Registers,
+    host_vmcb: u64,
+    x87: bool,
+) {
     naked_asm!(
         "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
         "push rdx", "push rsi", "push rdi",
@@ -29,7 +36,14 @@ pub(super) unsafe extern "C" fn run(vmcb: u64, registers: *mut Registers, host_v
         "sti",
         "mov rax, rdx",
         "vmsave rax",
+        "test cl, cl",
+        "jz 2f",
         "fxrstor64 [rsi + {fpu}]",
+        "2:",
+        "ldmxcsr [rsi + {fpu} + 24]",
+        ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "movaps xmm\\n, [rsi + {fpu} + 160 + 16 * \\n]",
+        ".endr",
         "mov rax, rdi",
         "vmload rax",
         "mov rbx, [rsi]",
@@ -71,9 +85,7 @@ pub(super) unsafe extern "C" fn run(vmcb: u64, registers: *mut Registers, host_v
         "mov rax, [rsp + 16]",
         "vmload rax",
         "stgi",
-        // The guest's FPU modes must not govern the hypervisor's code, nor its
-        // registers reach the next domain.
-        "fninit",
+        // The guest's FPU modes must not govern the hypervisor's code.
         "push 0x1f80",
         "ldmxcsr [rsp]",
         "add rsp, 8",

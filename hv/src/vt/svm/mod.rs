@@ -27,8 +27,7 @@ struct Registers {
     /// RBX, RCX, RDX, RSI, RDI, RBP, R8–R15.
     gpr: [u64; 14],
     _pad: [u64; 2],
-    /// FXSAVE image.
-    fpu: [u8; 512],
+    fpu: cpu::Fpu,
 }
 
 const VM_CR: u32 = 0xc001_0114;
@@ -143,6 +142,8 @@ pub struct SvmVcpu {
     maps: Maps,
     uart: bool,
     flush: bool,
+    /// It used x87. Else x87 is clean, as the hypervisor keeps it on every core.
+    x87: bool,
 }
 
 impl SvmVcpu {
@@ -156,7 +157,7 @@ impl SvmVcpu {
         // zeroes is a valid value of both types.
         let (vmcb, regs) = unsafe { (&mut *(vmcb as *mut Vmcb), &mut *(regs as *mut Registers)) };
         vmcb.asid = asid;
-        Some(Self { vmcb, regs, host_vmcb, nested_root, maps, uart, flush: true })
+        Some(Self { vmcb, regs, host_vmcb, nested_root, maps, uart, flush: true, x87: false })
     }
 
     /// Length of the instruction that exited, for those we skip.
@@ -239,10 +240,8 @@ impl Vcpu for SvmVcpu {
         v.pat = DEFAULT_PAT;
         self.regs.gpr = [0; 14];
         self.regs.gpr[RDI] = layout::BOOT_INFO;
-        self.regs.fpu = [0; 512];
-        // FCW and MXCSR after reset of an x86-64 process (SysV ABI 3.4.1).
-        self.regs.fpu[..2].copy_from_slice(&0x37fu16.to_le_bytes());
-        self.regs.fpu[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        self.regs.fpu = cpu::Fpu::CLEAN;
+        self.x87 = false;
         self.flush = true;
     }
 
@@ -260,7 +259,15 @@ impl Vcpu for SvmVcpu {
         self.vmcb.clean = 0;
         // SAFETY: VMCB, register area and host area are this vCPU's own, and it
         // runs on this core only; SVM is enabled before any vCPU is made to run.
-        unsafe { enter::run(&raw mut *self.vmcb as u64, &raw mut *self.regs, self.host_vmcb) };
+        unsafe {
+            enter::run(&raw mut *self.vmcb as u64, &raw mut *self.regs, self.host_vmcb, self.x87);
+        }
+        // Few domains use x87, so it is loaded and cleared for those alone. (QEMU 7.2 has more
+        // than time to lose: FXRSTOR of one core writes flags of core 0 without a lock.)
+        self.x87 = !self.regs.fpu.is_x87_clean();
+        if self.x87 {
+            cpu::reset_fpu();
+        }
         match self.vmcb.exit_code {
             exit::VMMCALL => {
                 self.skip(3);
