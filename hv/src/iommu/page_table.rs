@@ -121,6 +121,11 @@ impl<IO: PhysIo> IoTable<IO> {
         self.base
     }
 
+    /// Address and bytes of all its frames.
+    pub fn memory(&self) -> (u64, u64) {
+        (self.base, self.frames * PAGE)
+    }
+
     /// Removes everything. Only while no device is attached to the table.
     pub fn clear(&mut self) {
         self.used = 1;

@@ -156,6 +156,7 @@ impl Node {
             orders: Orders::default(),
             stale: None,
             line: LineQuota::new(0),
+            leftovers: 0,
         });
         self.devices.add_domain(id, &space, config)?;
         self.domains.push(Domain::new(id, config.clone(), space, core));

@@ -1,5 +1,7 @@
 //! Devices of domains: ownership, DMA, interrupts, configuration space.
 
+mod audit;
+
 use alloc::{format, string::String, vec::Vec};
 
 use hv_core::memory::{Kind, Space};
@@ -17,7 +19,7 @@ use crate::{
     ioapic::IoApics,
     iommu::{self, PlatformIommu, page_table::IoTable},
     irq, memmap,
-    pci::{Bdf, Function, Pci},
+    pci::{Bdf, Function, Pci, msix::Message},
     phys::Identity,
 };
 
@@ -34,6 +36,8 @@ struct Binding {
     domain: DomainId,
     port: Port,
     source: Source,
+    /// What the function was programmed with.
+    message: Option<Message>,
     /// The domain asked for it to be unmasked.
     open: bool,
     /// Masked because it came again before the domain looked.
@@ -249,7 +253,8 @@ impl Devices {
         let function = self.pci.function(bdf).ok_or(Error::NotFound)?;
         self.pci.msix_program(function, entry, message).map_err(|_| Error::Hardware)?;
         self.pci.msix_enable(function).map_err(|_| Error::Hardware)?;
-        let binding = Binding { domain, port, source, open: false, throttled: false };
+        let message = Some(message);
+        let binding = Binding { domain, port, source, message, open: false, throttled: false };
         if let Some(place) = self.bindings.get_mut(usize::from(vector)) {
             *place = Some(binding);
         }
@@ -346,6 +351,7 @@ impl Devices {
                 domain,
                 port: event::PORT_UART,
                 source,
+                message: None,
                 open: true,
                 throttled: false,
             });

@@ -87,6 +87,8 @@ struct Guest {
     stale: Option<bool>,
     /// What it may put on the serial line.
     line: LineQuota,
+    /// Pages that its generations found as they should not have.
+    leftovers: u64,
 }
 
 /// One end of a connection.

@@ -31,6 +31,12 @@ impl Ram {
         Some(base)
     }
 
+    /// Whether a byte of `base..base + len` belongs to a domain.
+    pub fn overlaps(&self, base: u64, len: u64) -> bool {
+        let end = base.saturating_add(len);
+        self.extents.iter().any(|&(start, size)| start < end && base < start.saturating_add(size))
+    }
+
     fn check(&self, hpa: u64, len: u64) -> Result<*mut u8, Error> {
         let inside = |&(base, size): &(u64, u64)| {
             hpa.checked_sub(base).is_some_and(|offset| offset <= size && len <= size - offset)

@@ -62,6 +62,7 @@ impl Node {
     /// The memory is pristine: tables, boot information, then the first
     /// instruction.
     fn birth(&mut self, domain: DomainId) {
+        self.guests[domain].leftovers += self.leftovers(domain);
         self.write_page_tables(domain);
         let info = self.boot_info(domain);
         let (d, guest) = (&mut self.domains[domain], &mut self.guests[domain]);

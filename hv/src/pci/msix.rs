@@ -6,7 +6,7 @@
 
 use super::bar::Bar;
 use super::capability::{self, MSI_X};
-use super::config::Ecam;
+use super::config::{Ecam, command, register};
 use super::{BARS, Bdf, Error, Function, Pci};
 use crate::phys::PhysIo;
 
@@ -146,6 +146,29 @@ impl<IO: PhysIo> Pci<IO> {
         // Reading back waits until the write has arrived.
         let _ = io.read32(entry + ENTRY_CONTROL);
         Ok(())
+    }
+
+    /// Whether a function masters the bus and whether MSI-X is on. (Where it
+    /// does not answer to its BARs, its table cannot be looked at.)
+    pub fn reaches_out(&self, function: &Function) -> (bool, bool) {
+        let command = self.ecam.read16(function.bdf, register::COMMAND);
+        let on = |msix: &MsiX| {
+            self.ecam.read16(function.bdf, msix.capability + CONTROL) & CONTROL_ENABLE != 0
+        };
+        let sends = function.msix.as_ref().is_some_and(on) && command & command::MEMORY != 0;
+        (command & command::BUS_MASTER != 0, sends)
+    }
+
+    /// Entries that are not masked, and what they send.
+    pub fn msix_unmasked(&self, function: &Function) -> impl Iterator<Item = (u16, Message)> {
+        let entries = function.msix.as_ref().map_or(0, |msix| msix.entries);
+        (0..entries).filter_map(|index| {
+            let at = function.msix.as_ref()?.entry(index).ok()?;
+            let io = self.ecam.io();
+            let [low, high] = [0, 4].map(|offset| u64::from(io.read32(at + offset)));
+            let message = Message { address: high << 32 | low, data: io.read32(at + ENTRY_DATA) };
+            (io.read32(at + ENTRY_CONTROL) & ENTRY_MASKED == 0).then_some((index, message))
+        })
     }
 
     /// Masks all entries.

@@ -1,0 +1,83 @@
+//! The audit of what lets devices through, against who owns what and which
+//! interrupts are bound: IOMMU tables, interrupt tables, MSI-X tables.
+
+use core::fmt::Arguments;
+
+use super::{Devices, Source, cpu_apic_id, iommu_domain};
+use crate::iommu::{Opening, page_table::IoTable};
+use ring_proto::DomainId;
+
+impl Devices {
+    /// Complains of everything that is not as it should be. `core_of` tells on
+    /// which core a domain lives.
+    pub fn audit(
+        &self,
+        core_of: impl Fn(DomainId) -> u16,
+        complain: &mut dyn FnMut(Arguments<'_>),
+    ) {
+        let attached = |o: &&super::Owned| o.attached;
+        let (mut memory, mut interrupts) = (0, 0);
+        let mut check = |opening| {
+            let expected = match opening {
+                Opening::Memory { bdf, domain_id, root } => {
+                    memory += 1;
+                    self.owned.iter().filter(attached).any(|o| {
+                        let table = self.tables.get(usize::from(o.domain)).and_then(Option::as_ref);
+                        o.bdf == bdf
+                            && iommu_domain(o.domain) == domain_id
+                            && table.is_some_and(|table| table.root() == root)
+                    })
+                }
+                Opening::Interrupt { bdf, index, vector, apic_id } => {
+                    interrupts += 1;
+                    let binding = self.bindings.get(usize::from(vector)).and_then(Option::as_ref);
+                    binding.is_some_and(|b| {
+                        let right = match b.source {
+                            Source::MsiX { bdf: owner, entry } => (owner, entry) == (bdf, index),
+                            // An I/O APIC's entries are counted by vectors.
+                            Source::Uart { .. } => {
+                                self.pci.function(bdf).is_none() && index == u16::from(vector)
+                            }
+                        };
+                        right && cpu_apic_id(core_of(b.domain)) == u32::from(apic_id)
+                    })
+                }
+                Opening::Odd(_) => false,
+            };
+            if !expected {
+                complain(format_args!("the IOMMU lets through {opening:x?}"));
+            }
+        };
+        let Some(iommu) = self.iommu.as_deref() else { return };
+        iommu.openings(&mut check);
+        let (owners, bound) =
+            (self.owned.iter().filter(attached).count(), self.bindings.iter().flatten().count());
+        if (memory, interrupts) != (owners, bound) {
+            complain(format_args!(
+                "{memory} functions and {interrupts} interrupts are let through, not {owners} and {bound}"
+            ));
+        }
+        for function in self.pci.functions() {
+            let bdf = function.bdf;
+            let owner = self.owned.iter().find(|o| o.bdf == bdf);
+            let (masters, sends) = self.pci.reaches_out(function);
+            if (masters || sends) && function.assignable() && owner.is_none_or(|o| !o.attached) {
+                complain(format_args!("{bdf} has no owner and is not off the bus"));
+            }
+            for (entry, message) in self.pci.msix_unmasked(function).filter(|_| sends) {
+                let source = Source::MsiX { bdf, entry };
+                let binding = self.bindings.iter().flatten().find(|b| b.source == source);
+                if binding.is_none_or(|b| b.message != Some(message) || !b.open || b.throttled) {
+                    complain(format_args!("MSI-X entry {entry} of {bdf} sends {message:x?}"));
+                }
+            }
+        }
+    }
+
+    /// Memory that no device or domain may reach: (address, bytes) of all tables
+    /// and queues of the IOMMU.
+    pub fn table_memory(&self) -> impl Iterator<Item = (u64, u64)> {
+        let pieces = self.iommu.iter().flat_map(|iommu| &iommu.memory).copied();
+        pieces.chain(self.tables.iter().flatten().map(IoTable::memory))
+    }
+}
