@@ -10,6 +10,7 @@ macro_rules! tests {
 
 mod attacks;
 mod attacks_devices;
+mod attacks_rings;
 mod configurations;
 mod control;
 mod durability;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     ];
     tests.extend(attacks::all());
     tests.extend(attacks_devices::all());
+    tests.extend(attacks_rings::all());
     tests.extend(configurations::all());
     runner::main(&tests)
 }

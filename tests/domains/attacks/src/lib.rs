@@ -19,6 +19,7 @@
 pub mod hypercall;
 pub mod random;
 pub mod targets;
+pub mod rings;
 
 use domain_rt::{events, hypercall as rt, set_ready, start::text};
 use ring_proto::boot::BootInfo;
