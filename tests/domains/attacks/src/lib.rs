@@ -18,8 +18,8 @@
 
 pub mod hypercall;
 pub mod random;
-pub mod targets;
 pub mod rings;
+pub mod targets;
 
 use domain_rt::{events, hypercall as rt, set_ready, start::text};
 use ring_proto::boot::BootInfo;
