@@ -20,7 +20,7 @@ use std::{ffi::OsString, fmt::Write as _, fs, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nodectl::{Client, names};
-use ring_proto::control::{CrashEntry, DomainStatus};
+use ring_proto::control::{ConnectionStatus, CrashEntry, DomainStatus};
 use xtask::{qemu::NodeConfig, workspace};
 
 use crate::{
@@ -43,14 +43,18 @@ const AFTER: u64 = 12;
 /// The longest that the order to start the attacker waits to see it serve.
 const START: Duration = Duration::from_secs(5);
 
+/// Changes how a machine is started.
+type Configure = Box<dyn FnOnce(&Bench, &mut NodeConfig)>;
+
 /// An attack and the node it is run on.
 pub struct Attack {
     name: String,
     domain: String,
     manifest: Result<String>,
-    configure: Vec<Box<dyn FnOnce(&Bench, &mut NodeConfig)>>,
+    configure: Vec<Configure>,
     clients: u64,
     may_change: Vec<String>,
+    measured: u64,
 }
 
 impl std::fmt::Debug for Attack {
@@ -90,6 +94,7 @@ impl Attack {
             configure: Vec::new(),
             clients: CLIENTS,
             may_change: Vec::new(),
+            measured: 0,
         }
     }
 
@@ -117,6 +122,13 @@ impl Attack {
         self.replace(&section, &format!("{section}{line}\n"))
     }
 
+    /// How much memory the attacker has, instead of 4 MiB.
+    #[must_use]
+    pub fn memory(self, size: &str) -> Self {
+        let image = format!("image = \"attack-{}\"\n", self.name);
+        self.replace(&format!("{image}memory = \"4MiB\""), &format!("{image}memory = \"{size}\""))
+    }
+
     /// What the attacker is told.
     #[must_use]
     pub fn args(self, args: &str) -> Self {
@@ -134,6 +146,13 @@ impl Attack {
     #[must_use]
     pub fn may_change(mut self, domain: &str) -> Self {
         self.may_change.push(domain.to_owned());
+        self
+    }
+
+    /// Counts what so many requests cost before the attack, see [`Scene::exits_before`].
+    #[must_use]
+    pub fn measure(mut self, requests: u64) -> Self {
+        self.measured = requests;
         self
     }
 
@@ -162,7 +181,7 @@ impl Attack {
         bench: &Bench,
         judge: impl FnOnce(&mut Scene<'_>) -> Result<T>,
     ) -> Result<T> {
-        let Self { name, domain, manifest, configure, clients, may_change } = self;
+        let Self { name, domain, manifest, configure, clients, may_change, measured } = self;
         let path = bench.dir().join("attack.toml");
         fs::create_dir_all(bench.dir()).context("can't make the test's folder")?;
         fs::write(&path, manifest?).context("can't write the manifest")?;
@@ -176,16 +195,25 @@ impl Attack {
             let (result, reports) = std::thread::scope(|scope| {
                 let threads = workload.start(scope, node, clients);
                 let result = workload.wait_progress(4 * clients, PATIENCE).and_then(|()| {
+                    let mut control = node.control()?;
+                    let free = control.info()?.free;
+                    let connections = control.connections()?;
                     let mut scene = Scene {
                         node,
                         workload: &workload,
-                        control: Some(node.control()?),
+                        control: Some(control),
                         name: &name,
                         domain: &domain,
                         from: 0,
                         clients,
+                        free,
+                        connections,
+                        exits_before: 0,
                     };
-                    scene.play(judge).context(UNDER_ATTACK)
+                    if measured > 0 {
+                        scene.exits_before = scene.exits(measured)?;
+                    }
+                    scene.play(judge)
                 });
                 workload.stop();
                 (result, join(threads))
@@ -231,6 +259,9 @@ pub struct Scene<'a> {
     /// First line of the log that belongs to the attack.
     from: usize,
     clients: u64,
+    free: u64,
+    connections: Vec<ConnectionStatus>,
+    exits_before: u64,
 }
 
 impl std::fmt::Debug for Scene<'_> {
@@ -247,11 +278,44 @@ impl<'a> Scene<'a> {
         if names::domain_state(domain.state) == "stopped" {
             self.start()?;
         }
-        let value = judge(self)?;
-        if self.clients > 0 {
-            self.served(AFTER).context("after the attack")?;
-        }
-        Ok(value)
+        let end = |scene: &mut Self| {
+            let value = judge(scene)?;
+            if scene.clients > 0 {
+                scene.served(AFTER).context("after the attack")?;
+            }
+            anyhow::Ok(value)
+        };
+        end(self).context(UNDER_ATTACK)
+    }
+
+    /// Free memory of the node, bytes, and its connections before the attack.
+    pub fn before(&self) -> (u64, &[ConnectionStatus]) {
+        (self.free, &self.connections)
+    }
+
+    /// [`Scene::exits`] of the requests that [`Attack::measure`] named, before
+    /// the attack.
+    pub fn exits_before(&self) -> u64 {
+        self.exits_before
+    }
+
+    /// How often `blk`, `net` and `kv` leave to the hypervisor while the
+    /// clients get `requests` answers: what serving costs, in a measure that
+    /// a busy host does not change.
+    ///
+    /// # Errors
+    ///
+    /// The clients are not served.
+    pub fn exits(&mut self, requests: u64) -> Result<u64> {
+        let before = self.exits_so_far()?;
+        self.served(requests)?;
+        Ok(self.exits_so_far()?.saturating_sub(before))
+    }
+
+    fn exits_so_far(&mut self) -> Result<u64> {
+        let serves = |status: &&DomainStatus| ["blk", "net", "kv"].contains(&&*status.name);
+        let domains = self.control()?.domains()?;
+        Ok(domains.iter().filter(serves).map(|status| status.exits).sum())
     }
 
     /// Starts the attacker, or starts it anew, and waits until it begins.
@@ -367,6 +431,11 @@ impl<'a> Scene<'a> {
 pub struct Verdict(String);
 
 impl Verdict {
+    /// Of the words of `text`.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
     /// The text.
     pub fn text(&self) -> &str {
         &self.0

@@ -46,7 +46,10 @@ impl Patch {
     /// It does not apply.
     pub fn apply(&self, root: &Path, check: bool) -> Result<()> {
         let mut command = Command::new("git");
-        command.arg("apply").args(check.then_some("--check")).arg(&self.path).current_dir(root);
+        // A patch without context finds its place by the lines that it replaces, and so outlives
+        // changes around them.
+        command.args(["apply", "--unidiff-zero"]).args(check.then_some("--check"));
+        command.arg(&self.path).current_dir(root);
         // The tree may be a copy inside of a repository, which is not meant.
         command.env("GIT_CEILING_DIRECTORIES", root.parent().unwrap_or(root));
         let Output { status, stderr, .. } =

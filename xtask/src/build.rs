@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -172,25 +172,33 @@ fn compile(program: &Program) -> Result<PathBuf> {
     let mut command = workspace::cargo();
     command
         .args(["build", "--profile", PROFILE, "--package", package, "--bin", bin])
-        .args(["--message-format", "json-render-diagnostics"])
         .arg("--target-dir")
         .arg(workspace::bare_target_dir())
         .env("RUSTFLAGS", RUSTFLAGS)
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .stderr(Stdio::inherit());
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let built = executable(command, &format!("`{bin}`"))?;
+    done.insert(program.clone(), built.clone());
+    Ok(built)
+}
+
+/// Runs a cargo command that builds one program and says where that is.
+///
+/// # Errors
+///
+/// `what` does not build.
+pub fn executable(mut command: Command, what: &str) -> Result<PathBuf> {
+    command.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
     let output = command.output().context("can't run cargo")?;
     if !output.status.success() {
-        bail!("`{bin}` does not build; cargo's messages above say why");
+        bail!("{what} does not build; cargo's messages above say why");
     }
-    let built = output
+    output
         .stdout
         .split(|byte| *byte == b'\n')
         .filter_map(|line| serde_json::from_slice::<Message>(line).ok())
         .filter(|message| message.reason == "compiler-artifact")
         .find_map(|message| message.executable)
-        .ok_or_else(|| anyhow!("cargo built no `{bin}`"))?;
-    done.insert(program.clone(), built.clone());
-    Ok(built)
+        .ok_or_else(|| anyhow!("cargo built no program of {what}"))
 }
 
 /// Copies a built file to a stable place unless it is there already.

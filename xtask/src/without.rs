@@ -2,9 +2,10 @@
 //! the attack that it stops fail.
 //!
 //! The tree is copied to `target/without/tree`, `tests/defences/NAME.patch` is
-//! applied there, and the attack's test is run there. A test that passes
-//! without the defence proves nothing, nor does one that fails for any other
-//! reason than the attack: a build that fails, a node that does not boot.
+//! applied there, and the attack's test, which stays as it is, boots a node that
+//! is built from there. A test that passes without the defence proves nothing,
+//! nor does one that fails for any other reason than the attack: a build that
+//! fails, a node that does not boot.
 //!
 //! All patches share one copy, in which only files that differ are written, and
 //! one target directory: after the first, a run builds little.
@@ -19,7 +20,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::attacks::{Attacks, Patch};
-use crate::workspace;
+use crate::{build, workspace};
 
 /// What the error of a system test begins with if the attack was under way.
 pub const UNDER_ATTACK: &str = "under attack";
@@ -58,11 +59,11 @@ pub fn without(names: &[String]) -> Result<()> {
         chosen.extend(found);
     }
     let dir = workspace::target_dir().join("without");
+    let copy = Copy { tree: dir.join("tree"), target: dir.join("target"), tests: tests()? };
     let mut rows = Vec::new();
     for patch in chosen {
         let test = attacks.test(patch.attack())?;
         let begin = Instant::now();
-        let copy = Copy { tree: dir.join("tree"), target: dir.join("target") };
         say(&format!("\n== without {}: {test}", patch.name));
         let outcome = copy.run(patch, test)?;
         rows.push((patch, test, outcome, begin.elapsed().as_secs()));
@@ -85,41 +86,40 @@ pub fn without(names: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Builds the system tests and says where their program is.
+fn tests() -> Result<PathBuf> {
+    let mut command = workspace::cargo();
+    command.args(["test", "--package", "system-tests", "--test", "system", "--no-run"]);
+    build::executable(command, "the system tests")
+}
+
 /// The copy of the tree that patches are applied to.
 struct Copy {
     tree: PathBuf,
     target: PathBuf,
+    /// The program of the system tests.
+    tests: PathBuf,
 }
 
 impl Copy {
     fn run(&self, patch: &Patch, test: &str) -> Result<Outcome> {
         sync(workspace::root(), &self.tree)?;
         patch.apply(&self.tree, false)?;
-        let mut build = self.cargo();
-        if !build.arg("--no-run").status().context("can't run cargo")?.success() {
-            say("the tests do not build without the defence");
-            return Ok(Outcome::Nothing);
-        }
-        let mut command = self.cargo();
-        command.args(["--", "--exact", test]).stdout(Stdio::piped());
-        let mut child = command.spawn().context("can't run cargo")?;
-        let output = child.stdout.take().context("cargo has no output")?;
+        let mut command = Command::new(&self.tests);
+        command.args(["--exact", test]).current_dir(&self.tree);
+        command.env(workspace::TREE, &self.tree).env("CARGO_TARGET_DIR", &self.target);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("can't run the system tests")?;
+        let output = child.stdout.take().context("the system tests have no output")?;
         let mut judge = Judge::default();
         for line in BufReader::new(output).split(b'\n') {
-            let line = line.context("can't read cargo's output")?;
+            let line = line.context("can't read what the system tests print")?;
             let line = String::from_utf8_lossy(&line);
             say(&line);
             judge.line(test, &line);
         }
-        child.wait().context("can't wait for cargo")?;
+        child.wait().context("can't wait for the system tests")?;
         Ok(judge.outcome())
-    }
-
-    fn cargo(&self) -> Command {
-        let mut command = workspace::cargo();
-        command.args(["test", "--package", "system-tests", "--test", "system"]);
-        command.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target);
-        command
     }
 }
 

@@ -3,15 +3,23 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-/// The root of the checkout.
+/// Names another tree that nodes are to be built from, see [`root`].
+pub const TREE: &str = "BULKHEAD_TREE";
+
+/// The root of the checkout that nodes are built from: that of this program,
+/// or another if [`TREE`] is set.
 #[must_use]
 pub fn root() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here)
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        std::env::var_os(TREE).map_or(here.parent().unwrap_or(here).to_owned(), PathBuf::from)
+    })
 }
 
 /// Cargo's target directory for host code.

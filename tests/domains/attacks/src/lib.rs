@@ -16,9 +16,15 @@
 //! the neighbours, QEMU and the wire.
 #![no_std]
 
+extern crate alloc;
+
+pub mod access;
+pub mod calls;
+pub mod grants;
 pub mod hypercall;
 pub mod random;
 pub mod rings;
+pub mod sweep;
 pub mod targets;
 
 use domain_rt::{events, hypercall as rt, set_ready, start::text};
