@@ -15,6 +15,7 @@
 
 pub mod attack;
 pub mod bench;
+pub mod capture;
 pub mod http;
 pub mod runner;
 pub mod values;

@@ -17,7 +17,7 @@ use domain_rt::{
     time::{NEVER, now_ns},
     virtio::{Error, queue::Misbehaved},
 };
-use io_limits::{Limiter, Turns};
+use io_limits::{Bucket, Limiter, Turns};
 use ring_ends::{
     Window,
     blk::{Backend, BackendConfig, Tag, ValidRequest, Volume},
@@ -60,6 +60,8 @@ struct Client {
     first: u64,
     /// Was connected at the last look; for the log.
     connected: bool,
+    /// How often the log may say so: a guest can come and go without end.
+    comings: Bucket,
 }
 
 /// A request of a guest that the disk works on.
@@ -189,7 +191,8 @@ impl Service {
         );
         log::info!("volume {label} for {}: {} KiB", connection.peer_name(), sectors / 2);
         let first = volume.first.saturating_mul(unit);
-        Ok(Client { connection, backend, first, connected: false })
+        let comings = Bucket::new(1, 16, 0);
+        Ok(Client { connection, backend, first, connected: false, comings })
     }
 
     fn run(&mut self) -> ! {
@@ -419,8 +422,11 @@ impl Client {
             log::warn!("{} {complaint}", self.connection.peer_name());
         }
         let connected = self.backend.is_connected();
-        if connected != self.connected {
-            self.connected = connected;
+        if connected == self.connected {
+            return;
+        }
+        self.connected = connected;
+        if self.comings.take(now_ns(), 1) {
             let what = if connected { "connected" } else { "disconnected" };
             log::info!("{} {what}", self.connection.peer_name());
         }

@@ -80,6 +80,8 @@ struct Client {
     complaints: Bucket,
     /// Was connected at the last look; for the log.
     connected: bool,
+    /// How often the log may say so: a guest can come and go without end.
+    comings: Bucket,
 }
 
 /// Serves the domain's first device for ever.
@@ -172,6 +174,7 @@ impl Service {
             rx_lost: 0,
             complaints: Bucket::new(1, 4, 0),
             connected: false,
+            comings: Bucket::new(1, 16, 0),
         });
         Ok(())
     }
@@ -462,8 +465,11 @@ impl Client {
             log::warn!("{} {complaint}", self.connection.peer_name());
         }
         let connected = self.backend.is_connected();
-        if connected != self.connected {
-            self.connected = connected;
+        if connected == self.connected {
+            return;
+        }
+        self.connected = connected;
+        if self.comings.take(now_ns(), 1) {
             let what = if connected { "connected" } else { "disconnected" };
             let name = self.connection.peer_name();
             log::info!("{name} {what}");

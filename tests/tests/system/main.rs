@@ -10,6 +10,7 @@ macro_rules! tests {
 
 mod attacks;
 mod attacks_devices;
+mod attacks_limits;
 mod attacks_rings;
 mod configurations;
 mod control;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     ];
     tests.extend(attacks::all());
     tests.extend(attacks_devices::all());
+    tests.extend(attacks_limits::all());
     tests.extend(attacks_rings::all());
     tests.extend(configurations::all());
     runner::main(&tests)

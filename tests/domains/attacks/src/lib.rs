@@ -26,9 +26,12 @@ pub mod random;
 pub mod rings;
 pub mod sweep;
 pub mod targets;
+pub mod vif;
 
-use domain_rt::{events, hypercall as rt, set_ready, start::text};
+use domain_rt::{events, hypercall as rt, start::text};
 use ring_proto::boot::BootInfo;
+
+pub use domain_rt::set_ready;
 
 /// Says that the attack begins. To the supervisor the domain serves from here on.
 pub fn begin(name: &str) -> &'static BootInfo {
