@@ -17,6 +17,16 @@ pub fn all() -> Vec<Test> {
 
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 
+/// The drivers work without a pause in these tests, and a host that takes the
+/// CPU away from QEMU for half a second looks to the watchdog like a driver
+/// that hangs. One that does hang is still found.
+fn patient(attack: Attack) -> Attack {
+    ["blk", "net"].into_iter().fold(attack, |attack, driver| {
+        let section = format!("[domain.{driver}]\n");
+        attack.replace(&section, &format!("{section}watchdog_ms = 10000\n"))
+    })
+}
+
 /// An attacker with a vif and a victim with another, beside the demo node. Both
 /// run `attack-NAME`; `attacker` are further lines of its connection.
 fn with_victim(name: &str, attacker: &str, victim: &str) -> Attack {
@@ -29,7 +39,7 @@ fn with_victim(name: &str, attacker: &str, victim: &str) -> Attack {
     let domain = format!(
         "[domain.victim]\nimage = \"attack-{name}\"\nmemory = \"4MiB\"\nargs = \"role=victim\"\n"
     );
-    Attack::guest(name)
+    patient(Attack::guest(name))
         .and(&vif("attack", "77", attacker))
         .and(&domain)
         .and(&vif("victim", "66", victim))
@@ -76,7 +86,7 @@ fn g5_attack_flood(bench: &Bench) -> Result<()> {
         let (sent, ms) = (verdict.count("sent")?, verdict.count("ms")?);
         // A little more for what waits in the rings at both ends.
         let most = PER_SECOND * (ms + 500) / 1000 + BURST;
-        ensure!(sent > 2 * most, "{sent} frames in {ms} ms are no flood");
+        ensure!(sent > most + PER_SECOND, "{sent} frames in {ms} ms are no flood");
         let heard = scene.line("heard frames=", LIMIT)?;
         let heard: u64 = heard.parse().context("what the victim heard")?;
         ensure!(heard <= most, "{heard} of {sent} frames reached the victim, {most} are allowed");
@@ -104,7 +114,8 @@ fn g5_attack_over_limits(bench: &Bench) -> Result<()> {
         "[[connection]]\nprotocol = \"net\"\nfrontend = \"attack\"\nbackend = \"net\"\n\
          mac = \"02:00:00:00:00:77\"\nlimits = {{ ops = {FRAMES} }}\n"
     );
-    let attack = Attack::guest("over-limits").and(&blk).and(&net).configure(capture::start);
+    let attack =
+        patient(Attack::guest("over-limits")).and(&blk).and(&net).configure(capture::start);
     attack.run(bench, |scene| {
         scene.served(2)?;
         let verdict = scene.done(LIMIT)?;
