@@ -66,6 +66,57 @@ fn conn_1_either_end_may_start_first() {
 }
 
 #[test]
+fn conn_2_an_unknown_state_is_not_connected() {
+    let sim = Sim::new();
+    let (mut front, mut back) = ends(&sim);
+    poll(&sim, &mut front, &mut back);
+    assert!(front.is_connected() && back.is_connected());
+    for page in [FRONT_PAGE, BACK_PAGE] {
+        let sim = Sim::new();
+        let (mut front, mut back) = ends(&sim);
+        poll(&sim, &mut front, &mut back);
+        sim.frame(page).write_u32(0, 4, Relaxed);
+        // An end that was connected takes it as a loss, and one that was not waits.
+        let _ = (back.poll(&mut sim.env(BACK)), front.poll(&mut sim.env(FRONT)));
+        assert!(if page == FRONT_PAGE { !back.is_connected() } else { !front.is_connected() });
+    }
+    let sim = Sim::new();
+    let (mut front, mut back) = ends(&sim);
+    let _ = front.poll(&mut sim.env(FRONT));
+    for state in [4, u32::MAX, 0x0100_0001] {
+        sim.frame(FRONT_PAGE).write_u32(0, state, Relaxed);
+        let _ = back.poll(&mut sim.env(BACK));
+        assert!(!back.is_connected() && sim.mapped_pages() == 0);
+    }
+}
+
+#[test]
+fn conn_3_every_hello_has_a_pair_of_its_own() {
+    let sim = Sim::new();
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..10 {
+        let (mut front, mut back) = ends(&sim);
+        for _ in 0..5 {
+            for _ in 0..3 {
+                poll(&sim, &mut front, &mut back);
+                sim.advance(ANSWER_PAUSE_MOST_NS);
+            }
+            assert!(front.is_connected());
+            for page in [FRONT_PAGE, BACK_PAGE] {
+                let page_mem = sim.frame(page);
+                let word = |at| page_mem.read_u32(at, Relaxed);
+                assert!(seen.insert((page, word(4), word(8))), "the pair was there before");
+            }
+            // The ring breaks, so that the frontend offers anew.
+            sim.frame(sim::blk::RING).write_u32(128, 99, Relaxed);
+        }
+        // A frontend's first epoch is no number that the former generation knew.
+        sim.end_generation(FRONT);
+        sim.end_generation(BACK);
+    }
+}
+
+#[test]
 fn conn_6_an_answer_to_another_pair_is_ignored() {
     let sim = Sim::new();
     let mut front = Frontend::new(front_config(&sim)).unwrap();
@@ -324,6 +375,26 @@ fn conn_14_a_frontend_that_breaks_the_protocol_again_and_again_is_barred() {
         sim.advance(GENERATION_INTERVAL_NS);
     }
     assert!(front.is_connected() && back.barred().is_none());
+}
+
+#[test]
+fn conn_13_what_a_frontend_does_under_its_successors_number_is_not_held_against_that() {
+    let sim = Sim::new();
+    grant_all(&sim, &BLK);
+    let mut back = Backend::new(back_config(&sim), volume());
+    // Generation 1 says that it is generation 2, and gets that barred.
+    sim.frame(FRONT_PAGE).write_u32(4, 2, Relaxed);
+    while back.barred() != Some(2) {
+        assert!(break_rings(&sim, &mut back, 2_000_000_000) > 0);
+    }
+    sim.end_generation(FRONT);
+    let mut front = Frontend::new(front_config(&sim)).unwrap();
+    for _ in 0..4 {
+        let _ = back.poll(&mut sim.env(BACK));
+        poll(&sim, &mut front, &mut back);
+        sim.advance(GENERATION_INTERVAL_NS);
+    }
+    assert!(front.is_connected() && back.is_connected());
 }
 
 #[test]

@@ -10,7 +10,11 @@
 mod sim;
 
 use ring_ends::{Counters, blk, net};
-use ring_proto::blk::{Op, SECTOR, Segment, Status};
+use ring_proto::blk::{Op, Segment, Status};
+use sim::honest::{
+    check_frame, check_request, honest_blk_backend, honest_blk_frontend, honest_net_backend,
+    honest_net_frontend,
+};
 use sim::hostile::{BLK, NET, backend_step, frontend_step, grant_all};
 use sim::rng::{Rng, count};
 use sim::{BACK, FRONT, Sim};
@@ -87,30 +91,6 @@ fn conn_13_hostile_backend_against_blk_frontend() {
     assert_deep(steps, &c, done);
 }
 
-/// A new generation that behaves: everything asked for completes.
-fn honest_blk_backend(sim: &Sim, front: &mut blk::Frontend) -> u64 {
-    sim.end_generation(BACK);
-    let mut back = blk::Backend::new(sim::blk::back_config(sim), sim::blk::volume());
-    let (mut fe, mut be) = (sim.env(FRONT), sim.env(BACK));
-    let mut done = 0;
-    for _ in 0..100 {
-        let _ = front.poll(&mut fe);
-        let _ = back.poll(&mut be);
-        while let Some(request) = back.next_request() {
-            back.complete(request.tag, Status::Ok);
-        }
-        back.push_responses(&mut be);
-        sim.advance(20_000_000);
-        while front.next_completion().is_some() {
-            done += 1;
-        }
-    }
-    assert!(front.is_connected() && front.in_flight() == 0, "hangs: {:?}", front.counters());
-    drop(back);
-    sim.end_generation(BACK);
-    done
-}
-
 #[test]
 fn conn_13_hostile_backend_against_net_frontend() {
     let mut rng = Rng::from_env("net frontend");
@@ -158,41 +138,6 @@ fn conn_13_hostile_backend_against_net_frontend() {
     assert_deep(steps, &c, received);
 }
 
-/// A new generation that behaves: all buffers turn out to be there.
-fn honest_net_backend(sim: &Sim, front: &mut net::Frontend) {
-    sim.end_generation(BACK);
-    let mut back = net::Backend::new(sim::net::back_config(sim), sim::net::vif());
-    let (mut fe, mut be) = (sim.env(FRONT), sim.env(BACK));
-    let mut to = [0; 1514];
-    let (mut taken, mut got) = (0, 0);
-    while front.receive(&mut to).is_some() {}
-    for round in 0..100 {
-        let _ = front.poll(&mut fe);
-        let _ = back.poll(&mut be);
-        while let Some(frame) = back.next_tx() {
-            taken += 1;
-            back.complete_tx(frame.tag, ring_proto::net::Status::Ok);
-        }
-        if round == 50 {
-            assert_eq!(front.tx_room(), sim::net::SLOTS as usize, "tx buffers leaked");
-            taken = 0;
-            for _ in 0..sim::net::SLOTS {
-                front.transmit(&to, None).unwrap();
-                back.deliver(&to, false).unwrap();
-            }
-        }
-        back.push_responses(&mut be);
-        sim.advance(20_000_000);
-        while round >= 50 && front.receive(&mut to).is_some() {
-            got += 1;
-        }
-    }
-    assert!(front.is_connected());
-    assert_eq!((taken, got), (sim::net::SLOTS, sim::net::SLOTS));
-    drop(back);
-    sim.end_generation(BACK);
-}
-
 #[test]
 fn conn_13_hostile_frontend_against_blk_backend() {
     let mut rng = Rng::from_env("blk backend");
@@ -213,7 +158,7 @@ fn conn_13_hostile_frontend_against_blk_backend() {
             10 => sim.advance(rng.below(3_000_000)),
             11..14 => {
                 if let Some(request) = back.next_request() {
-                    check(&sim, &request);
+                    check_request(&sim, &request);
                     device.push(request.tag);
                 }
             }
@@ -246,48 +191,6 @@ fn conn_13_hostile_frontend_against_blk_backend() {
     assert_deep(steps, &c, done);
 }
 
-/// BLK-4, BLK-5: what the driver gets is within the volume and the pool.
-fn check(sim: &Sim, request: &blk::ValidRequest) {
-    assert!(request.sector + request.sectors <= sim::blk::SECTORS);
-    let bytes: u64 = request.segments.iter().map(|p| u64::from(p.len)).sum();
-    match request.op {
-        Op::Read | Op::Write => assert_eq!(bytes, request.sectors * SECTOR),
-        _ => assert!(request.segments.is_empty()),
-    }
-    for piece in &request.segments {
-        assert!(piece.len > 0 && piece.len.is_multiple_of(512) && piece.offset.is_multiple_of(512));
-        assert!(sim.is_window(piece.address, piece.len as usize));
-    }
-}
-
-/// A new generation that behaves is served.
-fn honest_blk_frontend(sim: &Sim, back: &mut blk::Backend) {
-    sim.end_generation(FRONT);
-    let mut front = blk::Frontend::new(sim::blk::front_config(sim)).unwrap();
-    let (mut fe, mut be) = (sim.env(FRONT), sim.env(BACK));
-    let mut done = 0;
-    for token in 0..sim::blk::SLOTS {
-        let segments = [Segment { offset: 512 * token, len: 512 }];
-        let io = blk::Io { op: Op::Read, sector: 1, sectors: 0, segments: &segments };
-        front.submit(io, u64::from(token)).unwrap();
-    }
-    for _ in 0..20 {
-        let _ = front.poll(&mut fe);
-        let _ = back.poll(&mut be);
-        while let Some(request) = back.next_request() {
-            back.complete(request.tag, Status::Ok);
-        }
-        back.push_responses(&mut be);
-        sim.advance(2_000_000);
-        while let Some(completion) = front.next_completion() {
-            assert_eq!(completion.status, Status::Ok);
-            done += 1;
-        }
-    }
-    assert_eq!(done, sim::blk::SLOTS, "{:?}", back.counters());
-    sim.end_generation(FRONT);
-}
-
 #[test]
 fn conn_13_hostile_frontend_against_net_backend() {
     let mut rng = Rng::from_env("net backend");
@@ -309,14 +212,8 @@ fn conn_13_hostile_frontend_against_net_backend() {
             10 => sim.advance(rng.below(3_000_000)),
             11 | 12 => {
                 if let Some(frame) = back.next_tx() {
-                    assert!((14..=1514).contains(&frame.len));
-                    assert!(frame.checksum.is_none() && frame.gso_size.is_none());
-                    let total: u32 = frame.segments.iter().map(|p| p.len).sum();
-                    assert_eq!(total, frame.len);
-                    for piece in &frame.segments {
-                        assert!(sim.is_window(piece.address, piece.len as usize));
-                    }
-                    assert_eq!(back.copy_head(&frame, &mut bytes), total as usize);
+                    check_frame(&sim, &frame);
+                    assert_eq!(back.copy_head(&frame, &mut bytes), frame.len as usize);
                     device.push(frame.tag);
                 }
             }
@@ -351,36 +248,4 @@ fn conn_13_hostile_frontend_against_net_backend() {
     report("net backend", steps, &c, done + delivered);
     assert!(c.invalid > steps / 2_000 && delivered > steps / 2_000);
     assert_deep(steps, &c, done);
-}
-
-/// A new generation that behaves is served.
-fn honest_net_frontend(sim: &Sim, back: &mut net::Backend) {
-    sim.end_generation(FRONT);
-    let mut front = net::Frontend::new(sim::net::front_config(sim)).unwrap();
-    let (mut fe, mut be) = (sim.env(FRONT), sim.env(BACK));
-    let mut taken = 0;
-    let mut to = [0; 1514];
-    for round in 0..20 {
-        let _ = front.poll(&mut fe);
-        let _ = back.poll(&mut be);
-        while let Some(frame) = back.next_tx() {
-            taken += 1;
-            back.complete_tx(frame.tag, ring_proto::net::Status::Ok);
-        }
-        if round == 10 {
-            for _ in 0..sim::net::SLOTS {
-                front.transmit(&to, None).unwrap();
-                back.deliver(&to, false).unwrap();
-            }
-        }
-        back.push_responses(&mut be);
-        sim.advance(2_000_000);
-    }
-    assert_eq!(taken, sim::net::SLOTS, "{:?}", back.counters());
-    let mut got = 0;
-    while front.receive(&mut to).is_some() {
-        got += 1;
-    }
-    assert_eq!(got, sim::net::SLOTS);
-    sim.end_generation(FRONT);
 }

@@ -220,6 +220,10 @@ impl BackLink {
 
     fn look(&mut self, env: &mut impl Env, counters: &mut Counters) -> BackStep {
         let seen = self.pages.peer.glance();
+        if seen.is(State::Closed) {
+            self.conduct.ended();
+            self.rejected = None;
+        }
         if !seen.is(State::Initialising) || self.rejected == Some(seen.pair) {
             return BackStep::Waiting;
         }

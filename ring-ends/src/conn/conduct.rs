@@ -50,6 +50,9 @@ pub(super) struct Conduct {
     /// Disconnects and refusals of that generation, less those forgiven.
     strikes: u32,
     last_strike: u64,
+    /// That generation's end was seen. What comes may bear its number all the
+    /// same, if it had written that of its successor into its page.
+    ended: bool,
 }
 
 impl Conduct {
@@ -58,7 +61,7 @@ impl Conduct {
     /// the number stands in a page that the frontend can write.
     pub(super) fn verdict(&self, generation: Generation, now: u64) -> Verdict {
         let Some((known, at)) = self.answered else { return Verdict::Now };
-        let pause = if known != generation {
+        let pause = if known != generation || self.ended {
             GENERATION_INTERVAL_NS
         } else if self.is_barred() {
             return Verdict::Never;
@@ -71,10 +74,16 @@ impl Conduct {
 
     /// An offer is looked at now.
     pub(super) fn answered(&mut self, generation: Generation, now: u64) {
-        if self.answered.is_none_or(|(known, _)| known != generation) {
+        if self.ended || self.answered.is_none_or(|(known, _)| known != generation) {
             self.strikes = 0;
+            self.ended = false;
         }
         self.answered = Some((generation, now));
+    }
+
+    /// The frontend's state is closed.
+    pub(super) fn ended(&mut self) {
+        self.ended = true;
     }
 
     /// The generation answered last was refused or disconnected. Returns
@@ -100,6 +109,6 @@ impl Conduct {
     }
 
     fn is_barred(&self) -> bool {
-        self.strikes >= STRIKES_MOST
+        self.strikes >= STRIKES_MOST && !self.ended
     }
 }

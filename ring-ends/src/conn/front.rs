@@ -221,6 +221,11 @@ impl FrontLink {
             queues,
             pool: self.pool.range(),
         };
+        if self.epoch == 0 {
+            // From a number that no former generation could foresee and put
+            // into its own hello, for this one to be taken for that.
+            self.epoch = env.now_ns() as u32;
+        }
         self.epoch = self.epoch.wrapping_add(1);
         // A FrontHello is always far shorter than HELLO_MAX.
         let published = self.pages.own.publish(

@@ -6,6 +6,7 @@
 #![allow(unsafe_code, dead_code, missing_docs)]
 
 pub mod blk;
+pub mod honest;
 pub mod hostile;
 pub mod net;
 pub mod rng;
@@ -58,6 +59,8 @@ struct Machine {
     /// Of the backend, by window page.
     mappings: HashMap<u32, Mapping>,
     now: u64,
+    /// The hypervisor's truth; what stands in the end pages, their owners can write.
+    generations: HashMap<DomainId, u32>,
     events: HashSet<DomainId>,
     /// Environment calls by domain.
     calls: HashMap<DomainId, u64>,
@@ -118,6 +121,7 @@ impl Sim {
             grants: HashMap::new(),
             mappings: HashMap::new(),
             now: 1,
+            generations: HashMap::from([(FRONT, 1), (BACK, 1)]),
             events: HashSet::new(),
             calls: HashMap::new(),
             crash_at: None,
@@ -193,9 +197,14 @@ impl Sim {
     pub fn end_generation(&self, domain: DomainId) {
         let (page, peer) = if domain == FRONT { (FRONT_PAGE, BACK) } else { (BACK_PAGE, FRONT) };
         let page = self.frame(page);
-        let generation = page.read_u32(4, Relaxed);
+        let generation = {
+            let mut machine = self.0.borrow_mut();
+            let generation = machine.generations.entry(domain).or_insert(0);
+            *generation += 1;
+            *generation
+        };
         page.write_u32(0, State::Closed as u32, Release);
-        page.write_u32(4, generation.wrapping_add(1), Release);
+        page.write_u32(4, generation, Release);
         if domain == FRONT {
             let grefs: Vec<_> = self.0.borrow().grants.keys().copied().collect();
             for (granter, gref) in grefs {
