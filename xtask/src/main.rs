@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::manifest::{self, Manifest, ManifestError};
-use xtask::{bench, build, check, run, sizes, test, workspace};
+use xtask::{bench, build, check, fuzz, run, sizes, test, workspace};
 
 /// Builds, runs, tests and measures Bulkhead
 #[derive(Parser)]
@@ -30,6 +30,8 @@ enum Command {
     Test(test::Options),
     /// Check format, lints, documentation, unsafe code, and licences of dependencies
     Check(check::Options),
+    /// Search the parsers of foreign bytes for inputs that break them
+    Fuzz(fuzz::Options),
     /// Measure blk and net through driver domains, beside the drivers linked into the guest
     Bench(bench::Options),
     /// Print sizes of images and of the hypervisor against their budgets
@@ -64,6 +66,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::test(&options),
         Command::Check(options) => check::check(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Bench(options) => bench::bench(&options),
         Command::Sizes(options) => sizes::sizes(&options),
     }

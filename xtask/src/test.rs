@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::build;
 use crate::manifest::{self, Manifest};
 use crate::qemu::install;
 use crate::without;
 use crate::workspace::{self, Metadata};
+use crate::{build, fuzz};
 
 /// The package whose tests boot nodes.
 const SYSTEM: &str = "system-tests";
@@ -89,6 +89,8 @@ pub fn test(options: &Options) -> Result<()> {
         command.arg(workspace::target_dir().join("loom")).env("RUSTFLAGS", "--cfg loom");
         tally.phase("models", command, &options.filter)?;
         tally.phase("tools", packages(&tools), &options.filter)?;
+        say("\n== fuzz targets");
+        fuzz::short(&options.filter, |name, passed| tally.one(&format!("fuzz::{name}"), passed))?;
     }
     if options.only != Some(Kind::Host) {
         install::ensure()?;
@@ -147,6 +149,17 @@ impl Tally {
             self.failures.push(format!("{name}: {status}; see above"));
         }
         Ok(())
+    }
+
+    /// Counts a test that is no cargo test.
+    fn one(&mut self, name: &str, passed: bool) {
+        say(&format!("test {name} ... {}", if passed { "ok" } else { "FAILED" }));
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+            self.failures.push(name.to_owned());
+        }
     }
 
     /// Counts what a line of output says.

@@ -337,7 +337,9 @@ impl Node for FakeNode {
         let header = size_of::<LogHeader>();
         while let Some(entry) = rest.get(len..len + header) {
             let text = usize::from(u16::from_le_bytes([entry[2], entry[3]]));
-            if len + header + text > out.len() {
+            // A cursor that nobody was told may point anywhere.
+            let end = len + header + text;
+            if end > out.len() || end > rest.len() {
                 break;
             }
             len += header + text;
