@@ -376,3 +376,96 @@ fn ring_9_in_one_round_no_more_is_taken_than_the_ring_holds() {
     }
     assert_eq!(back.counters().misbehaviours, 0);
 }
+
+#[test]
+fn ring_5_a_slot_that_changes_while_it_is_read_is_used_as_it_was_checked() {
+    let sim = Sim::new();
+    grant_all(&sim, &BLK);
+    let mut back = blk::Backend::new(sim::blk::back_config(&sim), sim::blk::volume());
+    let mut env = sim.env(BACK);
+    let mem = sim.frame(sim::blk::RING);
+    let mut ring = FrontRing::<Request, Response>::new(mem, sim::blk::SLOTS).unwrap();
+    offer(&sim, &BLK, 7);
+    let _ = (back.poll(&mut env), back.poll(&mut env));
+    // Another CPU writes a good and a bad request into the first slot, in turn.
+    let good = Request {
+        id: 1,
+        op: 0,
+        segment_count: 1,
+        reserved: 0,
+        sector: 3,
+        sectors: 0,
+        segments: segments(&[(0, 512)]),
+    };
+    let bad = Request { sector: u64::MAX, segments: segments(&[(u32::MAX, u32::MAX)]), ..good };
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (mut served, mut refused) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Relaxed) {
+                for slot in 0..sim::blk::SLOTS as usize {
+                    mem.write(256 + slot * size_of::<Request>(), &good).unwrap();
+                    mem.write(256 + slot * size_of::<Request>(), &bad).unwrap();
+                }
+            }
+        });
+        let mut rounds = 0;
+        while (served < 1_000 || refused < 1_000) && rounds < 2_000_000 {
+            rounds += 1;
+            ring.push(&good).unwrap();
+            let _ = ring.publish();
+            let _ = back.poll(&mut env);
+            if let Some(request) = back.next_request() {
+                sim::honest::check_request(&sim, &request);
+                back.complete(request.tag, Status::Ok);
+                served += 1;
+            } else {
+                refused += 1;
+            }
+            back.push_responses(&mut env);
+            let response = ring.pop().unwrap().unwrap();
+            assert_eq!(response.id, 1);
+        }
+        stop.store(true, Relaxed);
+    });
+    assert!(served >= 1_000 && refused >= 1_000, "{served} served, {refused} refused");
+    assert!(back.is_connected());
+}
+
+#[test]
+fn net_4_a_copied_head_does_not_change_with_the_original() {
+    let sim = Sim::new();
+    grant_all(&sim, &NET);
+    let mut back = net::Backend::new(sim::net::back_config(&sim), sim::net::vif());
+    let mut env = sim.env(BACK);
+    let frame = sim.frame(sim::net::TX_RING);
+    let mut ring = FrontRing::<TxRequest, TxResponse>::new(frame, 16).unwrap();
+    offer(&sim, &NET, 0);
+    let pool = sim.frames(sim::net::POOL, sim::net::POOL_PAGES);
+    let bytes: Vec<u8> = (0..100).collect();
+    // A head of 14 bytes lies in two segments, the second one on another page.
+    pool.copy_to(4090, &bytes[..6]).unwrap();
+    pool.copy_to(9000, &bytes[6..]).unwrap();
+    ring.push(&TxRequest {
+        id: 5,
+        flags: 0,
+        gso_type: 0,
+        gso_size: 0,
+        csum_start: 0,
+        csum_offset: 0,
+        segment_count: 2,
+        reserved: [0; 3],
+        segments: segments(&[(4090, 6), (9000, 94)]),
+    })
+    .unwrap();
+    let _ = (back.poll(&mut env), ring.publish(), back.poll(&mut env));
+    let frame = back.next_tx().unwrap();
+    let mut head = [0xee; 14];
+    assert_eq!(back.copy_head(&frame, &mut head), 14);
+    pool.clear();
+    assert_eq!(head, bytes[..14]);
+    // No more than there is, also of a buffer that is longer than the frame.
+    let mut whole = [0xee; 120];
+    assert_eq!(back.copy_head(&frame, &mut whole), 100);
+    assert_eq!((whole[99], whole[100]), (0, 0xee));
+}

@@ -93,3 +93,14 @@ pub struct Response {
     /// Zero.
     pub reserved: [u8; 3],
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blk_1_slots_have_the_specified_size() {
+        assert_eq!((size_of::<Request>(), size_of::<Response>(), size_of::<Segment>()), (72, 8, 8));
+        assert_eq!((MAX_SEGMENTS, MAX_REQUEST_BYTES, SECTOR), (6, 1 << 20, 512));
+    }
+}

@@ -406,6 +406,38 @@ mod tests {
         writer.join().unwrap();
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            failure_persistence: None,
+            ..Default::default()
+        })]
+
+        /// And a changed byte of a good one is either.
+        #[test]
+        fn conn_5_any_bytes_are_a_hello_or_misbehaviour(
+            mut bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            len in 0u32..1200,
+            good in proptest::prelude::any::<bool>(),
+            at in 0usize..60,
+        ) {
+            let mem = page();
+            let own = OwnEnd::new(mem).unwrap();
+            own.publish(&hello(7), 1, Pair::default(), State::Closing, State::Initialising).unwrap();
+            if good {
+                bytes.truncate(1);
+                mem.copy_to(HELLO + at, &bytes).unwrap();
+            } else {
+                mem.copy_to(HELLO, &bytes).unwrap();
+                mem.write_u32(HELLO_LEN, len, Relaxed);
+            }
+            let peer = PeerEnd::new(mem).unwrap();
+            match peer.hello::<FrontHello>(&peer.glance()) {
+                Ok(hello) => proptest::prop_assert!(hello.queues.len() <= 4),
+                Err(error) => proptest::prop_assert_eq!(error, HelloError::Malformed),
+            }
+        }
+    }
+
     #[test]
     fn conn_1_the_page_has_the_specified_layout() {
         assert_eq!((STATE, GENERATION, EPOCH), (0, 4, 8));

@@ -49,3 +49,20 @@ impl GrantEntry {
         self.0 & flags == flags
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grant_1_the_word_has_the_specified_layout() {
+        assert_eq!((VALID, WRITE, DMA, MAP, COPY, IN_USE), (1, 2, 4, 8, 16, 128));
+        let entry = GrantEntry::new(0x12_3456_7000, 0xabcd, MAP | IN_USE);
+        assert_eq!(entry.0, 0x12_3456_7000 >> 12 << 24 | 0xab_cd00 | 0x89);
+        assert_eq!((entry.address(), entry.grantee()), (0x12_3456_7000, 0xabcd));
+        assert!(entry.has(VALID | MAP) && !entry.has(MAP | WRITE));
+        // Whatever a granter writes reads as something.
+        let any = GrantEntry(u64::MAX);
+        assert_eq!((any.address(), any.grantee()), (((1 << 40) - 1) << 12, u16::MAX));
+    }
+}

@@ -110,3 +110,14 @@ numbered! {
         Invalid = 2,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn net_1_slots_have_the_specified_size() {
+        assert_eq!((size_of::<TxRequest>(), size_of::<TxResponse>()), (40, 8));
+        assert_eq!((size_of::<RxRequest>(), size_of::<RxResponse>()), (16, 16));
+    }
+}

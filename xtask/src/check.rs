@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 
 use crate::workspace::{self, Metadata};
-use crate::{build, deny};
+use crate::{build, clauses, deny};
 
 /// Options.
 #[derive(Clone, Debug, clap::Args)]
@@ -63,6 +63,7 @@ pub fn check(options: &Options) -> Result<()> {
         run(bare_cargo("doc", &bare).arg("--no-deps").env(DOC_FLAGS.0, DOC_FLAGS.1))
     });
     step("unsafe code", &mut unsafe_code::unsafe_code);
+    step("clauses of the specification", &mut clauses::clauses);
     step("licences, bans and sources", &mut deny::deny);
     ensure!(ran > 0, "no check has such a name");
     if !failed.is_empty() {

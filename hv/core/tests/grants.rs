@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use hv_core::grants::{Mapping, Source, Table, Window, check_map};
 use proptest::prelude::*;
 use ring_proto::{
-    grant::{COPY, DMA, GrantEntry, MAP, VALID, WRITE},
+    grant::{COPY, DMA, GrantEntry, IN_USE, MAP, VALID, WRITE},
     hypercall::Error,
 };
 
@@ -94,4 +94,17 @@ fn an_entry_allows_what_it_says_and_no_more() {
         Err(Error::PeerGrant),
         "not valid"
     );
+}
+
+#[test]
+fn grant_6_in_use_changes_nothing() {
+    // A granter can write it, and take it away, as it likes.
+    for flags in 0..128 {
+        let word = GrantEntry::new(0x1000, 7, 0).0 & !VALID | flags;
+        for (write, dma) in [(false, false), (true, false), (false, true), (true, true)] {
+            let [without, with] = [word, word | IN_USE]
+                .map(|word| check_map(GrantEntry(word), 7, write, dma).is_ok());
+            assert_eq!(without, with, "{flags:#x}");
+        }
+    }
 }

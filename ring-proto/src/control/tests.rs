@@ -236,3 +236,53 @@ fn random_bytes_never_harm() {
         assert_eq!(last, Some(Ok(good)));
     }
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig {
+        failure_persistence: None,
+        ..Default::default()
+    })]
+
+    /// In whatever pieces it comes; and it is in step at the next zero.
+    #[test]
+    fn ctl_2_any_line_is_survived(
+        junk in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..3 * FRAME_MAX),
+        step in 1usize..500,
+        seq in proptest::prelude::any::<u32>(),
+    ) {
+        let good = Request { seq, command: Command::Audit };
+        let mut line = junk;
+        line.push(0);
+        line.extend_from_slice(&encode(&good).unwrap());
+        let mut decoder = Decoder::new();
+        let mut last = None;
+        for mut piece in line.chunks(step) {
+            while let Some(result) = decoder.feed::<Request>(&mut piece) {
+                last = Some(result);
+            }
+        }
+        proptest::prop_assert_eq!(last, Some(Ok(good)));
+    }
+}
+
+/// `postcard` writes the number of a variant as its first byte.
+fn number<T: serde::Serialize>(value: &T) -> u8 {
+    let mut buffer = [0; FRAME_MAX];
+    postcard::to_slice(value, &mut buffer).unwrap()[0]
+}
+
+#[test]
+fn ctl_4_numbers_of_commands_answers_and_events_do_not_change() {
+    let commands: Vec<u8> = requests().iter().map(|request| number(&request.command)).collect();
+    assert_eq!(commands, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    let answers: Vec<u8> = largest_answers().iter().map(number).collect();
+    assert_eq!(answers, [6, 1, 2, 5, 7, 7, 4, 8]);
+    let events = [
+        Event::Started { generation: 1 },
+        Event::Died { domain: 1, generation: 1, reason: 1, sequence: 1 },
+        Event::Restarted { domain: 1 },
+        Event::Held { domain: 1, deaths: 1 },
+        Event::BadFrame,
+    ];
+    assert_eq!(events.each_ref().map(number), [0, 1, 2, 3, 4]);
+}

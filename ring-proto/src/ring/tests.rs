@@ -209,6 +209,26 @@ fn ring_1_layouts() {
 }
 
 #[test]
+fn ring_2_a_fresh_queue_has_the_specified_words() {
+    let mem = memory(4);
+    for at in (0..mem.len()).step_by(4) {
+        mem.write_u32(at, 0xdead_beef, Relaxed);
+    }
+    let _front = Front::new(mem, 4).unwrap();
+    let words = |mem: &SharedMem| [0, 64, 128, 192].map(|at| mem.read_u32(at, Relaxed));
+    assert_eq!(words(&mem), [0, 1, 0, 1]);
+    // All else is clear: nothing of what was there before gets across.
+    let others = (0..mem.len()).step_by(4).filter(|at| *at != 64 && *at != 192);
+    assert!(others.into_iter().all(|at| mem.read_u32(at, Relaxed) == 0));
+    // Each end writes its own words again when it begins.
+    for at in [0, 64, 128, 192] {
+        mem.write_u32(at, 77, Relaxed);
+    }
+    let _back = Back::attach(mem, 4).unwrap();
+    assert_eq!(words(&mem), [77, 1, 0, 77]);
+}
+
+#[test]
 fn ring_3_a_second_answer_to_one_request_is_refused() {
     let (mut front, mut back) = ends(memory(4), 4, 0);
     front.push(&1).unwrap();
