@@ -144,9 +144,11 @@ fn g5_attack_grant_limits(bench: &Bench) -> Result<()> {
 
 fn g1_attack_registers(bench: &Bench) -> Result<()> {
     const NAME: &str = "registers";
+    // On core 0: QEMU 7.2 mixes up its cores where FXRSTOR is executed on another one (see the
+    // book's status).
     Attack::guest(NAME)
-        .with("core = 1")
-        .and(&(second(NAME, "victim", "role=victim") + "core = 1\n"))
+        .with("core = 0")
+        .and(&(second(NAME, "victim", "role=victim") + "core = 0\n"))
         .run(bench, |scene| {
             scene.done(LIMIT)?;
             // The victim's registers are in use when the next generation begins.
