@@ -162,7 +162,7 @@ impl Service {
         let pool_pages = POOL_PAGES.min(window_pages.saturating_sub(RING_PAGES));
         let ring_page = env::alloc_window(RING_PAGES);
         let pool_page = env::alloc_window(pool_pages);
-        let (Some(ring_page), Some(pool_page)) = (ring_page, pool_page) else {
+        let (Some(ring_page), Some(pool_page), 1..) = (ring_page, pool_page, pool_pages) else {
             return Err(why(format_args!("the grant window is too small")));
         };
         // What the table says lies on the disk, so none of this is out of range.

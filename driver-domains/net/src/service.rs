@@ -142,7 +142,7 @@ impl Service {
     /// Adds a connection.
     fn add(&mut self, connection: Connection, pool_pages: u32) -> Result<(), Why> {
         let window = (env::alloc_window(RING_PAGES), env::alloc_window(pool_pages));
-        let (Some(ring_page), Some(pool_page)) = window else {
+        let (Some(ring_page), Some(pool_page), 1..) = (window.0, window.1, pool_pages) else {
             return Err(why(format_args!("the grant window is too small")));
         };
         let boot = connection.boot;

@@ -80,6 +80,24 @@ fn nobody_sends_from_the_address_of_another() {
     assert_eq!(s.counters(Port::Vif(0)).dropped[Drop::Spoofed as usize], 3);
 }
 
+/// Neither a vif's nor an outsider's frames move to who claims the address.
+#[test]
+fn g5_a_guest_cannot_draw_frames_of_others() {
+    let mut s = switch();
+    to(s.forward(Port::Wire, &head(A, OUT), 60, None, 0));
+    for i in 0..10_000 {
+        for stolen in [B, OUT] {
+            let f = s.forward(Port::Vif(0), &head(ALL, stolen), 60, None, i);
+            assert_eq!(f, Verdict::Drop(Drop::Spoofed));
+        }
+        let f = s.forward(Port::Wire, &head(ALL, B), 60, None, i);
+        assert_eq!(f, Verdict::Drop(Drop::Spoofed));
+    }
+    assert_eq!(to(s.forward(Port::Wire, &head(B, OUT), 60, None, 10_000)), (false, [1].into()));
+    assert_eq!(to(s.forward(Port::Vif(2), &head(B, C), 60, None, 10_000)), (false, [1].into()));
+    assert_eq!(to(s.forward(Port::Vif(1), &head(OUT, B), 60, None, 10_000)), (true, [].into()));
+}
+
 #[test]
 fn lengths_are_checked() {
     let mut s = switch();
