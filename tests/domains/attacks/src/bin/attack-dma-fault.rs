@@ -29,7 +29,7 @@ fn main(boot: &'static BootInfo) -> ! {
     let own = dma::alloc(SECTOR as usize).unwrap_or_else(|| panic!("no DMA memory"));
     let mut disk = VirtioBlk::open(0).unwrap_or_else(|error| panic!("the disk: {error}"));
     // The odd ones are written, the even ones read; the pool comes first and is allowed.
-    let op = if tried % 2 == 0 { Op::Write } else { Op::Read };
+    let op = if tried.is_multiple_of(2) { Op::Write } else { Op::Read };
     log::info!("attack: {NAME}: aims at {address:#x}");
     for address in [own.address(), address] {
         let pieces = [Piece { address, len: SECTOR as u32 }];
