@@ -9,12 +9,6 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    net::UdpSocket,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -248,36 +242,15 @@ fn g1_attack_msi(bench: &Bench) -> Result<()> {
 }
 
 fn g1_attack_dma_after_death(bench: &Bench) -> Result<()> {
-    let local = |what| UdpSocket::bind("127.0.0.1:0").with_context(|| format!("{what} socket"));
-    let ours = local("the sender's")?;
-    // Freed for QEMU to take.
-    let theirs = local("the NIC's")?.local_addr()?;
-    let wire = format!("socket,id=flood,udp={},localaddr={theirs}", ours.local_addr()?);
-    let device = "virtio-net-pci,netdev=flood,addr=6,romfile=,disable-legacy=on,iommu_platform=on";
-    let attack = with_device("dma-after-death", "network");
-    let stop = Arc::new(AtomicBool::new(false));
-    let sender = std::thread::spawn({
-        let stop = stop.clone();
-        move || {
-            let mut frame = [0x5a; 200];
-            frame[..6].fill(0xff);
-            frame[12..14].copy_from_slice(&[0x88, 0xb5]);
-            while !stop.load(Ordering::SeqCst) {
-                // Nobody listens before the machine is there.
-                let _ = ours.send_to(&frame, theirs);
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-    });
-    let result = attack.qemu(&["-netdev", &wire, "-device", device]).run(bench, |scene| {
-        let verdict = scene.done(LIMIT)?;
-        ensure!(verdict.count("again")? == 1, "no frame came after the watch: {}", verdict.text());
-        ensure!(verdict.count("looks")? > 100, "it hardly looked: {}", verdict.text());
-        scene.ended(1, "panic").map(drop)
-    });
-    stop.store(true, Ordering::SeqCst);
-    ensure!(sender.join().is_ok(), "the sender panicked");
-    result
+    Attack::guest("dma-after-death")
+        .and("[device.loot]\nbdf = \"00:06.0\"")
+        .with("dma_pool = \"1MiB\"\ndevice = \"loot\"")
+        .qemu(&["-device", "edu,addr=6,dma_mask=0xffffffffffffffff"])
+        .run(bench, |scene| {
+            let tried = scene.done(LIMIT)?.count("tried")?;
+            ensure!(tried == 10, "only {tried} generations");
+            (1..=tried as u32).try_for_each(|g| scene.ended(g, "panic").map(drop))
+        })
 }
 
 fn g1_attack_dma_revoked(bench: &Bench) -> Result<()> {
