@@ -52,19 +52,15 @@ pub fn read<IO: PhysIo>(dmar: &Table<'_, IO>, platform: &mut Platform) -> Result
                 let mmio = part.u64(8).filter(|&a| a != 0 && a.is_multiple_of(PAGE));
                 info.units.push(mmio.ok_or(MALFORMED)?).map_err(|_| TOO_MANY)?;
                 info.all |= part.u8(4).is_some_and(|flags| flags & 1 != 0);
-                read_scopes(&part, 16, |scope| match scope {
-                    Scope { kind: IOAPIC, id, source, .. } => {
-                        platform.ioapic_sources.push((id, source)).map_err(|_| TOO_MANY)
-                    }
+                read_scopes(&part, 16, |kind, id, source, direct| match kind {
+                    IOAPIC => platform.ioapic_sources.push((id, source)).map_err(|_| TOO_MANY),
                     // Of a longer path only the end is served, and that is not in sight.
-                    Scope { kind: ENDPOINT | BRIDGE, direct: true, source, .. } => {
-                        info.served.push(source).map_err(|_| TOO_MANY)
-                    }
+                    ENDPOINT | BRIDGE if direct => info.served.push(source).map_err(|_| TOO_MANY),
                     _ => Ok(()),
                 })?;
             }
-            1 => read_scopes(&part, 24, |scope| {
-                info.reserved.push(scope.source).map_err(|_| TOO_MANY)
+            1 => read_scopes(&part, 24, |_, _, source, _| {
+                info.reserved.push(source).map_err(|_| TOO_MANY)
             })?,
             _ => {}
         }
@@ -77,29 +73,20 @@ const ENDPOINT: u8 = 1;
 const BRIDGE: u8 = 2;
 const IOAPIC: u8 = 3;
 
-/// A device scope. (Section 8.3.1.)
-struct Scope {
-    kind: u8,
-    /// The id that the firmware numbers it by.
-    id: u8,
-    /// Requester id of the first function of its path.
-    source: u16,
-    /// The path has no other.
-    direct: bool,
-}
-
-/// Shows the device scopes from `at` on.
+/// Shows the device scopes from `at` on (section 8.3.1): kind, the id that the
+/// firmware numbers it by, the requester id of the first function of its path,
+/// whether the path has no other.
 fn read_scopes<IO: PhysIo>(
     part: &Table<'_, IO>,
     mut at: usize,
-    mut visit: impl FnMut(Scope) -> Result<(), Error>,
+    mut visit: impl FnMut(u8, u8, u16, bool) -> Result<(), Error>,
 ) -> Result<(), Error> {
     while at < part.size() {
         let len = usize::from(part.u8(at.saturating_add(1)).ok_or(MALFORMED)?);
         let scope = part.part(at, len).filter(|_| len >= 8).ok_or(MALFORMED)?;
         let byte = |at| scope.u8(at).ok_or(MALFORMED);
         let source = u16::from_be_bytes([byte(5)?, byte(6)? << 3 | byte(7)? & 7]);
-        visit(Scope { kind: byte(0)?, id: byte(4)?, source, direct: len == 8 })?;
+        visit(byte(0)?, byte(4)?, source, len == 8)?;
         at = at.saturating_add(len);
     }
     Ok(())

@@ -14,8 +14,8 @@ pub mod page_table;
 mod queue;
 pub mod vt_d;
 
+use alloc::boxed::Box;
 use core::fmt;
-use core::ops::{Deref, DerefMut};
 
 use heapless::Vec;
 
@@ -41,12 +41,13 @@ const PATIENCE: u32 = if cfg!(test) { 10_000 } else { 20_000_000 };
 /// Why an IOMMU operation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The IOMMU did not carry out a command in time, or stopped.
+    /// The IOMMU did not carry out a command in time, or stopped; or a table
+    /// holds what we never wrote.
     Hardware,
     /// No IOMMU serves this function under its own requester id, or the
     /// firmware keeps using it.
     NotServed,
-    /// The function is attached already, or is not attached.
+    /// The function is attached or the page mapped already, or is not.
     BadState,
     /// An argument is out of its range.
     BadArgument,
@@ -76,17 +77,10 @@ pub enum EventKind {
     Write,
     /// An interrupt message that the tables do not allow.
     Interrupt,
-    /// A request of a kind that is never allowed.
-    InvalidRequest,
-    /// A table of ours that the IOMMU finds wrong or cannot read.
-    BadTable,
-    /// A command of ours that the IOMMU finds wrong or cannot read.
-    BadCommand,
-    /// A device did not confirm an invalidation.
-    DeviceTimeout,
     /// Events were lost because there were too many.
     Overflow,
-    /// Something else, with the number the IOMMU gives it.
+    /// Something else (a broken table or command, a device that does not answer),
+    /// with the number the IOMMU gives it.
     Other(u8),
 }
 
@@ -112,7 +106,7 @@ pub enum Opening {
 pub type AllocFrames<'a> = &'a mut dyn FnMut(usize, u64) -> Option<u64>;
 
 /// An IOMMU, or several that act as one.
-pub trait Iommu {
+pub trait Iommu: Send {
     /// What it is called.
     fn name(&self) -> &'static str;
 
@@ -157,61 +151,30 @@ pub trait Iommu {
     fn flushes(&self) -> u64;
 }
 
-/// The platform's IOMMU.
-#[derive(Debug)]
-pub struct PlatformIommu<IO> {
-    kind: Kind<IO>,
-    /// Memory of its tables and queues, (address, bytes).
-    pub memory: Vec<(u64, u64), MAX_PIECES>,
-}
-
-#[derive(Debug)]
-enum Kind<IO> {
-    AmdVi(AmdVi<IO>),
-    VtD(VtD<IO>),
-}
-
-impl<IO: PhysIo + 'static> Deref for PlatformIommu<IO> {
-    type Target = dyn Iommu;
-    fn deref(&self) -> &Self::Target {
-        match &self.kind {
-            Kind::AmdVi(iommu) => iommu,
-            Kind::VtD(iommu) => iommu,
-        }
-    }
-}
-
-impl<IO: PhysIo + 'static> DerefMut for PlatformIommu<IO> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        match &mut self.kind {
-            Kind::AmdVi(iommu) => iommu,
-            Kind::VtD(iommu) => iommu,
-        }
-    }
-}
+/// An IOMMU, and the memory of its tables and queues: (address, bytes).
+pub type Found = (Box<dyn Iommu>, Vec<(u64, u64), MAX_PIECES>);
 
 /// Finds the IOMMU and has it block every function there can be. `None` if
 /// the platform has none. Bus mastering must be off already.
 ///
 /// The I/O APICs' interrupts are attached, as [`Iommu::attach_interrupts`] does.
-pub fn init<IO: PhysIo + 'static>(
+pub fn init<IO: PhysIo + Send + 'static>(
     io: IO,
     platform: &Platform,
     pci: &Pci<IO>,
     alloc: AllocFrames<'_>,
-) -> Result<Option<PlatformIommu<IO>>, Error> {
+) -> Result<Option<Found>, Error> {
     let mut memory = Vec::new();
     let mut alloc = |count, align| {
         let at = alloc(count, align)?;
         memory.push((at, count as u64 * PAGE)).ok().map(|()| at)
     };
-    let kind = match (&*platform.amd_vi, &*platform.vt_d.units) {
+    let mut iommu: Box<dyn Iommu> = match (&*platform.amd_vi, &*platform.vt_d.units) {
         ([], []) => return Ok(None),
-        (units, []) => Kind::AmdVi(AmdVi::new(io, units, pci, &mut alloc)?),
-        ([], _) => Kind::VtD(VtD::new(io, &platform.vt_d, pci, &mut alloc)?),
+        (units, []) => Box::new(AmdVi::new(io, units, pci, &mut alloc)?),
+        ([], _) => Box::new(VtD::new(io, &platform.vt_d, pci, &mut alloc)?),
         _ => return Err(Error::Unsupported("both IVRS and DMAR")),
     };
-    let mut iommu = PlatformIommu { kind, memory };
     for &(_, source) in &platform.ioapic_sources {
         match iommu.attach_interrupts(Bdf(source)) {
             // I/O APICs may share a requester id.
@@ -219,7 +182,7 @@ pub fn init<IO: PhysIo + 'static>(
             Err(error) => return Err(error),
         }
     }
-    Ok(Some(iommu))
+    Ok(Some((iommu, memory)))
 }
 
 /// Who is attached. The place in the list says which part of the interrupt
@@ -246,6 +209,13 @@ impl Slots {
         self.0[free] = Some((bdf, domain_id));
         Ok(free)
     }
+}
+
+/// Checks what a function is to be attached to. All IOMMUs have 256 domains
+/// (QEMU 7.2's AMD-Vi has no more); VT-d files blocked functions under 0.
+fn check_domain(domain_id: u16, root: u64) -> Result<(), Error> {
+    let good = (1..=255).contains(&domain_id) && root != 0 && root.is_multiple_of(PAGE);
+    if good { Ok(()) } else { Err(Error::BadArgument) }
 }
 
 /// Checks an interrupt's numbers and returns the APIC id as both IOMMUs want it.

@@ -1,10 +1,9 @@
 //! I/O page tables: three or four levels, leaves of 4 KiB. The formats differ
 //! in their bits only.
 
+use super::{Error, PAGE};
 use crate::phys::PhysIo;
 
-/// Bytes of a page and of a table.
-const PAGE: u64 = 4096;
 /// Entries of a table.
 const ENTRIES: u64 = 512;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -56,32 +55,6 @@ impl Format {
     fn is_present(&self, entry: u64) -> bool {
         entry & (self.read | self.write) != 0
     }
-}
-
-/// Why a table could not be changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
-    /// An address is not page aligned or out of range.
-    BadArgument,
-    /// There is a leaf already.
-    Mapped,
-    /// There is no leaf.
-    Absent,
-    /// No frame is left for a table in between.
-    Exhausted,
-    /// An entry holds what we never wrote.
-    Corrupt,
-}
-
-/// One mapped page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf {
-    /// I/O virtual address.
-    pub iova: u64,
-    /// Physical address.
-    pub phys: u64,
-    /// The device may write.
-    pub write: bool,
 }
 
 /// The page table of one domain's devices.
@@ -151,7 +124,7 @@ impl<IO: PhysIo> IoTable<IO> {
         }
         let at = entry_address(table, iova, 1);
         if self.format.is_present(self.io.read64(at)) {
-            return Err(Error::Mapped);
+            return Err(Error::BadState);
         }
         self.write(at, self.format.leaf(phys, write));
         Ok(())
@@ -175,9 +148,10 @@ impl<IO: PhysIo> IoTable<IO> {
         Ok(())
     }
 
-    /// Calls `visit` for every page a device can reach, in address order.
+    /// Calls `visit` for every page a device can reach, in address order: where
+    /// it is, where it leads, whether it may be written.
     /// Fails on an entry that leads anywhere but to a table of our own.
-    pub fn leaves(&self, visit: &mut dyn FnMut(Leaf)) -> Result<(), Error> {
+    pub fn leaves(&self, visit: &mut dyn FnMut(u64, u64, bool)) -> Result<(), Error> {
         self.leaves_below(self.base, self.format.levels, 0, visit)
     }
 
@@ -186,7 +160,7 @@ impl<IO: PhysIo> IoTable<IO> {
         table: u64,
         level: u8,
         base: u64,
-        visit: &mut dyn FnMut(Leaf),
+        visit: &mut dyn FnMut(u64, u64, bool),
     ) -> Result<(), Error> {
         for index in 0..ENTRIES {
             let entry = self.io.read64(table + index * 8);
@@ -200,9 +174,9 @@ impl<IO: PhysIo> IoTable<IO> {
             } else {
                 let (phys, write) = (entry & ADDRESS, entry & self.format.write != 0);
                 if entry != self.format.leaf(phys, write) {
-                    return Err(Error::Corrupt);
+                    return Err(Error::Hardware);
                 }
-                visit(Leaf { iova, phys, write });
+                visit(iova, phys, write);
             }
         }
         Ok(())
@@ -215,13 +189,13 @@ impl<IO: PhysIo> IoTable<IO> {
         for level in (2..=self.format.levels).rev() {
             let entry = self.io.read64(entry_address(table, iova, level));
             if !self.format.is_present(entry) {
-                return Err(Error::Absent);
+                return Err(Error::BadState);
             }
             table = self.follow(entry, level)?;
         }
         let at = entry_address(table, iova, 1);
         let entry = self.io.read64(at);
-        if self.format.is_present(entry) { Ok((at, entry)) } else { Err(Error::Absent) }
+        if self.format.is_present(entry) { Ok((at, entry)) } else { Err(Error::BadState) }
     }
 
     /// The table that an entry of level `level` leads to.
@@ -229,7 +203,7 @@ impl<IO: PhysIo> IoTable<IO> {
         let table = entry & ADDRESS;
         let ours = table > self.base && table < self.base + self.used * PAGE;
         let ours = ours && entry & !ADDRESS == self.format.link(level);
-        if ours { Ok(table) } else { Err(Error::Corrupt) }
+        if ours { Ok(table) } else { Err(Error::Hardware) }
     }
 
     fn take_frame(&mut self) -> Result<u64, Error> {

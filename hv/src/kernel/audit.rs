@@ -1,6 +1,8 @@
 //! The audit: every mapping that the hardware's tables hold, against what
 //! `hv-core` says should be there.
 
+use core::fmt;
+
 use hv_core::{
     audit::{self, Leaf},
     memory::Kind,
@@ -14,17 +16,16 @@ use crate::vt::npt::Rights;
 const NAMED: u64 = 8;
 
 impl Node {
-    /// Checks one domain, and with the first the machine. Returns the number of violations; the log names the
-    /// first few.
+    /// Checks one domain, and with the first the machine. Returns the number of
+    /// violations; the log names the first few.
     pub(super) fn audit(&mut self, domain: DomainId) -> u64 {
         let target = &self.domains[domain];
-        let (space, window) = (&target.space, &target.window);
-        let mut bad = 0;
-        let mut pages = 0;
-        let mut complain = |what: &str, leaf: Leaf| {
+        let (space, window, name) = (&target.space, &target.window, &target.config.name);
+        let (mut bad, mut pages) = (0, 0);
+        let mut complain = |what: fmt::Arguments<'_>| {
             bad += 1;
             if bad <= NAMED {
-                log::error!("audit: {}: {what} {leaf:x?}", target.config.name);
+                log::error!("audit: {name}: {what}");
             }
         };
         self.guests[domain].nested.for_each(|gpa, bits, hpa, len| {
@@ -33,37 +34,33 @@ impl Node {
                 let leaf = Leaf { gpa: gpa + offset, hpa: hpa + offset, write, execute };
                 pages += 1;
                 if !audit::nested_leaf(space, window, leaf) {
-                    complain("nested table:", leaf);
+                    complain(format_args!("nested table: {leaf:x?}"));
                 }
             }
         });
         let walked = self.devices.for_each_dma(domain, |iova, hpa, write| {
             let leaf = Leaf { gpa: iova, hpa, write, execute: false };
             if !audit::iommu_leaf(space, window, leaf) {
-                complain("IOMMU table:", leaf);
+                complain(format_args!("IOMMU table: {leaf:x?}"));
             }
         });
         if walked.is_err() {
-            bad += 1;
-            log::error!("audit: {}: the IOMMU table is broken", target.config.name);
+            complain(format_args!("the IOMMU table is broken"));
         }
         let expected = audit::nested_pages(space, window);
         if pages != expected {
-            bad += 1;
-            log::error!("audit: {}: {pages} pages mapped, {expected} expected", target.config.name);
+            complain(format_args!("{pages} pages mapped, {expected} expected"));
+        }
+        let extent = space.base..space.base + space.len;
+        for other in self.domains.iter().filter(|other| other.id != domain) {
+            let end = other.space.base + other.space.len;
+            if other.space.base < extent.end && extent.start < end {
+                complain(format_args!("its memory and that of {} overlap", other.config.name));
+            }
         }
         bad += audit::window_agrees(window, domain, |granter, gref| {
             self.domains.get(usize::from(granter)).and_then(|g| g.table.get(gref))
         });
-        let extent = space.base..space.base + space.len;
-        for other in self.domains.iter() {
-            let overlaps =
-                other.space.base < extent.end && extent.start < other.space.base + other.space.len;
-            if other.id != domain && overlaps {
-                bad += 1;
-                log::error!("audit: {} and {} overlap", target.config.name, other.config.name);
-            }
-        }
         bad += self.guests[domain].leftovers;
         if domain == 0 {
             bad += self.audit_machine();
@@ -74,7 +71,7 @@ impl Node {
     /// Checks what is of no single domain.
     fn audit_machine(&self) -> u64 {
         let mut bad = 0;
-        let mut complain = |what: core::fmt::Arguments<'_>| {
+        let mut complain = |what: fmt::Arguments<'_>| {
             bad += 1;
             if bad <= NAMED {
                 log::error!("audit: {what}");

@@ -2,7 +2,7 @@
 
 mod audit;
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{boxed::Box, format, string::String, vec::Vec};
 
 use hv_core::memory::{Kind, Space};
 use ring_proto::{
@@ -17,7 +17,7 @@ use crate::{
     acpi::{Line, Platform},
     cpu,
     ioapic::IoApics,
-    iommu::{self, PlatformIommu, page_table::IoTable},
+    iommu::{self, Found, Iommu, page_table::IoTable},
     irq, memmap,
     pci::{Bdf, Function, Pci, msix::Message},
     phys::Identity,
@@ -62,7 +62,9 @@ struct Owned {
 pub struct Devices {
     io: Identity,
     pci: Pci<Identity>,
-    iommu: Option<PlatformIommu<Identity>>,
+    iommu: Option<Box<dyn Iommu>>,
+    /// Memory of its tables and queues.
+    iommu_memory: Vec<(u64, u64)>,
     ioapics: IoApics<Identity>,
     uart: (u32, Line),
     /// BDF by the manifest's device index.
@@ -92,16 +94,18 @@ impl Devices {
         io: Identity,
         platform: &Platform,
         pci: Pci<Identity>,
-        iommu: Option<PlatformIommu<Identity>>,
+        iommu: Option<Found>,
         ioapics: IoApics<Identity>,
     ) -> Self {
         let mut bindings = Vec::new();
         bindings.resize(256, None);
+        let (iommu, memory) = iommu.unzip();
         Self {
             io,
             uart: platform.isa_irq(UART_IRQ),
             pci,
             iommu,
+            iommu_memory: memory.into_iter().flatten().collect(),
             ioapics,
             named: Vec::new(),
             owned: Vec::new(),
@@ -470,9 +474,7 @@ impl Devices {
         mut visit: impl FnMut(u64, u64, bool),
     ) -> Result<(), Error> {
         match self.tables.get(usize::from(domain)) {
-            Some(Some(table)) => table
-                .leaves(&mut |leaf| visit(leaf.iova, leaf.phys, leaf.write))
-                .map_err(|_| Error::Hardware),
+            Some(Some(table)) => table.leaves(&mut visit).map_err(|_| Error::Hardware),
             _ => Ok(()),
         }
     }

@@ -1,9 +1,8 @@
 //! A machine with memory, PCI configuration space and an AMD IOMMU that
 //! caches as much as it may and forgets only what it is told to.
 
-use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::rc::Rc;
+use std::sync::{Arc, RwLock};
 
 use crate::acpi::EcamInfo;
 use crate::pci::msix::Message;
@@ -56,13 +55,13 @@ struct Function {
 }
 
 #[derive(Clone, Default)]
-pub struct Machine(pub Rc<RefCell<State>>);
+pub struct Machine(pub Arc<RwLock<State>>);
 
 impl Machine {
     pub fn new() -> Self {
         let machine = Self::default();
-        machine.0.borrow_mut().next_frame = 0x100_0000;
-        machine.0.borrow_mut().registers.insert(0x30, 1 << 6);
+        machine.0.write().unwrap().next_frame = 0x100_0000;
+        machine.0.write().unwrap().registers.insert(0x30, 1 << 6);
         machine.add_function(0x0000, 0x8086, [6, 0], None);
         machine.add_function(PORT, 0x1b36, [6, 4], Some(1));
         machine.add_function(NIC, 0x1af4, [2, 0], None);
@@ -71,7 +70,7 @@ impl Machine {
     }
 
     pub fn alloc(&self, count: usize) -> Option<u64> {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.write().unwrap();
         let at = state.next_frame;
         state.next_frame += count as u64 * PAGE;
         Some(at)
@@ -104,40 +103,40 @@ impl Machine {
             config[0x20..0x24].copy_from_slice(&((base + 0x8000) | 0b1100).to_le_bytes());
             config[0x24..0x28].copy_from_slice(&8_u32.to_le_bytes());
         }
-        self.0.borrow_mut().functions.insert(bdf, Function { config, bar_masks });
+        self.0.write().unwrap().functions.insert(bdf, Function { config, bar_masks });
     }
 
     /// A DMA access: where it ends up, if it is let through.
     pub fn dma(&self, bdf: u16, iova: u64, write: bool) -> Option<u64> {
         let page = iova & !(PAGE - 1);
-        let cached = self.0.borrow().iotlb.get(&(bdf, page)).copied();
+        let cached = self.0.read().unwrap().iotlb.get(&(bdf, page)).copied();
         let (_, phys, may_write) = match cached {
             Some(hit) => hit,
             None => {
-                let found = if self.0.borrow().intel {
+                let found = if self.0.read().unwrap().intel {
                     self.vtd_walk(bdf, page, write)?
                 } else {
                     let dte = self.dte(bdf);
                     let (phys, may_write) = self.walk(&dte, page)?;
                     (dte[1] as u16, phys, may_write)
                 };
-                self.0.borrow_mut().iotlb.insert((bdf, page), found);
+                self.0.write().unwrap().iotlb.insert((bdf, page), found);
                 found
             }
         };
-        if write && !may_write && self.0.borrow().intel {
+        if write && !may_write && self.0.read().unwrap().intel {
             self.report_fault(bdf, 5, page, true);
         }
         (!write || may_write).then_some(phys | iova & (PAGE - 1))
     }
 
     fn dte(&self, bdf: u16) -> Dte {
-        if let Some(dte) = self.0.borrow().dtes.get(&bdf) {
+        if let Some(dte) = self.0.read().unwrap().dtes.get(&bdf) {
             return *dte;
         }
         let base = self.register(0) & 0x000f_ffff_ffff_f000;
         let dte = [0, 8, 16, 24].map(|o| self.read64(base + u64::from(bdf) * 32 + o));
-        self.0.borrow_mut().dtes.insert(bdf, dte);
+        self.0.write().unwrap().dtes.insert(bdf, dte);
         dte
     }
 
@@ -164,7 +163,7 @@ impl Machine {
     /// An interrupt message: vector and APIC id, if it is let through.
     pub fn interrupt(&self, bdf: u16, message: Message) -> Option<(u8, u8)> {
         let data = message.data;
-        if self.0.borrow().intel {
+        if self.0.read().unwrap().intel {
             return self.vtd_interrupt(bdf, message.address, data);
         }
         let dte = self.dte(bdf);
@@ -175,10 +174,10 @@ impl Machine {
             return None;
         }
         let key = (bdf, data & 0x7ff);
-        let cached = self.0.borrow().irtes.get(&key).copied();
+        let cached = self.0.read().unwrap().irtes.get(&key).copied();
         let irte = cached.unwrap_or_else(|| {
             let irte = self.read32((dte[2] & 0x000f_ffff_ffff_ffc0) + u64::from(key.1) * 4);
-            self.0.borrow_mut().irtes.insert(key, irte);
+            self.0.write().unwrap().irtes.insert(key, irte);
             irte
         });
         (irte & 1 != 0).then_some(((irte >> 16) as u8, (irte >> 8) as u8))
@@ -186,7 +185,7 @@ impl Machine {
 
     /// What an I/O APIC's pin sends.
     pub fn ioapic_message(&self, pin: u32) -> Message {
-        let state = self.0.borrow();
+        let state = self.0.read().unwrap();
         let half = |at| state.ioapic.get(&(0x10 + 2 * pin + at)).copied().unwrap_or(0);
         let address = 0xfee0_0000 | u64::from(half(1) >> 16) << 4;
         Message { address, data: half(0) & 0xff }
@@ -198,25 +197,25 @@ impl Machine {
         let tail = self.register(0x2018);
         self.write64(base + tail, words[0]);
         self.write64(base + tail + 8, words[1]);
-        self.0.borrow_mut().registers.insert(0x2018, (tail + 16) % 4096);
+        self.0.write().unwrap().registers.insert(0x2018, (tail + 16) % 4096);
     }
 
     pub fn register(&self, at: u64) -> u64 {
-        self.0.borrow().registers.get(&at).copied().unwrap_or(0)
+        self.0.read().unwrap().registers.get(&at).copied().unwrap_or(0)
     }
 
     /// A byte of a function's configuration space.
     pub fn config(&self, bdf: u16, at: usize) -> u8 {
-        self.0.borrow().functions[&bdf].config[at]
+        self.0.read().unwrap().functions[&bdf].config[at]
     }
 
     pub fn set_config(&self, bdf: u16, at: usize, value: u8) {
-        self.0.borrow_mut().functions.get_mut(&bdf).unwrap().config[at] = value;
+        self.0.write().unwrap().functions.get_mut(&bdf).unwrap().config[at] = value;
     }
 
     fn run_commands(&self) {
         let control = self.register(0x18);
-        if control & 1 == 0 || control & 1 << 12 == 0 || self.0.borrow().stuck {
+        if control & 1 == 0 || control & 1 << 12 == 0 || self.0.read().unwrap().stuck {
             return;
         }
         let base = self.register(8) & 0x000f_ffff_ffff_f000;
@@ -224,14 +223,14 @@ impl Machine {
             let head = self.register(0x2000);
             let command = [self.read64(base + head), self.read64(base + head + 8)];
             self.run_command(command);
-            self.0.borrow_mut().registers.insert(0x2000, (head + 16) % 4096);
+            self.0.write().unwrap().registers.insert(0x2000, (head + 16) % 4096);
         }
     }
 
     fn run_command(&self, [low, high]: [u64; 2]) {
         let id = low as u16;
         let domain = (low >> 32) as u16;
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.write().unwrap();
         state.commands.push([low, high]);
         match low >> 60 {
             1 => {
@@ -262,15 +261,15 @@ impl Machine {
     }
 
     fn in_iommu(&self, address: u64) -> Option<u64> {
-        let base = if self.0.borrow().intel { sim_vtd::IOMMU } else { IOMMU };
+        let base = if self.0.read().unwrap().intel { sim_vtd::IOMMU } else { IOMMU };
         address.checked_sub(base).filter(|offset| *offset < 0x4000)
     }
 
     fn write_register(&self, at: u64, value: u64) {
-        if self.0.borrow().intel {
+        if self.0.read().unwrap().intel {
             return self.vtd_write(at, value);
         }
-        self.0.borrow_mut().registers.insert(at, value);
+        self.0.write().unwrap().registers.insert(at, value);
         self.run_commands();
     }
 
@@ -280,7 +279,7 @@ impl Machine {
     }
 
     fn config_write(&self, bdf: u16, at: usize, value: u8) {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.write().unwrap();
         let Some(function) = state.functions.get_mut(&bdf) else { return };
         let masks = function.bar_masks;
         match at {
@@ -304,10 +303,10 @@ impl Machine {
 impl PhysIo for Machine {
     fn read8(&self, address: u64) -> u8 {
         if let Some((bdf, at)) = Self::in_ecam(address) {
-            let state = self.0.borrow();
+            let state = self.0.read().unwrap();
             return state.functions.get(&bdf).map_or(0xff, |f| f.config[at]);
         }
-        let state = self.0.borrow();
+        let state = self.0.read().unwrap();
         state.pages.get(&(address / PAGE)).map_or(0, |p| p[(address % PAGE) as usize])
     }
     fn read16(&self, address: u64) -> u16 {
@@ -318,7 +317,7 @@ impl PhysIo for Machine {
             return self.register(register) as u32;
         }
         if address == IOAPIC + 0x10 {
-            let state = self.0.borrow();
+            let state = self.0.read().unwrap();
             return match state.ioapic_select {
                 1 => 23 << 16,
                 other => state.ioapic.get(&other).copied().unwrap_or(0),
@@ -331,7 +330,7 @@ impl PhysIo for Machine {
             return self.register(register);
         }
         assert_eq!(address % 8, 0);
-        let state = self.0.borrow();
+        let state = self.0.read().unwrap();
         let at = (address % PAGE) as usize;
         state
             .pages
@@ -342,7 +341,7 @@ impl PhysIo for Machine {
         if let Some((bdf, at)) = Self::in_ecam(address) {
             return self.config_write(bdf, at, value);
         }
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.write().unwrap();
         let page = state.pages.entry(address / PAGE).or_insert_with(|| Box::new([0; 4096]));
         page[(address % PAGE) as usize] = value;
     }
@@ -353,7 +352,7 @@ impl PhysIo for Machine {
         if let Some(register) = self.in_iommu(address) {
             return self.write_register(register, value.into());
         }
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.write().unwrap();
         match address.wrapping_sub(IOAPIC) {
             0x00 => state.ioapic_select = value,
             0x10 => {
@@ -371,7 +370,7 @@ impl PhysIo for Machine {
             return self.write_register(register, value);
         }
         assert_eq!(address % 8, 0);
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.write().unwrap();
         if state.intel {
             state.dirty.insert(address / 64);
         }
@@ -380,6 +379,6 @@ impl PhysIo for Machine {
         page[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
     fn write_back(&self, address: u64) {
-        self.0.borrow_mut().dirty.remove(&(address / 64));
+        self.0.write().unwrap().dirty.remove(&(address / 64));
     }
 }

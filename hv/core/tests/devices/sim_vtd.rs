@@ -19,7 +19,7 @@ const INTERRUPT_LATCH: u64 = 0x1008;
 impl Machine {
     pub fn intel() -> Self {
         let machine = Self::new();
-        let mut state = machine.0.borrow_mut();
+        let mut state = machine.0.write().unwrap();
         state.intel = true;
         state.registers = [(0x08, CAPABILITY), (0x10, EXTENDED)].into();
         drop(state);
@@ -27,7 +27,7 @@ impl Machine {
     }
 
     pub fn set_register(&self, at: u64, value: u64) {
-        self.0.borrow_mut().registers.insert(at, value);
+        self.0.write().unwrap().registers.insert(at, value);
     }
 
     fn status(&self, bit: u32) -> bool {
@@ -61,7 +61,7 @@ impl Machine {
             }
             _ => self.set_register(at, value),
         }
-        if self.status(26) && !self.0.borrow().stuck {
+        if self.status(26) && !self.0.read().unwrap().stuck {
             let ring = self.register(0x90);
             assert_eq!(ring & 0xfff, 0, "256 slots");
             while self.register(0x80) != self.register(0x88) {
@@ -73,7 +73,7 @@ impl Machine {
     }
 
     fn descriptor(&self, [low, high]: [u64; 2]) {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.write().unwrap();
         state.commands.push([low, high]);
         let (kind, granularity, domain) = (low & 0xf, low >> 4 & 3, (low >> 16) as u16);
         match (kind, granularity) {
@@ -93,7 +93,7 @@ impl Machine {
 
     /// A table's entry as the IOMMU sees it: not what lingers in a CPU's cache.
     fn table_read(&self, at: u64) -> [u64; 2] {
-        let dirty = self.0.borrow().dirty.contains(&(at / 64));
+        let dirty = self.0.read().unwrap().dirty.contains(&(at / 64));
         assert!(!dirty, "the entry at {at:#x} was not written back");
         [self.read64(at), if at % 16 == 0 { self.read64(at + 8) } else { 0 }]
     }
@@ -119,7 +119,7 @@ impl Machine {
             self.report_fault(bdf, reason, page, write);
             None
         };
-        let cached = self.0.borrow().contexts.get(&bdf).copied();
+        let cached = self.0.read().unwrap().contexts.get(&bdf).copied();
         let context = match cached {
             Some(context) => context,
             None => {
@@ -128,7 +128,7 @@ impl Machine {
                     return fault(1);
                 }
                 let context = self.table_read((root[0] & !0xfff) + u64::from(bdf & 0xff) * 16);
-                self.0.borrow_mut().contexts.insert(bdf, context);
+                self.0.write().unwrap().contexts.insert(bdf, context);
                 context
             }
         };
@@ -167,10 +167,10 @@ impl Machine {
         if u64::from(index) >= 2 << (latch & 0xf) {
             return None;
         }
-        let cached = self.0.borrow().vtd_irtes.get(&index).copied();
+        let cached = self.0.read().unwrap().vtd_irtes.get(&index).copied();
         let [low, high] = cached.unwrap_or_else(|| {
             let entry = self.table_read((latch & !0xfff) + u64::from(index) * 16);
-            self.0.borrow_mut().vtd_irtes.insert(index, entry);
+            self.0.write().unwrap().vtd_irtes.insert(index, entry);
             entry
         });
         let verified = high >> 18 & 3 == 0 || high as u16 == bdf;

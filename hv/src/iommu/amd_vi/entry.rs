@@ -118,14 +118,11 @@ pub fn decode_event(words: [u64; 2]) -> Event {
         2 if head & INTERRUPT != 0 => EventKind::Interrupt,
         2 if head & WRITE != 0 => EventKind::Write,
         2 => EventKind::Read,
-        8 => EventKind::InvalidRequest,
-        1 | 3 | 4 => EventKind::BadTable,
-        5 | 6 => EventKind::BadCommand,
-        7 => EventKind::DeviceTimeout,
         other => EventKind::Other(other),
     };
     let bdf = match kind {
-        EventKind::BadCommand => Bdf(0),
+        // Illegal command, hardware error at a command: nobody's.
+        EventKind::Other(5 | 6) => Bdf(0),
         _ => Bdf(u16::from_le_bytes([low, high])),
     };
     Event { bdf, address, kind }

@@ -14,7 +14,8 @@ use heapless::Vec;
 use super::page_table::Format;
 use super::queue::{self, Command};
 use super::{
-    AllocFrames, Error, Event, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_interrupt,
+    AllocFrames, Error, Event, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_domain,
+    check_interrupt,
 };
 use crate::acpi::MAX_IOMMUS;
 use crate::acpi::ivrs::AmdViUnit;
@@ -24,8 +25,6 @@ use crate::phys::PhysIo;
 use entry::{DeviceEntry, INTERRUPT_TABLE, IRTE, MESSAGE_ADDRESS};
 use unit::Unit;
 
-/// Highest domain id. More fit, but QEMU 7.2 takes bit 8 for a reserved one.
-const MAX_DOMAIN_ID: u16 = 255;
 const DEVICE_TABLE_FRAMES: usize = 512;
 const DEVICE_ENTRY: u64 = 32;
 const INTERRUPT_TABLE_FRAMES: usize = 2;
@@ -117,7 +116,7 @@ impl<IO: PhysIo> AmdVi<IO> {
     }
 }
 
-impl<IO: PhysIo> Iommu for AmdVi<IO> {
+impl<IO: PhysIo + Send> Iommu for AmdVi<IO> {
     fn name(&self) -> &'static str {
         "AMD-Vi"
     }
@@ -133,11 +132,7 @@ impl<IO: PhysIo> Iommu for AmdVi<IO> {
             Some(alias) if alias.is_none_or(|a| a == bdf.0) => {}
             _ => return Err(Error::NotServed),
         }
-        let good =
-            (1..=MAX_DOMAIN_ID).contains(&domain_id) && root != 0 && root.is_multiple_of(PAGE);
-        if !good {
-            return Err(Error::BadArgument);
-        }
+        check_domain(domain_id, root)?;
         self.occupy(bdf, domain_id, |table| DeviceEntry::attached(domain_id, root, table))
     }
 

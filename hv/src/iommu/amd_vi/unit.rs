@@ -26,12 +26,8 @@ mod register {
 /// Bits of the control register.
 mod control {
     pub const ENABLE: u64 = 1 << 0;
-    pub const HT_TUNNEL: u64 = 1 << 1;
     pub const EVENT_LOG: u64 = 1 << 2;
-    pub const PASS_PW: u64 = 1 << 8;
-    pub const RESPONSE_PASS_PW: u64 = 1 << 9;
     pub const COHERENT: u64 = 1 << 10;
-    pub const ISOCHRONOUS: u64 = 1 << 11;
     pub const COMMANDS: u64 = 1 << 12;
 }
 
@@ -165,12 +161,10 @@ impl<IO: PhysIo> Unit<IO> {
     }
 }
 
-/// The control register while the unit runs. `flags` are the IVHD's.
+/// The control register while the unit runs. `flags` are the IVHD's: HyperTransport
+/// tunnel, PassPW, ResPassPW, isochronous.
 fn control_bits(flags: u8) -> u64 {
-    let hints =
-        [control::HT_TUNNEL, control::PASS_PW, control::RESPONSE_PASS_PW, control::ISOCHRONOUS];
-    hints.iter().enumerate().filter(|&(bit, _)| flags >> bit & 1 != 0).fold(
-        control::ENABLE | control::EVENT_LOG | control::COMMANDS | control::COHERENT,
-        |all, (_, &bit)| all | bit,
-    )
+    let hints = [1, 8, 9, 11].into_iter().enumerate();
+    let hints = hints.fold(0, |all, (bit, to)| all | u64::from(flags >> bit & 1) << to);
+    hints | control::ENABLE | control::EVENT_LOG | control::COMMANDS | control::COHERENT
 }

@@ -67,9 +67,7 @@ pub fn decode_fault([low, high]: [u64; 2]) -> Event {
         // is too wide, no write permission, no read permission.
         1 | 2 | 4..=6 if high & READ != 0 => EventKind::Read,
         1 | 2 | 4..=6 => EventKind::Write,
-        3 | 7..=0xc | 0x23 | 0x24 => EventKind::BadTable,
-        0x20..=0x26 => EventKind::Interrupt,
-        0xd => EventKind::InvalidRequest,
+        0x20..=0x22 | 0x25 | 0x26 => EventKind::Interrupt,
         other => EventKind::Other(other),
     };
     let bdf = Bdf(u16::from_le_bytes([source_low, source_high]));

@@ -13,14 +13,15 @@ use heapless::Vec;
 use super::page_table::Format;
 use super::queue::{self, Command};
 use super::{
-    AllocFrames, Error, Event, INDEXES, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_interrupt,
+    AllocFrames, Error, Event, INDEXES, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_domain,
+    check_interrupt,
 };
 use crate::acpi::MAX_IOMMUS;
 use crate::acpi::dmar::{Dmar, Named};
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, MAX_FUNCTIONS, Pci};
 use crate::phys::PhysIo;
-use unit::{Abilities, Unit};
+use unit::Unit;
 
 /// Entries of the interrupt table: those of all slots, one after the other.
 const INTERRUPTS: u16 = INDEXES * MAX_ATTACHED as u16;
@@ -49,21 +50,19 @@ impl<IO: PhysIo> VtD<IO> {
     /// Blocks every requester id and switches all units on.
     pub fn new(io: IO, info: &Dmar, pci: &Pci<IO>, alloc: AllocFrames<'_>) -> Result<Self, Error> {
         // What all can do, and whether any remembers what was absent.
-        let mut able = Abilities { basic: u64::MAX, extended: u64::MAX };
-        let mut caches_absent = false;
+        let (mut basic, mut extended, mut caches_absent) = (u64::MAX, u64::MAX, false);
         for &mmio in &info.units {
             let this = unit::abilities(&io, mmio)?;
-            able.basic &= this.basic;
-            able.extended &= this.extended;
-            caches_absent |= this.basic >> 7 & 1 != 0;
+            (basic, extended) = (basic & this[0], extended & this[1]);
+            caches_absent |= this[0] >> 7 & 1 != 0;
         }
-        let levels = match able.basic >> 8 & 0b110 {
+        let levels = match basic >> 8 & 0b110 {
             0 => return Err(Error::Unsupported("VT-d without tables of three or four levels")),
             0b010 => 3,
             _ => 4,
         };
-        let snoop = if able.extended >> 7 & 1 != 0 { 1 << 11 } else { 0 };
-        let write_back = able.extended & 1 == 0;
+        let snoop = if extended >> 7 & 1 != 0 { 1 << 11 } else { 0 };
+        let write_back = extended & 1 == 0;
         // Section 9.8.
         let format = Format {
             levels,
@@ -156,7 +155,7 @@ impl<IO: PhysIo> VtD<IO> {
     }
 }
 
-impl<IO: PhysIo> Iommu for VtD<IO> {
+impl<IO: PhysIo + Send> Iommu for VtD<IO> {
     fn name(&self) -> &'static str {
         "VT-d"
     }
@@ -170,10 +169,7 @@ impl<IO: PhysIo> Iommu for VtD<IO> {
         if !self.served.contains(&bdf) {
             return Err(Error::NotServed);
         }
-        // All units have 256 domains; 0 is what they file blocked functions under.
-        if !(1..=255).contains(&domain_id) || root == 0 || !root.is_multiple_of(PAGE) {
-            return Err(Error::BadArgument);
-        }
+        check_domain(domain_id, root)?;
         self.slots.take(bdf, domain_id)?;
         let [low, high] = entry::context(domain_id, root, self.format.levels);
         // The word that makes it count comes last: a half-written entry blocks.

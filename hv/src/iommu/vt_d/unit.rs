@@ -32,15 +32,6 @@ mod command {
     pub const SET_INTERRUPT_TABLE: u32 = 1 << 24;
 }
 
-/// What units can do.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Abilities {
-    /// The capability register.
-    pub basic: u64,
-    /// The extended capability register.
-    pub extended: u64,
-}
-
 /// One unit.
 #[derive(Debug)]
 pub(super) struct Unit<IO> {
@@ -53,9 +44,9 @@ pub(super) struct Unit<IO> {
     next_fault: u64,
 }
 
-/// Reads what the unit with registers at `mmio` can do, and refuses one that
-/// lacks what we need.
-pub(super) fn abilities<IO: PhysIo>(io: &IO, mmio: u64) -> Result<Abilities, Error> {
+/// Capability and extended capability registers of the unit with registers at
+/// `mmio`. Refuses one that lacks what we need.
+pub(super) fn abilities<IO: PhysIo>(io: &IO, mmio: u64) -> Result<[u64; 2], Error> {
     let basic = io.read64(mmio + register::CAPABILITY);
     let extended = io.read64(mmio + register::EXTENDED_CAPABILITY);
     if basic == u64::MAX || basic >> 4 & 1 != 0 {
@@ -67,7 +58,7 @@ pub(super) fn abilities<IO: PhysIo>(io: &IO, mmio: u64) -> Result<Abilities, Err
     if extended >> 1 & 1 == 0 || extended >> 3 & 1 == 0 {
         return Err(Error::Unsupported("VT-d without queued invalidation or interrupt remapping"));
     }
-    Ok(Abilities { basic, extended })
+    Ok([basic, extended])
 }
 
 impl<IO: PhysIo> Unit<IO> {
@@ -78,15 +69,15 @@ impl<IO: PhysIo> Unit<IO> {
         [root_table, interrupt_table]: [u64; 2],
         alloc: AllocFrames<'_>,
     ) -> Result<Self, Error> {
-        let able = abilities(&io, mmio)?;
+        let [able, _] = abilities(&io, mmio)?;
         let frames = alloc(2, PAGE).ok_or(Error::Exhausted)?;
         let registers = [mmio + register::QUEUE_HEAD, mmio + register::QUEUE_TAIL];
         let mut unit = Self {
             queue: Queue::new(io.clone(), frames, registers, entry::wait),
             io,
             mmio,
-            faults: mmio + (able.basic >> 24 & 0x3ff) * 16,
-            fault_count: (able.basic >> 40 & 0xff) + 1,
+            faults: mmio + (able >> 24 & 0x3ff) * 16,
+            fault_count: (able >> 40 & 0xff) + 1,
             next_fault: 0,
         };
         // Whatever the firmware left running stops first. Bus mastering is off
@@ -112,7 +103,7 @@ impl<IO: PhysIo> Unit<IO> {
         unit.command(command::REMAP_INTERRUPTS, true)?;
         unit.command(command::TRANSLATE, true)?;
         // What the firmware protected is protected by the tables now.
-        if able.basic >> 5 & 0b11 != 0 {
+        if able >> 5 & 0b11 != 0 {
             unit.io.write32(mmio + register::PROTECTED_MEMORY, 0);
         }
         Ok(unit)

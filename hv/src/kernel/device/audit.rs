@@ -77,7 +77,6 @@ impl Devices {
     /// Memory that no device or domain may reach: (address, bytes) of all tables
     /// and queues of the IOMMU.
     pub fn table_memory(&self) -> impl Iterator<Item = (u64, u64)> {
-        let pieces = self.iommu.iter().flat_map(|iommu| &iommu.memory).copied();
-        pieces.chain(self.tables.iter().flatten().map(IoTable::memory))
+        self.iommu_memory.iter().copied().chain(self.tables.iter().flatten().map(IoTable::memory))
     }
 }
