@@ -372,16 +372,18 @@ impl<'a> Scene<'a> {
     ///
     /// # Errors
     ///
-    /// It does not come.
+    /// It does not come, or the attack reports a breach before it.
     pub fn line(&self, what: &str, limit: Duration) -> Result<String> {
         let prefix = format!("attack: {}: {what}", self.name);
-        let found = |line: &str| line.contains(&prefix);
+        let breach = breach_mark(self.name);
+        let found = |line: &str| line.contains(&prefix) || line.contains(&breach);
         let (_, line) = self
             .node
             .machine()
             .log()
             .wait_for_line(self.from, found, limit)
             .with_context(|| format!("waited {} s in vain for {prefix:?}", limit.as_secs()))?;
+        ensure!(!line.contains(&breach), "{line}");
         let rest = line.split_once(&prefix).map_or("", |(_, rest)| rest);
         Ok(rest.trim_start_matches(':').trim().to_owned())
     }
@@ -476,9 +478,14 @@ impl Verdict {
     }
 }
 
+/// What a report of something that must not be begins with.
+fn breach_mark(name: &str) -> String {
+    format!("attack: {name}: BREACH")
+}
+
 /// Fails if a program of the attack reported something that must not be.
 fn no_breach(node: &Node, name: &str) -> Result<()> {
-    let mark = format!("attack: {name}: BREACH");
+    let mark = breach_mark(name);
     let lines = node.machine().log().lines();
     let breaches: Vec<&String> = lines.iter().filter(|line| line.contains(&mark)).collect();
     let Some(first) = breaches.first() else { return Ok(()) };
