@@ -230,6 +230,13 @@ impl Node {
         }
     }
 
+    /// Writes down what the supervisor can still tell, and ends the machine:
+    /// the test has failed, and nobody shall wait for answers any more.
+    pub fn give_up(&self) {
+        self.save_records();
+        self.running.stop();
+    }
+
     /// Waits until a domain serves in a generation of at least `generation`.
     ///
     /// # Errors

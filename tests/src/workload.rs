@@ -87,6 +87,11 @@ impl Workload {
         self.bytes.load(Ordering::SeqCst)
     }
 
+    /// Whether a client failed.
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
     /// Lets the clients finish their request and end.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
@@ -100,7 +105,7 @@ impl Workload {
     pub fn wait_progress(&self, count: u64, limit: Duration) -> Result<()> {
         let goal = self.requests() + count;
         wait_for("answers to the clients' requests", limit, || {
-            if self.failed.load(Ordering::SeqCst) {
+            if self.failed() {
                 bail!("a client failed");
             }
             Ok((self.requests() >= goal).then_some(()))

@@ -232,7 +232,7 @@ fn g2_attack_cpu_hog(bench: &Bench) -> Result<()> {
 }
 
 fn g2_attack_event_flood(bench: &Bench) -> Result<()> {
-    const SIGNALS: u64 = 300_000;
+    const SIGNALS: u64 = 100_000;
     let connection = "[[connection]]\nprotocol = \"blk\"\nfrontend = \"attack\"\n\
         backend = \"blk\"\nvolume = \"attack-data\"\n[volume.attack-data]\nsize = \"16MiB\"\n";
     Attack::guest("event-flood").args(&format!("signals={SIGNALS}")).and(connection).run(

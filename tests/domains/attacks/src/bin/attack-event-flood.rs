@@ -22,7 +22,7 @@ const FLOOD: &str = "flood flood flood flood flood flood flood flood flood flood
 
 fn main(_: &'static BootInfo) -> ! {
     let boot = begin(NAME);
-    let signals = number(boot, "signals", 300_000);
+    let signals = number(boot, "signals", 100_000);
     let (mut sent, mut refused) = (0u64, 0u64);
     for signal in 0..signals {
         match rt::notify(PORT_CONNECTIONS) {
