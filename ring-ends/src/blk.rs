@@ -14,6 +14,10 @@ use crate::conn::{QueueKind, Rules};
 /// Most slots that a backend takes.
 pub const MAX_SLOTS: u32 = 256;
 
+/// Bytes of a sector, as segments count them.
+const SECTOR_BYTES: u32 = 512;
+const _: () = assert!(SECTOR_BYTES as u64 == ring_proto::blk::SECTOR);
+
 const RULES: Rules = Rules {
     protocol: Protocol::Blk,
     queues: &[QueueKind { request: size_of::<Request>(), response: size_of::<Response>() }],

@@ -32,9 +32,14 @@ impl Counters {
     pub(crate) fn published(&mut self, env: &mut impl Env, port: Port, notify: bool) {
         if notify {
             env.notify(port);
-            self.notifications_sent += 1;
+            count(&mut self.notifications_sent);
         } else {
-            self.notifications_suppressed += 1;
+            count(&mut self.notifications_suppressed);
         }
     }
+}
+
+/// One more.
+pub(crate) fn count(counter: &mut u64) {
+    *counter = counter.saturating_add(1);
 }

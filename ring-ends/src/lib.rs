@@ -33,6 +33,20 @@
 //! Nothing that a peer writes makes an end panic, loop or leak. A peer that
 //! breaks the protocol is disconnected and counted.
 #![no_std]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::arithmetic_side_effects,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo
+    )
+)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
@@ -49,6 +63,7 @@ mod pieces;
 
 pub use conn::{Region, Window};
 pub use counters::Counters;
+use counters::count;
 pub use pieces::Piece;
 
 /// What an end needs of the domain it lives in.
@@ -83,6 +98,13 @@ pub trait Env {
 
     /// Unmaps `count` pages of the grant window. Any count.
     fn unmap(&mut self, window_page: u32, count: u32) -> Result<(), Error>;
+}
+
+/// The entry that an id names: its lower half. The upper half tells uses of
+/// the entry apart.
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+fn index_of(id: u32) -> u16 {
+    id as u16
 }
 
 /// What a `poll` leaves behind.

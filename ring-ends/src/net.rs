@@ -12,6 +12,7 @@ pub use transmit::{SendError, TxBuffer};
 
 use ring_proto::conn::Protocol;
 use ring_proto::net::{RxRequest, RxResponse, TxRequest, TxResponse};
+use ring_proto::shm::SharedMem;
 
 use crate::conn::{QueueKind, Rules};
 
@@ -19,6 +20,23 @@ use crate::conn::{QueueKind, Rules};
 pub const MAX_SLOTS: u32 = 256;
 /// Bytes of each buffer into which a frontend cuts its pool.
 pub const BUFFER: usize = 2048;
+const BUFFER_BYTES: u32 = 2048;
+const _: () = assert!(BUFFER_BYTES as usize == BUFFER);
+
+/// Where buffer `index` begins in its part of the pool.
+fn buffer_offset(index: u16) -> u32 {
+    u32::from(index).saturating_mul(BUFFER_BYTES)
+}
+
+/// The part of `mem` that is buffer `index`.
+fn buffer(mem: &SharedMem, index: u16) -> Option<SharedMem> {
+    mem.sub(buffer_offset(index) as usize, BUFFER)
+}
+
+/// How many buffers `mem` makes. No more than an id can name.
+fn buffers(mem: &SharedMem) -> u16 {
+    u16::try_from(mem.len() / BUFFER).unwrap_or(u16::MAX)
+}
 
 const RULES: Rules = Rules {
     protocol: Protocol::Net,

@@ -25,7 +25,7 @@ pub(crate) fn validate<const N: usize>(
     let mut pieces = heapless::Vec::new();
     let mut total = 0u64;
     for s in segments.get(..usize::from(count))? {
-        let end = u64::from(s.offset) + u64::from(s.len);
+        let end = u64::from(s.offset).saturating_add(u64::from(s.len));
         let fits = s.len != 0
             && end <= pool.len() as u64
             && s.offset.is_multiple_of(unit)
@@ -35,7 +35,7 @@ pub(crate) fn validate<const N: usize>(
         }
         let address = pool.address().checked_add(u64::from(s.offset))?;
         pieces.push(Piece { offset: s.offset, len: s.len, address }).ok()?;
-        total += u64::from(s.len);
+        total = total.saturating_add(u64::from(s.len));
     }
     Some((pieces, total))
 }

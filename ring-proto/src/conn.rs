@@ -257,7 +257,7 @@ impl OwnEnd {
         self.set_state(hidden);
         let written = self.0.copy_to(HELLO, &bytes);
         debug_assert!(written.is_ok());
-        self.0.write_u32(HELLO_LEN, len as u32, Relaxed);
+        self.0.write_u32(HELLO_LEN, u32::try_from(len).map_err(|_| HelloTooLong)?, Relaxed);
         self.0.write_u32(PEER_GENERATION, answers.generation, Relaxed);
         self.0.write_u32(PEER_EPOCH, answers.epoch, Relaxed);
         self.0.write_u32(EPOCH, epoch, Relaxed);
@@ -326,8 +326,8 @@ impl PeerEnd {
         if copied != Some(true) {
             return Err(HelloError::Malformed);
         }
-        match postcard::take_from_bytes(&bytes[..len]) {
-            Ok((hello, [])) => Ok(hello),
+        match bytes.get(..len).map(postcard::take_from_bytes) {
+            Some(Ok((hello, []))) => Ok(hello),
             _ => Err(HelloError::Malformed),
         }
     }

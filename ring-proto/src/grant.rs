@@ -40,6 +40,7 @@ impl GrantEntry {
     }
 
     /// Who may use it.
+    #[expect(clippy::cast_possible_truncation, reason = "the field has 16 bits")]
     pub const fn grantee(self) -> DomainId {
         (self.0 >> GRANTEE_SHIFT) as u16
     }

@@ -74,6 +74,10 @@ pub struct Layout {
 
 impl Layout {
     /// Pages of the whole.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "`layout` admits 1024 slots of 4096 bytes at most: some thousand pages"
+    )]
     pub const fn pages(&self) -> u32 {
         self.total.div_ceil(crate::PAGE_SIZE) as u32
     }
@@ -81,6 +85,10 @@ impl Layout {
 
 /// Lays out a queue. `None` if `slots` is not a power of two up to
 /// [`MAX_SLOTS`] or a slot is empty or larger than a page.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "slots and sizes were bounded just before: the sum is below 2^24"
+)]
 pub const fn layout(slots: u32, request_size: usize, response_size: usize) -> Option<Layout> {
     if !slots.is_power_of_two()
         || slots > MAX_SLOTS
@@ -140,6 +148,11 @@ pub type ResponseProducer<T> = Producer<T, Responses>;
 /// The frontend's end of the response ring.
 pub type ResponseConsumer<T> = Consumer<T, Responses>;
 
+/// Where slot `index` begins. What would not fit is outside of any view.
+fn slot<T>(index: u32) -> usize {
+    (index as usize).saturating_mul(size_of::<T>())
+}
+
 /// The writing end of a ring. Room is the business of [`FrontRing`] and
 /// [`BackRing`], which see both directions.
 #[derive(Debug)]
@@ -157,11 +170,12 @@ pub struct Producer<T, D> {
 impl<T: Slot, D: Direction> Producer<T, D> {
     fn new(header: SharedMem, slots: SharedMem, count: u32) -> Self {
         header.write_u32(D::PROD, 0, Relaxed);
-        Self { header, slots, mask: count - 1, next: 0, published: 0, kind: PhantomData }
+        let mask = count.wrapping_sub(1);
+        Self { header, slots, mask, next: 0, published: 0, kind: PhantomData }
     }
 
     fn push(&mut self, item: &T) {
-        let at = (self.next & self.mask) as usize * size_of::<T>();
+        let at = slot::<T>(self.next & self.mask);
         // The mask keeps `at` within the slots.
         let written = self.slots.write(at, item);
         debug_assert!(written.is_ok());
@@ -208,7 +222,8 @@ pub struct Consumer<T, D> {
 impl<T: Slot, D: Direction> Consumer<T, D> {
     fn new(header: SharedMem, slots: SharedMem, count: u32) -> Self {
         header.write_u32(D::EVENT, 1, Relaxed);
-        Self { header, slots, mask: count - 1, next: 0, seen: 0, kind: PhantomData }
+        let mask = count.wrapping_sub(1);
+        Self { header, slots, mask, next: 0, seen: 0, kind: PhantomData }
     }
 
     /// Looks at the peer's index: `limit` items at most may be there.
@@ -227,7 +242,7 @@ impl<T: Slot, D: Direction> Consumer<T, D> {
         if self.seen == self.next && self.refresh(limit)? == 0 {
             return Ok(None);
         }
-        let at = (self.next & self.mask) as usize * size_of::<T>();
+        let at = slot::<T>(self.next & self.mask);
         // The mask keeps `at` within the slots. The one copy of this slot:
         let item = self.slots.read(at).map_err(|_| PeerMisbehaved)?;
         self.next = self.next.wrapping_add(1);
@@ -256,8 +271,8 @@ fn split<Q, S>(mem: SharedMem, slots: u32) -> Option<(SharedMem, SharedMem, Shar
     }
     Some((
         mem.sub(0, HEADER)?,
-        mem.sub(layout.requests, layout.responses - layout.requests)?,
-        mem.sub(layout.responses, layout.total - layout.responses)?,
+        mem.sub(layout.requests, layout.responses.checked_sub(layout.requests)?)?,
+        mem.sub(layout.responses, layout.total.checked_sub(layout.responses)?)?,
     ))
 }
 
@@ -294,7 +309,7 @@ impl<Q: Slot, S: Slot> FrontRing<Q, S> {
 
     /// How many more requests fit.
     pub fn room(&self) -> u32 {
-        self.slots - self.outstanding
+        self.slots.saturating_sub(self.outstanding)
     }
 
     /// Adds a request; [`Self::publish`] shows it to the backend.
@@ -303,7 +318,8 @@ impl<Q: Slot, S: Slot> FrontRing<Q, S> {
             return Err(Full);
         }
         self.requests.push(request);
-        self.outstanding += 1;
+        // Below the number of slots, as was just seen.
+        self.outstanding = self.outstanding.saturating_add(1);
         Ok(())
     }
 
@@ -323,7 +339,7 @@ impl<Q: Slot, S: Slot> FrontRing<Q, S> {
         let item = self.responses.pop(self.published_outstanding())?;
         if item.is_some() {
             // No underflow: `pop` admits no more responses than that.
-            self.outstanding -= 1;
+            self.outstanding = self.outstanding.saturating_sub(1);
         }
         Ok(item)
     }
@@ -342,7 +358,7 @@ impl<Q: Slot, S: Slot> FrontRing<Q, S> {
 
     /// No more responses than that may be waiting.
     fn published_outstanding(&self) -> u32 {
-        self.outstanding - self.requests.unpublished()
+        self.outstanding.saturating_sub(self.requests.unpublished())
     }
 }
 
@@ -376,11 +392,17 @@ impl<Q: Slot, S: Slot> BackRing<Q, S> {
 
     /// Takes a request.
     pub fn pop(&mut self) -> Result<Option<Q>, PeerMisbehaved> {
-        let item = self.requests.pop(self.slots - self.unanswered)?;
+        let item = self.requests.pop(self.limit())?;
         if item.is_some() {
-            self.unanswered += 1;
+            // At most as many as there are slots: `pop` admits no more.
+            self.unanswered = self.unanswered.saturating_add(1);
         }
         Ok(item)
+    }
+
+    /// No more requests than that may be waiting.
+    fn limit(&self) -> u32 {
+        self.slots.saturating_sub(self.unanswered)
     }
 
     /// Slots of each ring.
@@ -392,13 +414,13 @@ impl<Q: Slot, S: Slot> BackRing<Q, S> {
     /// already, in which case do not sleep.
     #[must_use = "do not sleep if there is work"]
     pub fn arm(&mut self) -> Result<bool, PeerMisbehaved> {
-        self.requests.arm(self.slots - self.unanswered)
+        self.requests.arm(self.limit())
     }
 
     /// Whether a request is there; only if not, asks for a notification of it.
     #[must_use = "do not sleep if there is work"]
     pub fn look_or_arm(&mut self) -> Result<bool, PeerMisbehaved> {
-        let limit = self.slots - self.unanswered;
+        let limit = self.limit();
         Ok(self.requests.refresh(limit)? != 0 || self.requests.arm(limit)?)
     }
 

@@ -135,10 +135,11 @@ impl SharedMem {
     pub fn clear(&self) {
         const ZEROES: [u8; 256] = [0; 256];
         let mut at = 0;
-        while at < self.len {
-            let n = (self.len - at).min(ZEROES.len());
-            self.raw.put(at, &ZEROES[..n]);
-            at += n;
+        while let Some(zeroes) = ZEROES.get(..self.len.saturating_sub(at).min(ZEROES.len()))
+            && !zeroes.is_empty()
+        {
+            self.raw.put(at, zeroes);
+            at = at.saturating_add(zeroes.len());
         }
     }
 
@@ -239,7 +240,7 @@ impl Raw {
         {
             for (i, to) in words.iter_mut().enumerate() {
                 // SAFETY: in range, as the whole is, and aligned.
-                let word = unsafe { copy::word(shared.wrapping_add(i * 8)) };
+                let word = unsafe { copy::word(shared.wrapping_add(i.wrapping_mul(8))) };
                 *to = word.load(Ordering::Relaxed).to_ne_bytes();
             }
             return;
@@ -253,7 +254,7 @@ impl Raw {
             unsafe {
                 match <&mut [u8; 8]>::try_from(&mut *now) {
                     Ok(word) => *word = copy::word(at).load(Ordering::Relaxed).to_ne_bytes(),
-                    Err(_) => now[0] = copy::byte(at).load(Ordering::Relaxed),
+                    Err(_) => now.fill(copy::byte(at).load(Ordering::Relaxed)),
                 }
             }
             at = at.wrapping_add(n);
@@ -274,7 +275,7 @@ impl Raw {
         {
             for (i, from) in words.iter().enumerate() {
                 // SAFETY: as in `get`.
-                let word = unsafe { copy::word(shared.wrapping_add(i * 8)) };
+                let word = unsafe { copy::word(shared.wrapping_add(i.wrapping_mul(8))) };
                 word.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
             }
             return;
@@ -289,7 +290,11 @@ impl Raw {
                     Ok(word) => {
                         copy::word(at).store(u64::from_ne_bytes(word), Ordering::Relaxed);
                     }
-                    Err(_) => copy::byte(at).store(now[0], Ordering::Relaxed),
+                    Err(_) => {
+                        for byte in now {
+                            copy::byte(at).store(*byte, Ordering::Relaxed);
+                        }
+                    }
                 }
             }
             at = at.wrapping_add(n);

@@ -9,9 +9,9 @@ use ring_proto::ring::BackRing;
 use ring_proto::shm::SharedMem;
 use ring_proto::{DomainId, Generation, Port};
 
-use super::RULES;
+use super::{RULES, SECTOR_BYTES};
 use crate::conn::{BackLink, BackStep, Complaint, Mapped, Window};
-use crate::{Counters, Env, Piece, Progress, pieces};
+use crate::{Counters, Env, Piece, Progress, count, pieces};
 
 /// Where a backend stands.
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +144,7 @@ impl Backend {
         }
         let session = self.session.as_mut()?;
         while self.budget > 0 {
-            self.budget -= 1;
+            self.budget = self.budget.saturating_sub(1);
             let request = match session.ring.pop() {
                 Ok(request) => request?,
                 Err(_) => {
@@ -157,10 +157,10 @@ impl Backend {
                 self.broken = true;
                 return None;
             }
-            self.counters.requests += 1;
+            count(&mut self.counters.requests);
             match validate(&self.volume, session, &request) {
                 Ok((op, sectors, segments)) => {
-                    self.in_flight += 1;
+                    self.in_flight = self.in_flight.saturating_add(1);
                     let tag = Tag { id: request.id, serial: self.serial };
                     return Some(ValidRequest {
                         tag,
@@ -171,7 +171,7 @@ impl Backend {
                     });
                 }
                 Err(status) => {
-                    self.counters.invalid += 1;
+                    count(&mut self.counters.invalid);
                     answer(session, request.id, status);
                 }
             }
@@ -285,7 +285,7 @@ fn validate(volume: &Volume, session: &Session, request: &Request) -> Result<Che
         return Err(Status::Unsupported);
     }
     let (segments, bytes) =
-        pieces::validate(&session.pool, &request.segments, request.segment_count, SECTOR as u32)
+        pieces::validate(&session.pool, &request.segments, request.segment_count, SECTOR_BYTES)
             .ok_or(Status::Invalid)?;
     let sectors = match op {
         Op::Read | Op::Write => {

@@ -11,8 +11,9 @@ use ring_proto::conn::{BackBody, BackHello, Pages, Protocol};
 use ring_proto::ring::FrontRing;
 use ring_proto::{DomainId, Port};
 
+use super::SECTOR_BYTES;
 use crate::conn::{FrontLink, FrontStep, Region};
-use crate::{ConfigError, Counters, Env, Progress, pieces};
+use crate::{ConfigError, Counters, Env, Progress, count, index_of, pieces};
 
 /// What a frontend is made of.
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +149,8 @@ impl Frontend {
             geometry: None,
             entries: alloc::vec![entry; slots],
             changing: alloc::vec![(0, 0); slots],
-            free: (0..config.slots as u16).rev().collect(),
+            // `MAX_SLOTS` fit.
+            free: (0..u16::try_from(config.slots).unwrap_or(u16::MAX)).rev().collect(),
             waiting: VecDeque::with_capacity(slots),
             done: VecDeque::with_capacity(slots),
             sequence: 0,
@@ -195,7 +197,7 @@ impl Frontend {
         // response is recognised.
         let uses = (entry.request.id >> 16).wrapping_add(1);
         let id = (uses << 16) | u32::from(index);
-        self.sequence += 1;
+        self.sequence = self.sequence.saturating_add(1);
         *entry = Entry {
             stage: Stage::Waiting,
             token,
@@ -233,7 +235,7 @@ impl Frontend {
                 if let Some(own) = self.changing.get_mut(usize::from(index)) {
                     *own = (first, end);
                 }
-                self.counters.requests += 1;
+                count(&mut self.counters.requests);
             }
             self.waiting.pop_front();
         }
@@ -271,7 +273,7 @@ impl Frontend {
 
     /// Requests submitted whose completion was not taken.
     pub fn in_flight(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.entries.len().saturating_sub(self.free.len())
     }
 
     /// Why the backend last refused, in its own words (foreign text).
@@ -298,7 +300,7 @@ impl Frontend {
                 }
             };
             taken = true;
-            let index = response.id as u16;
+            let index = index_of(response.id);
             let entry = self.entries.get_mut(usize::from(index));
             let status = Status::from_raw(response.status);
             match (entry, status) {
@@ -339,13 +341,13 @@ impl Frontend {
         self.ring = None;
         self.changing.fill((0, 0));
         self.waiting.clear();
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        for (index, entry) in (0u16..).zip(&mut self.entries) {
             if entry.stage == Stage::Sent {
                 entry.stage = Stage::Waiting;
-                self.counters.replayed += 1;
+                count(&mut self.counters.replayed);
             }
             if entry.stage == Stage::Waiting {
-                self.waiting.push_back(index as u16);
+                self.waiting.push_back(index);
             }
         }
         let entries = &self.entries;
@@ -357,7 +359,7 @@ impl Frontend {
         let mut request = empty_request(io.op);
         request.sector = if io.op == Op::Flush { 0 } else { io.sector };
         request.segments.get_mut(..io.segments.len())?.copy_from_slice(io.segments);
-        request.segment_count = io.segments.len() as u8;
+        request.segment_count = u8::try_from(io.segments.len()).ok()?;
         let with_data = matches!(io.op, Op::Read | Op::Write);
         let with_range = matches!(io.op, Op::Discard | Op::WriteZeroes);
         if with_data == io.segments.is_empty() || with_range == (io.sectors == 0) {
@@ -368,7 +370,7 @@ impl Frontend {
             pool,
             &request.segments,
             request.segment_count,
-            SECTOR as u32,
+            SECTOR_BYTES,
         )?;
         request.sectors = io.sectors;
         (total <= u64::from(MAX_REQUEST_BYTES)).then_some(request)
@@ -390,8 +392,7 @@ fn empty_request(op: Op) -> Request {
 fn check_answer(hello: &BackHello) -> Option<Geometry> {
     let BackBody::Blk { sectors, block_size, read_only } = hello.body else { return None };
     let plausible = block_size.is_power_of_two()
-        && block_size >= SECTOR as u32
-        && block_size <= MAX_REQUEST_BYTES
+        && (SECTOR_BYTES..=MAX_REQUEST_BYTES).contains(&block_size)
         && sectors <= u64::MAX / SECTOR;
     plausible.then_some(Geometry { sectors, block_size, read_only, features: hello.features })
 }

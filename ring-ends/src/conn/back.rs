@@ -9,7 +9,7 @@ use ring_proto::{DomainId, Generation, Port, ring};
 
 use super::RETRY_NS;
 use super::conduct::{Complaint, Conduct, Verdict};
-use crate::{Counters, Env};
+use crate::{Counters, Env, count};
 
 /// The part of the grant window that belongs to one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,13 +251,13 @@ impl BackLink {
             // It is changing its page and signals when it is done.
             Err(HelloError::Unsettled) => return BackStep::Waiting,
             Err(HelloError::Malformed) => {
-                counters.misbehaviours = counters.misbehaviours.saturating_add(1);
+                count(&mut counters.misbehaviours);
                 self.refuse(env, counters, seen.pair, "the hello does not decode");
                 return BackStep::Waiting;
             }
         };
         if let Err(why) = self.check(&hello) {
-            counters.misbehaviours = counters.misbehaviours.saturating_add(1);
+            count(&mut counters.misbehaviours);
             self.refuse(env, counters, seen.pair, why);
             return BackStep::Waiting;
         }
@@ -300,7 +300,7 @@ impl BackLink {
             if queue.ring.pages < layout.pages() {
                 return Err("ring memory too small");
             }
-            ring_pages += u64::from(queue.ring.pages);
+            ring_pages = ring_pages.saturating_add(u64::from(queue.ring.pages));
         }
         let mut ranges = hello.queues.iter().map(|q| q.ring).chain([hello.pool]);
         if ranges.any(|r| r.first.checked_add(r.pages).is_none()) {
@@ -351,14 +351,14 @@ impl BackLink {
         let Phase::Mapped(pair) = self.phase else { return };
         self.publish(pair, features, body, State::Connected);
         self.phase = Phase::Up(pair);
-        counters.connects += 1;
+        count(&mut counters.connects);
         env.notify(self.port);
     }
 
     /// Disconnects a frontend that broke the protocol; it is served again
     /// when it offers anew, unless that was once too often.
     pub fn misbehaved(&mut self, env: &mut impl Env, counters: &mut Counters, why: &'static str) {
-        counters.misbehaviours = counters.misbehaviours.saturating_add(1);
+        count(&mut counters.misbehaviours);
         if let Phase::Up(pair) | Phase::Mapped(pair) = self.phase {
             self.rejected = Some(pair);
             self.strike(env, counters, why);
@@ -387,7 +387,7 @@ impl BackLink {
     fn strike(&mut self, env: &impl Env, counters: &mut Counters, why: &'static str) {
         let times = counters.misbehaviours;
         if self.conduct.strike(env.now_ns()) {
-            counters.barred = counters.barred.saturating_add(1);
+            count(&mut counters.barred);
             if counters.barred.is_power_of_two() {
                 self.complaint = Some(Complaint { why, times, barred: self.conduct.barred() });
             }
@@ -408,7 +408,7 @@ impl BackLink {
 
     fn down(&mut self, env: &mut impl Env, counters: &mut Counters, state: State) {
         self.pages.own.set_state(state);
-        counters.disconnects += 1;
+        count(&mut counters.disconnects);
         self.phase = Phase::Draining;
         self.deadline = Some(env.now_ns());
         env.notify(self.port);

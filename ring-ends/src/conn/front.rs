@@ -7,7 +7,7 @@ use ring_proto::shm::SharedMem;
 use ring_proto::{DomainId, GrantRef, PAGE_SIZE, Port, conn::GrantRange, grant};
 
 use super::{BACKOFF_FIRST_NS, BACKOFF_MOST_NS, RETRY_NS, STABLE_NS};
-use crate::{Counters, Env};
+use crate::{Counters, Env, count};
 
 /// Own memory that is granted page by page with consecutive references.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,7 @@ pub struct Region {
 impl Region {
     /// Number of pages.
     pub fn pages(&self) -> u32 {
-        (self.mem.len() / PAGE_SIZE) as u32
+        u32::try_from(self.mem.len() / PAGE_SIZE).unwrap_or(u32::MAX)
     }
 
     /// Whether it is whole pages.
@@ -37,8 +37,10 @@ impl Region {
 
     fn grant(&self, env: &mut impl Env, grantee: DomainId, flags: u64) {
         for page in 0..self.pages() {
-            let address = self.mem.address() + u64::from(page) * PAGE_SIZE as u64;
-            env.grant(self.first + page, address, grantee, flags);
+            // Within the region, and references are consecutive.
+            let offset = u64::from(page).saturating_mul(PAGE_SIZE as u64);
+            let address = self.mem.address().saturating_add(offset);
+            env.grant(self.first.saturating_add(page), address, grantee, flags);
         }
     }
 }
@@ -180,7 +182,7 @@ impl FrontLink {
                         self.phase = Phase::Up { backend: seen.pair, since: env.now_ns() };
                         self.refusal = None;
                         self.pages.own.set_state(State::Connected);
-                        counters.connects += 1;
+                        count(&mut counters.connects);
                         FrontStep::Answered(hello)
                     }
                     // It is changing its page and signals when it is done.
@@ -224,7 +226,7 @@ impl FrontLink {
         if self.epoch == 0 {
             // From a number that no former generation could foresee and put
             // into its own hello, for this one to be taken for that.
-            self.epoch = env.now_ns() as u32;
+            self.epoch = (env.now_ns() & u64::from(u32::MAX)).try_into().unwrap_or(0);
         }
         self.epoch = self.epoch.wrapping_add(1);
         // A FrontHello is always far shorter than HELLO_MAX.
@@ -242,7 +244,7 @@ impl FrontLink {
 
     /// Disconnects a backend that broke the protocol.
     pub fn misbehaved(&mut self, env: &mut impl Env, counters: &mut Counters) {
-        counters.misbehaviours += 1;
+        count(&mut counters.misbehaviours);
         self.down(env, counters);
     }
 
@@ -259,7 +261,7 @@ impl FrontLink {
         self.granted = !self.revoke(env);
         let known = match self.phase {
             Phase::Up { backend, since } => {
-                counters.disconnects += 1;
+                count(&mut counters.disconnects);
                 if now.saturating_sub(since) >= STABLE_NS {
                     self.losses = 0;
                 }

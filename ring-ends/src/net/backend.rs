@@ -11,7 +11,7 @@ use ring_proto::{DomainId, Generation, Port};
 
 use super::{Checksum, RULES};
 use crate::conn::{BackLink, BackStep, Complaint, Mapped, Window};
-use crate::{Counters, Env, Piece, Progress, pieces};
+use crate::{Counters, Env, Piece, Progress, count, pieces};
 
 /// Where a backend stands.
 #[derive(Clone, Copy, Debug)]
@@ -155,7 +155,7 @@ impl Backend {
         }
         let session = self.session.as_mut()?;
         while self.tx_budget > 0 {
-            self.tx_budget -= 1;
+            self.tx_budget = self.tx_budget.saturating_sub(1);
             let request = match session.tx.pop() {
                 Ok(request) => request?,
                 Err(_) => {
@@ -168,13 +168,13 @@ impl Backend {
                 self.broken = true;
                 return None;
             }
-            self.counters.requests += 1;
+            count(&mut self.counters.requests);
             let tag = Tag { id: request.id, serial: self.serial };
             if let Some(frame) = validate(session, &request, tag) {
-                self.in_flight += 1;
+                self.in_flight = self.in_flight.saturating_add(1);
                 return Some(frame);
             }
-            self.counters.invalid += 1;
+            count(&mut self.counters.invalid);
             answer_tx(session, request.id, Status::Invalid);
         }
         None
@@ -196,7 +196,7 @@ impl Backend {
             if session.pool.copy_from(piece.offset as usize, part).is_err() {
                 return 0;
             }
-            done += n;
+            done = done.saturating_add(n);
         }
         done
     }
@@ -217,9 +217,8 @@ impl Backend {
     /// by [`Self::push_responses`]. `checksum_valid` has an effect only if
     /// the guest wants to know.
     pub fn deliver(&mut self, frame: &[u8], checksum_valid: bool) -> Result<(), DeliverError> {
-        let fits =
-            |len: usize| u32::try_from(len).is_ok_and(|l| (MIN_FRAME..=MAX_FRAME).contains(&l));
-        if !fits(frame.len()) {
+        let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
             return Err(DeliverError::Length);
         }
         if self.broken || !self.link.still() {
@@ -243,7 +242,7 @@ impl Backend {
             let flags = if valid && checksum_valid && wants { FLAG_DATA_VALID } else { 0 };
             let response = RxResponse {
                 id: request.id,
-                len: if valid { frame.len() as u32 } else { 0 },
+                len: if valid { len } else { 0 },
                 status: if valid { Status::Ok } else { Status::Invalid } as u8,
                 flags,
                 reserved: [0; 6],
@@ -253,7 +252,7 @@ impl Backend {
             if valid {
                 return Ok(());
             }
-            self.counters.invalid += 1;
+            count(&mut self.counters.invalid);
             self.rx_budget = self.rx_budget.saturating_sub(1);
             if self.rx_budget == 0 {
                 return Err(DeliverError::NoBuffer);
@@ -267,7 +266,7 @@ impl Backend {
         let Some(session) = &mut self.session else { return };
         self.tx_budget = session.tx.slots();
         self.rx_budget = session.rx.slots();
-        if session.tx.unpublished() + session.rx.unpublished() > 0 {
+        if session.tx.unpublished() > 0 || session.rx.unpublished() > 0 {
             let notify = session.rx.publish() | session.tx.publish();
             self.counters.published(env, self.link.port(), notify);
         }
@@ -343,8 +342,8 @@ fn validate(session: &Session, request: &TxRequest, tag: Tag) -> Option<TxFrame>
     let checksum = match request.flags {
         0 => None,
         FLAG_NEEDS_CSUM if session.features & FEATURE_TX_CSUM != 0 => {
-            let field = u64::from(request.csum_start) + u64::from(request.csum_offset);
-            if field + 2 > len {
+            let field = u64::from(request.csum_start).saturating_add(request.csum_offset.into());
+            if field.saturating_add(2) > len {
                 return None;
             }
             Some(Checksum { start: request.csum_start, offset: request.csum_offset })
@@ -362,8 +361,9 @@ fn validate(session: &Session, request: &TxRequest, tag: Tag) -> Option<TxFrame>
         _ => return None,
     };
     let most = if gso_size.is_some() { MAX_GSO_FRAME } else { MAX_FRAME };
-    if len < u64::from(MIN_FRAME) || len > u64::from(most) || request.reserved != [0; 3] {
+    let len = u32::try_from(len).ok()?;
+    if !(MIN_FRAME..=most).contains(&len) || request.reserved != [0; 3] {
         return None;
     }
-    Some(TxFrame { tag, len: len as u32, checksum, gso_size, segments })
+    Some(TxFrame { tag, len, checksum, gso_size, segments })
 }

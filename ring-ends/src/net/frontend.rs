@@ -67,8 +67,10 @@ impl Frontend {
         }
         let slots = config.slots as usize;
         let buffers = config.pool.mem.len() / BUFFER;
-        let tx_bytes = slots.min(buffers / 2) * BUFFER;
-        let rx_bytes = slots.min(buffers - buffers / 2) * BUFFER;
+        // At most the pool's length each.
+        let tx_bytes = slots.min(buffers / 2).saturating_mul(BUFFER);
+        let rx_bytes = slots.min(buffers.div_ceil(2)).saturating_mul(BUFFER);
+        let rx_base = u32::try_from(tx_bytes).map_err(|_| ConfigError::Pool)?;
         let tx_mem = config.pool.mem.sub(0, tx_bytes).ok_or(ConfigError::Pool)?;
         let rx_mem = config.pool.mem.sub(tx_bytes, rx_bytes).ok_or(ConfigError::Pool)?;
         let mut rings = heapless::Vec::new();
@@ -88,7 +90,7 @@ impl Frontend {
             link,
             config,
             tx: Transmit::new(tx_mem),
-            rx: Receive::new(rx_mem, tx_bytes as u32),
+            rx: Receive::new(rx_mem, rx_base),
             info: None,
             counters: Counters::default(),
         })

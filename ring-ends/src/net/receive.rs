@@ -10,6 +10,7 @@ use ring_proto::ring::{FrontRing, PeerMisbehaved};
 use ring_proto::shm::SharedMem;
 
 use super::BUFFER;
+use crate::index_of;
 
 /// A frame that was copied out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +51,14 @@ pub(super) struct Receive {
 
 impl Receive {
     pub(super) fn new(mem: SharedMem, base: u32) -> Self {
-        let count = mem.len() / BUFFER;
+        let count = super::buffers(&mem);
         Self {
             mem,
             base,
             ring: None,
-            entries: (0..count).map(|i| Entry { stage: Stage::Idle, id: i as u32 }).collect(),
-            idle: (0..count as u16).rev().collect(),
-            ready: VecDeque::with_capacity(count),
+            entries: (0..count).map(|i| Entry { stage: Stage::Idle, id: i.into() }).collect(),
+            idle: (0..count).rev().collect(),
+            ready: VecDeque::with_capacity(count.into()),
         }
     }
 
@@ -73,7 +74,7 @@ impl Receive {
         entry.stage = Stage::Idle;
         self.idle.push(index);
         let len = (len as usize).min(to.len());
-        let part = self.mem.sub(usize::from(index) * BUFFER, BUFFER)?;
+        let part = super::buffer(&self.mem, index)?;
         part.copy_from(0, to.get_mut(..len)?).ok()?;
         Some(Received { len, checksum_valid: flags & FLAG_DATA_VALID != 0 })
     }
@@ -84,8 +85,8 @@ impl Receive {
         while let Some(&index) = self.idle.last() {
             let Some(entry) = self.entries.get_mut(usize::from(index)) else { break };
             entry.id = ((entry.id >> 16).wrapping_add(1) << 16) | u32::from(index);
-            let offset = self.base + u32::from(index) * BUFFER as u32;
-            let buffer = Segment { offset, len: BUFFER as u32 };
+            let offset = self.base.saturating_add(super::buffer_offset(index));
+            let buffer = Segment { offset, len: super::BUFFER_BYTES };
             if ring.push(&RxRequest { id: entry.id, buffer, reserved: 0 }).is_err() {
                 break;
             }
@@ -102,7 +103,7 @@ impl Receive {
         for _ in 0..self.entries.len() {
             let Some(response) = ring.pop()? else { break };
             taken = true;
-            let index = response.id as u16;
+            let index = index_of(response.id);
             let entry = self.entries.get_mut(usize::from(index)).ok_or(PeerMisbehaved)?;
             if entry.stage != Stage::Posted || entry.id != response.id {
                 return Err(PeerMisbehaved);
@@ -125,10 +126,10 @@ impl Receive {
     /// The connection is down: posted buffers come back.
     pub(super) fn forget_ring(&mut self) {
         self.ring = None;
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        for (index, entry) in (0u16..).zip(&mut self.entries) {
             if entry.stage == Stage::Posted {
                 entry.stage = Stage::Idle;
-                self.idle.push(index as u16);
+                self.idle.push(index);
             }
         }
     }

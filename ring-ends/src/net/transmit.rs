@@ -9,8 +9,8 @@ use ring_proto::net::{
 use ring_proto::ring::{FrontRing, PeerMisbehaved};
 use ring_proto::shm::SharedMem;
 
-use super::{BUFFER, Checksum};
-use crate::Counters;
+use super::Checksum;
+use crate::{Counters, count, index_of};
 
 /// An empty tx buffer. Give it back with `send` or `cancel`: dropped, it is
 /// lost to the frontend.
@@ -62,7 +62,7 @@ pub(super) struct Transmit {
 
 impl Transmit {
     pub(super) fn new(mem: SharedMem) -> Self {
-        let count = mem.len() / BUFFER;
+        let count = super::buffers(&mem);
         let request = TxRequest {
             id: 0,
             flags: 0,
@@ -79,10 +79,10 @@ impl Transmit {
             ring: None,
             entries: alloc::vec![
                 Entry { stage: Stage::Free, sequence: 0, resent: false, request };
-                count
+                count.into()
             ],
-            free: (0..count as u16).rev().collect(),
-            waiting: VecDeque::with_capacity(count),
+            free: (0..count).rev().collect(),
+            waiting: VecDeque::with_capacity(count.into()),
             sequence: 0,
         }
     }
@@ -107,8 +107,7 @@ impl Transmit {
     }
 
     pub(super) fn write(&self, buffer: &TxBuffer, offset: usize, data: &[u8]) -> bool {
-        self.mem
-            .sub(usize::from(buffer.index) * BUFFER, BUFFER)
+        super::buffer(&self.mem, buffer.index)
             .is_some_and(|part| part.copy_to(offset, data).is_ok())
     }
 
@@ -132,10 +131,11 @@ impl Transmit {
         request.flags = if checksum.is_some() { FLAG_NEEDS_CSUM } else { 0 };
         request.csum_start = checksum.map_or(0, |c| c.start);
         request.csum_offset = checksum.map_or(0, |c| c.offset);
-        request.segments[0] = Segment { offset: u32::from(index) * BUFFER as u32, len };
+        let [segment, ..] = &mut request.segments;
+        *segment = Segment { offset: super::buffer_offset(index), len };
         entry.stage = Stage::Waiting;
         entry.resent = false;
-        self.sequence += 1;
+        self.sequence = self.sequence.saturating_add(1);
         entry.sequence = self.sequence;
         self.waiting.push_back(index);
         Ok(())
@@ -150,7 +150,7 @@ impl Transmit {
                 break;
             }
             entry.stage = Stage::Sent;
-            counters.requests += 1;
+            count(&mut counters.requests);
             self.waiting.pop_front();
         }
     }
@@ -163,7 +163,7 @@ impl Transmit {
         for _ in 0..self.entries.len() {
             let Some(response) = ring.pop()? else { break };
             taken = true;
-            let index = response.id as u16;
+            let index = index_of(response.id);
             let entry = self.entries.get_mut(usize::from(index)).ok_or(PeerMisbehaved)?;
             if entry.stage != Stage::Sent || entry.request.id != response.id {
                 return Err(PeerMisbehaved);
@@ -187,19 +187,19 @@ impl Transmit {
     pub(super) fn forget_ring(&mut self, counters: &mut Counters) {
         self.ring = None;
         self.waiting.clear();
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        for (index, entry) in (0u16..).zip(&mut self.entries) {
             if entry.stage == Stage::Sent {
                 if entry.resent {
                     entry.stage = Stage::Free;
-                    self.free.push(index as u16);
+                    self.free.push(index);
                 } else {
                     entry.stage = Stage::Waiting;
                     entry.resent = true;
-                    counters.replayed += 1;
+                    count(&mut counters.replayed);
                 }
             }
             if entry.stage == Stage::Waiting {
-                self.waiting.push_back(index as u16);
+                self.waiting.push_back(index);
             }
         }
         let entries = &self.entries;

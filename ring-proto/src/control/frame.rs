@@ -11,6 +11,8 @@ const CRC_LEN: usize = 4;
 const COBS_OVERHEAD: usize = FRAME_MAX / 254 + 1;
 /// Most bytes of a frame before COBS.
 const CONTENT_MAX: usize = FRAME_MAX - COBS_OVERHEAD - 1;
+/// Where a body ends at the latest.
+const BODY_END: usize = CONTENT_MAX - CRC_LEN;
 
 /// Why a message could not be sent: its encoding exceeds [`FRAME_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +35,14 @@ pub enum FrameError {
 pub fn encode<T: Message>(message: &T) -> Result<Vec<u8, FRAME_MAX>, EncodeError> {
     let mut content = [0u8; CONTENT_MAX];
     content[0] = VERSION;
-    let body = content.get_mut(1..CONTENT_MAX - CRC_LEN).ok_or(EncodeError)?;
+    let body = content.get_mut(1..BODY_END).ok_or(EncodeError)?;
     let body_len = postcard::to_slice(message, body).map_err(|_| EncodeError)?.len();
-    let end = 1 + body_len;
-    let crc = CRC.checksum(content.get(..end).ok_or(EncodeError)?);
-    content.get_mut(end..end + CRC_LEN).ok_or(EncodeError)?.copy_from_slice(&crc.to_le_bytes());
-    let content = content.get(..end + CRC_LEN).ok_or(EncodeError)?;
+    let (checked, rest) =
+        content.split_at_mut_checked(body_len.saturating_add(1)).ok_or(EncodeError)?;
+    let crc = CRC.checksum(checked);
+    *rest.first_chunk_mut().ok_or(EncodeError)? = crc.to_le_bytes();
+    let len = checked.len().saturating_add(CRC_LEN);
+    let content = content.get(..len).ok_or(EncodeError)?;
 
     let mut frame = Vec::new();
     frame.resize(FRAME_MAX - 1, 0).map_err(|_| EncodeError)?;
@@ -80,7 +84,7 @@ impl Decoder {
                 *bytes = &[];
                 return None;
             };
-            *bytes = input.get(zero + 1..).unwrap_or_default();
+            *bytes = input.get(zero.saturating_add(1)..).unwrap_or_default();
             if core::mem::take(&mut self.overrun) {
                 self.pending.clear();
                 return Some(Err(FrameError::TooLong));

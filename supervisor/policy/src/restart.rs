@@ -51,7 +51,8 @@ impl History {
     /// Deaths in the last `window_ns` before `now`.
     pub fn within(&self, now: u64, window_ns: u64) -> u32 {
         let from = now.saturating_sub(window_ns);
-        self.deaths.iter().filter(|&&at| at >= from).count() as u32
+        let count = self.deaths.iter().filter(|&&at| at >= from).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 }
 
@@ -75,7 +76,7 @@ pub fn decide(domain: &DomainInfo, history: &History, now: u64) -> Decision {
     }
     let window = u64::from(domain.restart_window_s).saturating_mul(SECOND);
     let deaths = history.within(now, window);
-    let budget = domain.restart_budget.min(MAX_BUDGET as u32);
+    let budget = domain.restart_budget.min(u32::try_from(MAX_BUDGET).unwrap_or(u32::MAX));
     if budget > 0 && deaths >= budget {
         return Decision::Hold(deaths);
     }

@@ -267,7 +267,7 @@ impl Supervisor {
                         Missing::Connection(_) => now.saturating_add(CONNECTION_POLL_NS),
                         _ => operation.deadline_ns,
                     });
-                    index += 1;
+                    index = index.saturating_add(1);
                     continue;
                 }
             };
@@ -476,7 +476,7 @@ impl Supervisor {
     }
 
     fn room(&self) -> usize {
-        TX_BYTES - self.tx.len()
+        TX_BYTES.saturating_sub(self.tx.len())
     }
 
     /// Queues a reply; the caller made sure that there is room.

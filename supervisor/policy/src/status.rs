@@ -38,7 +38,8 @@ pub fn page<T, U>(all: &[T], first: u16, convert: impl Fn(&T) -> U) -> Page<U> {
         // At most `PAGE_ENTRIES` of them.
         let _ = entries.push(convert(item));
     }
-    let next = (rest.len() > entries.len()).then(|| first.saturating_add(entries.len() as u16));
+    let next = first.saturating_add(entries.len().try_into().unwrap_or(u16::MAX));
+    let next = (rest.len() > entries.len()).then_some(next);
     Page { entries, next }
 }
 
@@ -130,5 +131,5 @@ fn entries_len(buffer: &[u8]) -> usize {
             _ => break,
         }
     }
-    buffer.len() - rest.len()
+    buffer.len().saturating_sub(rest.len())
 }
