@@ -3,7 +3,7 @@
 //! address but the guest's own.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use etherparse::{LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use net_switch::inspect::Checksum;
 use net_switch::{FloodLimit, MAX_FRAME, Port, Switch, Verdict};
 use ring_proto::boot::Addresses;
@@ -120,8 +120,10 @@ fn frame(switch: &mut Switch, input: &mut Unstructured<'_>, now: &mut u64) -> Re
 /// As `etherparse` reads it, a frame of this vif claims no foreign address.
 fn claims_its_own(vif: usize, frame: &[u8]) {
     let Ok(parsed) = LaxSlicedPacket::from_ethernet(frame) else { return };
-    assert!(parsed.link_exts.is_empty(), "tagged");
+    let tagged = |ext: &LaxLinkExtSlice<'_>| matches!(ext, LaxLinkExtSlice::Vlan(_));
+    assert!(!parsed.link_exts.iter().any(tagged), "tagged");
     let (Some(v4), Some(v6)) = (V4.get(vif), V6.get(vif)) else { return };
+    assert!(parsed.link_exts.is_empty(), "MACsec");
     match &parsed.net {
         Some(LaxNetSlice::Ipv4(ip)) => {
             let source = ip.header().source();
