@@ -13,17 +13,34 @@ use spin::Mutex;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3};
 
 use crate::boot::AP_CR3;
-use crate::cpu::stack::{ALL, Stack};
+use crate::cpu::{
+    features,
+    stack::{ALL, Stack},
+};
 use crate::memmap::{self, Boot, Kind, Range};
+use crate::phys::Identity;
 use crate::table::{
-    ACCESSED_DIRTY, GLOBAL, NO_EXECUTE, PAGE, PRESENT, PageTable, UNCACHED, WRITE, span,
+    ACCESSED_DIRTY, Format, GLOBAL, NO_EXECUTE, PAGE, PRESENT, PageTable, UNCACHED, WRITE, span,
 };
 
 /// Bytes of a large page.
-const BIG: u64 = span(1);
+const BIG: u64 = span(2);
 const LOW_END: u64 = 4 << 30;
 /// End of the identity map.
 const IDENTITY_END: u64 = 512 << 30;
+
+/// A page table in the processor's format.
+pub type Table = PageTable<Identity>;
+
+/// An empty page table; `None` if memory is short.
+pub fn new_table() -> Option<Table> {
+    // SAFETY: the early map reaches all frames that are given out before the
+    // final one is in use, and that one reaches all; a table touches only the
+    // frames that it was given.
+    let io = unsafe { Identity::new() };
+    let format = Format::long_mode(features::get().gib_pages);
+    PageTable::new(io, format, &mut memmap::alloc_frames)
+}
 
 /// Rights and cacheability of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +66,7 @@ impl Access {
 }
 
 /// The final tables; `None` = the early ones are still in use.
-static TABLES: Mutex<Option<PageTable>> = Mutex::new(None);
+static TABLES: Mutex<Option<Table>> = Mutex::new(None);
 static READY: AtomicBool = AtomicBool::new(false);
 
 /// Whether all RAM is mapped.
@@ -57,11 +74,12 @@ pub fn ready() -> bool {
     READY.load(Ordering::Acquire)
 }
 
-fn map(table: &mut PageTable, virt: u64, phys: u64, len: u64, access: Access) {
-    table.map(virt, phys, len, access.bits()).expect("no memory for page tables");
+fn map(table: &mut Table, virt: u64, phys: u64, len: u64, access: Access) {
+    let alloc = &mut memmap::alloc_frames;
+    table.map(virt, phys, len, access.bits(), alloc).expect("no memory for page tables");
 }
 
-fn map_identity(table: &mut PageTable, range: Range, access: Access) {
+fn map_identity(table: &mut Table, range: Range, access: Access) {
     let start = range.start & !(PAGE - 1);
     let end = range.end.saturating_add(PAGE - 1) & !(PAGE - 1);
     map(table, start, start, end.saturating_sub(start), access);
@@ -73,7 +91,7 @@ fn map_identity(table: &mut PageTable, range: Range, access: Access) {
 /// Where memory is short, or the tables would make anything writable and
 /// executable.
 pub fn init(boot: &Boot) {
-    let mut table = PageTable::new().expect("no memory for page tables");
+    let mut table = new_table().expect("no memory for page tables");
     // The first 4 GiB in steps of 2 MiB: RAM wherever there is any, else registers.
     let mut at = 0;
     while at < LOW_END {
@@ -98,7 +116,7 @@ pub fn init(boot: &Boot) {
     }
     map_identity(&mut table, Range { start: 0, end: PAGE }, Access::None);
     map_stacks(&mut table, 0);
-    table.for_each(|virt, bits, _, _| {
+    table.for_each(&mut |virt, bits, _, _| {
         assert!(bits & WRITE == 0 || bits & NO_EXECUTE != 0, "{virt:#x} is writable code");
     });
     AP_CR3.store(table.root(), Ordering::Release);
@@ -113,7 +131,7 @@ fn access_of(boot: &Boot, at: u64) -> Access {
     if ram { Access::Data } else { Access::Device }
 }
 
-fn protect_image(table: &mut PageTable) {
+fn protect_image(table: &mut Table) {
     unsafe extern "C" {
         static __text_start: u8;
         static __text_end: u8;
@@ -129,7 +147,7 @@ fn protect_image(table: &mut PageTable) {
     );
 }
 
-fn map_stacks(table: &mut PageTable, core: usize) {
+fn map_stacks(table: &mut Table, core: usize) {
     for stack in ALL {
         let pages = stack.len() / PAGE;
         let frames = memmap::alloc_frames(pages as usize, PAGE).expect("no memory for stacks");

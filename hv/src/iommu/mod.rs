@@ -10,7 +10,6 @@
 //! is not known, and all owners of devices must be considered unconfined.
 
 pub mod amd_vi;
-pub mod page_table;
 mod queue;
 pub mod vt_d;
 
@@ -23,8 +22,8 @@ use crate::acpi::Platform;
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
+use crate::table::{AllocFrames, Format};
 use amd_vi::AmdVi;
-use page_table::Format;
 use vt_d::VtD;
 
 /// Most functions and I/O APICs that can be attached at a time.
@@ -100,10 +99,6 @@ pub enum Opening {
     /// An entry, at this address, that we never wrote there.
     Odd(u64),
 }
-
-/// Frames at boot: `(count, alignment in bytes)` to the address of zeroed,
-/// contiguous frames.
-pub type AllocFrames<'a> = &'a mut dyn FnMut(usize, u64) -> Option<u64>;
 
 /// An IOMMU, or several that act as one.
 pub trait Iommu: Send {

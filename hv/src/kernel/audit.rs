@@ -28,7 +28,7 @@ impl Node {
                 log::error!("audit: {name}: {what}");
             }
         };
-        self.guests[domain].nested.for_each(|gpa, bits, hpa, len| {
+        self.guests[domain].nested.for_each(&mut |gpa, bits, hpa, len| {
             let (write, execute) = Rights::of(bits);
             for offset in (0..len).step_by(PAGE_SIZE) {
                 let leaf = Leaf { gpa: gpa + offset, hpa: hpa + offset, write, execute };

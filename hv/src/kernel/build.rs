@@ -20,8 +20,7 @@ use zerocopy::{FromBytes, FromZeros};
 
 use super::{Connection, End, Guest, Node, Orders, PAGE, device::Devices, ram::Ram};
 use crate::{
-    cpu, memmap,
-    table::PageTable,
+    cpu, memmap, paging,
     vt::{
         npt::Rights,
         svm::{Maps, SvmVcpu},
@@ -140,7 +139,7 @@ impl Node {
         let image = self.images.get(usize::from(config.image)).ok_or("image missing")?;
         let space = Space::new(config, image, base).ok_or("memory layout does not fit")?;
         let core = config.core.unwrap_or(id) % self.info.cores.max(1) as u16;
-        let nested = PageTable::new().ok_or_else(short)?;
+        let nested = paging::new_table().ok_or_else(short)?;
         let uart = config.capabilities & boot::CAP_CONTROL_UART != 0;
         // ASID 0 is the host's own.
         if u32::from(id) + 1 >= cpu::features::get().asids {
@@ -210,11 +209,13 @@ impl Node {
     }
 
     fn map_domain(&mut self, domain: DomainId) -> Option<()> {
+        let alloc = &mut memmap::alloc_frames;
         let (d, nested) = (&self.domains[domain], &mut self.guests[domain].nested);
         for r in d.space.regions() {
             let rights = Rights { write: r.write, execute: r.execute, device: r.kind == Kind::Bar };
-            nested.map(r.gpa, r.hpa, r.len, rights.bits())?;
+            nested.map(r.gpa, r.hpa, r.len, rights.bits(), alloc)?;
         }
-        nested.reserve(layout::GRANT_WINDOW, u64::from(d.config.grant_window_pages) * PAGE)
+        let window = u64::from(d.config.grant_window_pages) * PAGE;
+        nested.reserve(layout::GRANT_WINDOW, window, alloc)
     }
 }

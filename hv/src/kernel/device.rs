@@ -17,10 +17,11 @@ use crate::{
     acpi::{Line, Platform},
     cpu,
     ioapic::IoApics,
-    iommu::{self, Found, Iommu, page_table::IoTable},
+    iommu::{self, Found, Iommu},
     irq, memmap,
     pci::{Bdf, Function, Pci, msix::Message},
     phys::Identity,
+    table::PageTable,
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -71,7 +72,7 @@ pub struct Devices {
     named: Vec<Bdf>,
     owned: Vec<Owned>,
     /// By domain.
-    tables: Vec<Option<IoTable<Identity>>>,
+    tables: Vec<Option<PageTable<Identity>>>,
     /// By vector.
     bindings: Vec<Option<Binding>>,
     /// Bindings that are throttled now.
@@ -165,20 +166,14 @@ impl Devices {
         };
         let short = || format!("no memory for the IOMMU tables of {}", config.name);
         let pool = space.find(Kind::DmaPool);
-        let window = (layout::GRANT_WINDOW, u64::from(config.grant_window_pages));
-        let ranges = [(layout::DMA_POOL, pool.map_or(0, |r| r.len / PAGE)), window];
-        // All frames that the table can ever need: mapping cannot run out later.
-        let format = iommu.format();
-        let frames = format.frames_for(&ranges);
-        let count = usize::try_from(frames).map_err(|_| short())?;
-        let base = memmap::alloc_frames(count, PAGE).ok_or_else(short)?;
-        let mut table = IoTable::new(self.io, format, base, frames).map_err(|_| short())?;
-        if let Some(region) = pool {
-            for offset in (0..region.len).step_by(PAGE_SIZE) {
-                let at = |base: u64| base.saturating_add(offset);
-                table.map(at(region.gpa), at(region.hpa), true).map_err(|_| short())?;
-            }
+        let window = u64::from(config.grant_window_pages).saturating_mul(PAGE);
+        let (format, alloc) = (iommu.format(), &mut memmap::alloc_frames);
+        let mut table = PageTable::new(self.io, format, alloc).ok_or_else(short)?;
+        if let Some(r) = pool {
+            table.map(r.gpa, r.hpa, r.len, format.device(true), alloc).ok_or_else(short)?;
         }
+        // All tables that the window can ever need: mapping cannot run out later.
+        table.reserve(layout::GRANT_WINDOW, window, alloc).ok_or_else(short)?;
         self.tables.push(Some(table));
         Ok(())
     }
@@ -420,11 +415,12 @@ impl Devices {
         }
     }
 
-    /// Lets a domain's devices reach a granted page. False if it has none.
-    /// [`Self::dma_added`] follows.
-    pub fn map_dma(&mut self, domain: DomainId, iova: u64, hpa: u64, write: bool) -> bool {
+    /// Has a page of a domain's IOMMU table lead to `hpa`, or nowhere. False if
+    /// it has none. [`Self::dma_added`] or [`Self::flush_dma`] follows.
+    pub fn set_dma(&mut self, domain: DomainId, iova: u64, target: Option<(u64, bool)>) -> bool {
         let Some(Some(table)) = self.tables.get_mut(usize::from(domain)) else { return false };
-        table.map(iova, hpa, write).is_ok()
+        let format = table.format();
+        table.set(iova, target.map_or(0, |(hpa, write)| hpa | format.device(write))).is_some()
     }
 
     /// After additions: returns when the device sees them.
@@ -432,22 +428,6 @@ impl Devices {
         match self.iommu.as_mut() {
             Some(iommu) => iommu.flush_added(iommu_domain(domain)).map_err(hardware),
             None => Err(Error::Hardware),
-        }
-    }
-
-    /// Removes a page from a domain's IOMMU table. [`Self::flush_dma`] follows.
-    pub fn unmap_dma(&mut self, domain: DomainId, iova: u64) {
-        if let Some(Some(table)) = self.tables.get_mut(usize::from(domain)) {
-            // A page that was never mapped needs no removal.
-            let _ = table.unmap(iova);
-        }
-    }
-
-    /// Has a mapped page of a domain's IOMMU table lead to `hpa`. [`Self::flush_dma`] follows.
-    pub fn redirect_dma(&mut self, domain: DomainId, iova: u64, hpa: u64) {
-        if let Some(Some(table)) = self.tables.get_mut(usize::from(domain)) {
-            // A page that was never mapped leads nowhere as it is.
-            let _ = table.redirect(iova, hpa);
         }
     }
 
@@ -473,10 +453,15 @@ impl Devices {
         domain: DomainId,
         mut visit: impl FnMut(u64, u64, bool),
     ) -> Result<(), Error> {
-        match self.tables.get(usize::from(domain)) {
-            Some(Some(table)) => table.leaves(&mut visit).map_err(|_| Error::Hardware),
-            _ => Ok(()),
-        }
+        let Some(Some(table)) = self.tables.get(usize::from(domain)) else { return Ok(()) };
+        let format = table.format();
+        let mut ours = true;
+        ours &= table.for_each(&mut |iova, bits, hpa, _| {
+            let write = bits & format.write != 0;
+            ours &= bits == format.device(write);
+            visit(iova, hpa, write);
+        });
+        if ours { Ok(()) } else { Err(Error::Hardware) }
     }
 
     /// The next thing that a device was not allowed to do, and whose it is.

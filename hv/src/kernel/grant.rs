@@ -136,8 +136,8 @@ impl Node {
         let mapping = Mapping { source: Some(Source { granter, gref, frame }), write, dma };
         self.domains[caller].window.insert(page, mapping)?;
         let (address, rights) = (window_address(page), Rights { write, ..SCRATCH });
-        if !self.guests[caller].nested.set_page(address, frame | rights.bits())
-            || dma && !self.devices.map_dma(caller, address, frame, write)
+        if self.guests[caller].nested.set(address, frame | rights.bits()).is_none()
+            || dma && !self.devices.set_dma(caller, address, Some((frame, write)))
         {
             return Err(Error::Exhausted);
         }
@@ -149,10 +149,10 @@ impl Node {
         let mut dma = false;
         for page in pages.clone() {
             let Some(mapping) = self.domains[caller].window.get(page) else { continue };
-            self.guests[caller].nested.set_page(window_address(page), 0);
+            self.guests[caller].nested.set(window_address(page), 0);
             if mapping.dma {
                 dma = true;
-                self.devices.unmap_dma(caller, window_address(page));
+                self.devices.set_dma(caller, window_address(page), None);
             }
         }
         self.flush_mappings(caller, dma);
@@ -207,11 +207,11 @@ impl Node {
             let Some(was) = self.domains[grantee].window.revoke(page) else { continue };
             let scratch = self.domains[grantee].space.scratch;
             let guest = &mut self.guests[grantee];
-            guest.nested.set_page(window_address(page), scratch | SCRATCH.bits());
+            guest.nested.set(window_address(page), scratch | SCRATCH.bits());
             guest.stale = Some(was.dma || guest.stale == Some(true));
             if was.dma {
                 // The device may be at work there: it must not fault over the granter's decision.
-                self.devices.redirect_dma(grantee, window_address(page), scratch);
+                self.devices.set_dma(grantee, window_address(page), Some((scratch, true)));
             }
         }
         for domain in self.domains.ids() {

@@ -36,9 +36,9 @@ use ring_proto::{
 use spin::{Mutex, MutexGuard, Once};
 
 use crate::{
-    apic, cpu, iommu, irq, serial,
-    table::PageTable,
-    time,
+    apic, cpu, iommu, irq,
+    paging::Table,
+    serial, time,
     vt::{
         Exit, Fault, Vcpu,
         npt::Rights,
@@ -76,7 +76,7 @@ struct Orders {
 struct Guest {
     /// `None` while a core runs it.
     vcpu: Option<SvmVcpu>,
-    nested: PageTable,
+    nested: Table,
     /// Cached translations must go before the domain runs next.
     flush: bool,
     /// It sleeps in `wait`, which returns when it runs next.

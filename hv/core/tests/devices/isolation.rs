@@ -2,12 +2,12 @@
 
 use crate::acpi::{Line, Platform, discover};
 use crate::ioapic::{self, IoApics};
-use crate::iommu::page_table::IoTable;
 use crate::iommu::{Error, EventKind, Found, Iommu, Opening, init};
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
 use crate::sim::{DISK, ECAM, IOAPIC_ID, Machine, NIC, PORT};
+use crate::table::PageTable;
 use crate::{sim_vtd, tables};
 
 const DISK_BDF: Bdf = Bdf(DISK);
@@ -47,8 +47,16 @@ fn on_both(test: impl Fn(Booted)) {
     test(boot_on(machine));
 }
 
-fn table(machine: &Machine, iommu: &dyn Iommu) -> IoTable<Machine> {
-    IoTable::new(machine.clone(), iommu.format(), machine.alloc(16).unwrap(), 16).unwrap()
+fn table(machine: &Machine, iommu: &dyn Iommu) -> PageTable<Machine> {
+    let alloc = &mut |n, _| machine.alloc(n);
+    let mut table = PageTable::new(machine.clone(), iommu.format(), alloc).unwrap();
+    table.reserve(IOVA, 1 << 20, alloc).unwrap();
+    table
+}
+
+/// Has a page lead to `phys`, which it did not yet.
+fn map(table: &mut PageTable<Machine>, iova: u64, phys: u64, write: bool) {
+    assert_eq!(table.set(iova, phys | table.format().device(write)), Some(0));
 }
 
 /// A message as a device that knows nothing of remapping would forge it.
@@ -82,8 +90,8 @@ fn a_device_reaches_its_table_and_nothing_after_detach() {
         let mut table = table(&machine, &*iommu);
         // Cached by the IOMMU before the device was attached.
         assert_eq!(machine.dma(DISK, IOVA, true), None);
-        table.map(IOVA, PHYS, true).unwrap();
-        table.map(IOVA + 0x1000, PHYS + 0x5000, false).unwrap();
+        map(&mut table, IOVA, PHYS, true);
+        map(&mut table, IOVA + 0x1000, PHYS + 0x5000, false);
         iommu.attach(DISK_BDF, 3, table.root()).unwrap();
         assert_eq!(machine.dma(DISK, IOVA + 8, true), Some(PHYS + 8));
         assert_eq!(machine.dma(DISK, IOVA + 0x1000, false), Some(PHYS + 0x5000));
@@ -105,7 +113,7 @@ fn a_device_reaches_its_table_and_nothing_after_detach() {
         assert_eq!(iommu.detach(DISK_BDF), Err(Error::BadState));
 
         // The next owner starts with nothing, in the old one's interrupt table.
-        table.clear();
+        table.set(IOVA, 0).unwrap();
         iommu.attach(DISK_BDF, 4, table.root()).unwrap();
         assert_eq!(machine.dma(DISK, IOVA, false), None);
         assert_eq!(machine.interrupt(DISK, message), None);
@@ -139,14 +147,14 @@ fn a_removed_page_is_gone_after_the_flush() {
     on_both(|(machine, _, _, mut iommu)| {
         let mut table = table(&machine, &*iommu);
         for page in 0..8 {
-            table.map(IOVA + page * 0x1000, PHYS + page * 0x1000, true).unwrap();
+            map(&mut table, IOVA + page * 0x1000, PHYS + page * 0x1000, true);
         }
         iommu.attach(DISK_BDF, 3, table.root()).unwrap();
         for page in 0..8 {
             assert!(machine.dma(DISK, IOVA + page * 0x1000, true).is_some());
         }
         for page in 3..6 {
-            table.unmap(IOVA + page * 0x1000).unwrap();
+            assert_ne!(table.set(IOVA + page * 0x1000, 0), Some(0));
         }
         assert!(machine.dma(DISK, IOVA + 0x3000, true).is_some(), "the simulation caches");
         iommu.flush_all(3).unwrap();
@@ -155,7 +163,7 @@ fn a_removed_page_is_gone_after_the_flush() {
             assert_eq!(reached, !(3..6).contains(&page));
         }
         assert_eq!(iommu.flushes(), 1);
-        table.map(IOVA + 0x3000, PHYS, true).unwrap();
+        map(&mut table, IOVA + 0x3000, PHYS, true);
         iommu.flush_added(3).unwrap();
         assert_eq!(machine.dma(DISK, IOVA + 0x3000, true), Some(PHYS));
     });
@@ -165,14 +173,14 @@ fn a_removed_page_is_gone_after_the_flush() {
 fn a_redirected_page_leads_to_the_new_frame_and_never_faults() {
     on_both(|(machine, _, _, mut iommu)| {
         let mut table = table(&machine, &*iommu);
-        table.map(IOVA, PHYS, false).unwrap();
+        map(&mut table, IOVA, PHYS, false);
         iommu.attach(DISK_BDF, 3, table.root()).unwrap();
         assert_eq!(machine.dma(DISK, IOVA, false), Some(PHYS));
-        table.redirect(IOVA, PHYS + 0x9000).unwrap();
+        let write = table.format().device(true);
+        table.set(IOVA, (PHYS + 0x9000) | write).unwrap();
         assert!(machine.dma(DISK, IOVA, false).is_some());
         iommu.flush_all(3).unwrap();
         assert_eq!(machine.dma(DISK, IOVA + 8, true), Some(PHYS + 0x9008));
-        assert!(table.redirect(IOVA + 0x1000, PHYS).is_err(), "nothing to redirect");
         assert_eq!(machine.dma(DISK, IOVA + 0x1000, true), None);
     });
 }
@@ -308,7 +316,7 @@ fn events_are_drained_in_order() {
 fn faults_name_who_where_and_what() {
     let (machine, _, _, mut iommu) = boot_on(Machine::intel());
     let mut table = table(&machine, &*iommu);
-    table.map(IOVA, PHYS, false).unwrap();
+    map(&mut table, IOVA, PHYS, false);
     iommu.attach(DISK_BDF, 3, table.root()).unwrap();
     let mut fault = |bdf, address, write| {
         assert_eq!(machine.dma(bdf, address, write), None);

@@ -13,10 +13,14 @@ mod acpi;
 mod ioapic;
 #[path = "../../../src/iommu/mod.rs"]
 mod iommu;
+#[path = "../../../src/vt/npt.rs"]
+mod npt;
 #[path = "../../../src/pci/mod.rs"]
 mod pci;
 #[path = "../../../src/phys.rs"]
 mod phys;
+#[path = "../../../src/table.rs"]
+mod table;
 
 mod sim;
 mod sim_vtd;

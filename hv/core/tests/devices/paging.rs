@@ -1,17 +1,18 @@
-//! I/O page tables.
+//! Page tables in all formats.
 
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use crate::iommu::Error;
-use crate::iommu::page_table::{Format, IoTable};
+use crate::npt::Rights;
 use crate::phys::PhysIo;
 use crate::sim::Machine;
+use crate::table::{ADDRESS, Format, NO_EXECUTE, PRESENT, PageTable, WRITE};
 
 const PAGE: u64 = 4096;
 const AMD: Format = Format {
     levels: 4,
+    largest: 1,
     read: 1 << 61 | 1,
     write: 1 << 62,
     leaf_bits: 1 << 60,
@@ -19,60 +20,116 @@ const AMD: Format = Format {
     write_back: false,
 };
 const INTEL: Format =
-    Format { levels: 4, read: 1, write: 2, leaf_bits: 0, level_shift: None, write_back: true };
-const FORMATS: [Format; 3] = [AMD, INTEL, Format { levels: 3, leaf_bits: 1 << 11, ..INTEL }];
+    Format { read: 1, write: 2, leaf_bits: 0, level_shift: None, write_back: true, ..AMD };
+const CPU: Format = Format::long_mode(true);
+const FORMATS: [Format; 4] = [AMD, INTEL, Format { levels: 3, leaf_bits: 1 << 11, ..INTEL }, CPU];
 
-fn table(format: Format, frames: u64) -> (Machine, IoTable<Machine>) {
+fn table(format: Format) -> (Machine, PageTable<Machine>) {
     let machine = Machine::new();
-    let base = machine.alloc(frames as usize).unwrap();
-    (machine.clone(), IoTable::new(machine, format, base, frames).unwrap())
+    let table = PageTable::new(machine.clone(), format, &mut |n, _| machine.alloc(n)).unwrap();
+    (machine, table)
 }
 
-fn leaves(table: &IoTable<Machine>) -> Vec<(u64, u64, bool)> {
+/// All leaves as (virtual address, physical address, bytes, bits).
+fn leaves(table: &PageTable<Machine>) -> Vec<(u64, u64, u64, u64)> {
     let mut all = Vec::new();
-    table.leaves(&mut |iova, phys, write| all.push((iova, phys, write))).unwrap();
+    assert!(table.for_each(&mut |virt, bits, phys, len| all.push((virt, phys, len, bits))));
     all
 }
 
 #[test]
-fn bad_arguments_are_refused() {
-    let (_, mut table) = table(AMD, 8);
-    assert_eq!(table.map(1, 0, true), Err(Error::BadArgument));
-    assert_eq!(table.map(0, 1, true), Err(Error::BadArgument));
-    assert_eq!(table.map(1 << 48, 0, true), Err(Error::BadArgument));
-    assert_eq!(table.map(0, 1 << 52, true), Err(Error::BadArgument));
-    assert_eq!(table.unmap(0), Err(Error::BadState));
-    table.map(0, PAGE, true).unwrap();
-    assert_eq!(table.map(0, PAGE, true), Err(Error::BadState));
-    assert_eq!(leaves(&table), [(0, PAGE, true)]);
-}
-
-#[test]
-fn the_pool_suffices_for_the_ranges_it_was_sized_for() {
-    let ranges = [(0x20_0000_0000, 256), (0x40_0000_0000, 4096), (0x3f_ffff_f000, 2)];
-    let frames = AMD.frames_for(&ranges);
-    let (_, mut table) = table(AMD, frames);
-    // The last range overlaps the second one.
-    for &(start, pages) in &ranges[..2] {
-        for page in 0..pages {
-            table.map(start + page * PAGE, 0x1000_0000 + page * PAGE, true).unwrap();
-        }
+fn bad_ranges_are_refused() {
+    let (machine, mut table) = table(AMD);
+    let alloc = &mut |n, _| machine.alloc(n);
+    let bits = AMD.device(true);
+    for (virt, phys, len) in
+        [(1, 0, PAGE), (0, 1, PAGE), (0, 0, 1), (1 << 48, 0, PAGE), (0, 1 << 52, PAGE)]
+    {
+        assert_eq!(table.map(virt, phys, len, bits, alloc), None);
     }
-    table.map(0x3f_ffff_f000, 0, true).unwrap();
-    assert_eq!(leaves(&table).len(), 256 + 4096 + 1);
-    table.clear();
-    assert!(leaves(&table).is_empty());
+    assert_eq!(table.map((1 << 48) - PAGE, 0, 2 * PAGE, bits, alloc), None);
+    assert_eq!(table.map(u64::MAX - 4095, 0, PAGE, bits, alloc), None);
+    assert_eq!(table.reserve(1 << 48, PAGE, alloc), None);
+    assert_eq!(table.set(1 << 48, bits), None);
+    assert_eq!(table.set(5, bits), None);
+    assert_eq!(leaves(&table), []);
+    assert_eq!(table.map(0, 0, PAGE, bits, &mut |_, _| None), None, "out of memory");
 }
 
 #[test]
-fn the_walk_finds_foreign_entries() {
-    let (machine, mut table) = table(AMD, 8);
-    table.map(0x5000, 0x9000, true).unwrap();
-    // A root entry that leads out of the table's own frames.
-    machine.write64(table.root() + 8, 0x8000 | 3 << 9 | 3 << 61 | 1);
-    assert_eq!(table.leaves(&mut |_, _, _| ()), Err(Error::Hardware));
-    assert_eq!(table.map(1 << 39, 0, true), Err(Error::Hardware));
-    assert_eq!(table.unmap(1 << 39), Err(Error::Hardware));
+fn pages_change_in_a_reserved_range_only_and_without_memory() {
+    for format in FORMATS {
+        let (machine, mut table) = table(format);
+        table.reserve(511 << 12, 514 * PAGE, &mut |n, _| machine.alloc(n)).unwrap();
+        let tables = table.tables().len();
+        let bits = format.device(true);
+        // The tables that the range lies in, no more.
+        assert_eq!(table.set(510 << 12, 0), Some(0));
+        assert_eq!(table.set(3 << 21, bits), None);
+        assert_eq!(table.set(511 << 12, 0x5000 | bits), Some(0));
+        assert_eq!(table.set(511 << 12, 0x6000 | bits), Some(0x5000 | bits), "in one store");
+        assert_eq!(table.leaf(511 << 12), bits);
+        assert_eq!(table.set(1024 << 12, 0x7000 | bits), Some(0));
+        let two = [(511 << 12, 0x6000, PAGE, bits), (1024 << 12, 0x7000, PAGE, bits)];
+        assert_eq!(leaves(&table), two);
+        assert_eq!(table.set(511 << 12, 0), Some(0x6000 | bits));
+        assert_eq!((table.leaf(511 << 12), leaves(&table).len()), (0, 1));
+        assert_eq!(table.tables().len(), tables);
+    }
+}
+
+#[test]
+fn the_walk_does_not_follow_foreign_entries() {
+    for (format, link) in [(AMD, 3 << 9 | 3 << 61 | 1), (INTEL, 3), (CPU, 0x67)] {
+        let (machine, mut table) = table(format);
+        table.map(0x5000, 0x9000, PAGE, format.device(true), &mut |n, _| machine.alloc(n)).unwrap();
+        let foreign = machine.alloc(1).unwrap();
+        machine.write64(foreign, 0x1000 | link);
+        machine.write64(table.root() + 8, foreign | link);
+        let mut seen = 0;
+        assert!(!table.for_each(&mut |_, _, _, _| seen += 1));
+        assert_eq!(seen, 1);
+        // One of its own, but with other rights.
+        machine.write64(table.root() + 8, 0);
+        machine.write64(table.root(), machine.read64(table.root()) & !format.write);
+        assert!(!table.for_each(&mut |_, _, _, _| ()));
+    }
+}
+
+#[test]
+fn large_pages_where_they_fit_and_split_where_rights_differ() {
+    let (machine, mut table) = table(CPU);
+    let alloc = &mut |n, _| machine.alloc(n);
+    let data = PRESENT | WRITE | NO_EXECUTE;
+    table.map(0, 0, 2 << 30, data, alloc).unwrap();
+    assert_eq!(leaves(&table).len(), 2);
+    // Text in the middle of a 2 MiB page, and a hole.
+    table.map(0x20_3000, 0x20_3000, 2 * PAGE, PRESENT, alloc).unwrap();
+    table.map(0x40_0000, 0x40_0000, 2 << 20, 0, alloc).unwrap();
+    let all = leaves(&table);
+    assert_eq!(all.len(), 512 + 510 + 1);
+    assert_eq!(all.iter().map(|l| l.2).sum::<u64>(), (2 << 30) - (2 << 20));
+    assert!(all.iter().all(|l| l.0 == l.1), "the identity");
+    let code: Vec<_> = all.iter().filter(|l| l.3 & NO_EXECUTE == 0).map(|l| l.0).collect();
+    assert_eq!(code, [0x20_3000, 0x20_4000]);
+    assert_eq!((table.leaf(0x20_2000), table.leaf(0x20_3000)), (data, PRESENT));
+    assert_eq!(table.leaf(0x41_0000), 0);
+    // 4 KiB pages where the addresses do not agree.
+    table.map(4 << 30, 0x1000, 2 << 20, data, alloc).unwrap();
+    assert_eq!(leaves(&table).len(), 512 + 510 + 1 + 512);
+}
+
+#[test]
+fn nothing_of_a_domain_is_writable_and_executable() {
+    for n in 0..8 {
+        let rights = Rights { write: n & 1 != 0, execute: n & 2 != 0, device: n & 4 != 0 };
+        let (write, execute) = Rights::of(rights.bits());
+        assert!(!(write && execute), "{rights:?}");
+        assert_eq!(write, rights.write);
+        assert_eq!(execute, rights.execute && !rights.write);
+        assert_eq!(rights.bits() & ADDRESS, 0);
+    }
+    assert_eq!(Rights::of(0), (false, false));
 }
 
 proptest! {
@@ -81,24 +138,26 @@ proptest! {
         which in 0..FORMATS.len(),
         steps in prop::collection::vec((0_u64..40, 0_u64..1000, any::<bool>(), 0_u8..2), 1..200),
     ) {
-        let (_, mut table) = table(FORMATS[which], 200);
+        let format = FORMATS[which];
+        let (machine, mut table) = table(format);
         let mut model = BTreeMap::new();
         for (slot, phys, write, what) in steps {
             // Spread over several tables of each level.
-            let top = if which < 2 { (slot % 4) << 39 } else { 0 };
-            let iova = top | (slot % 3) << 30 | (slot % 5) << 21 | slot << 12;
-            let phys = phys * PAGE;
-            match what {
-                0 => {
-                    let expected = if model.contains_key(&iova) { Err(Error::BadState) } else { Ok(()) };
-                    prop_assert_eq!(table.map(iova, phys, write), expected);
-                    model.entry(iova).or_insert((phys, write));
-                }
-                _ => prop_assert_eq!(table.unmap(iova).ok(), model.remove(&iova).map(|e| e.0)),
+            let top = if which != 2 { (slot % 4) << 39 } else { 0 };
+            let virt = top | (slot % 3) << 30 | (slot % 5) << 21 | slot << 12;
+            let (phys, bits) = (phys * PAGE, format.device(write));
+            if what == 0 {
+                let done = table.map(virt, phys, PAGE, bits, &mut |n, _| machine.alloc(n));
+                prop_assert!(done.is_some());
+                model.insert(virt, (phys, PAGE, bits));
+            } else {
+                let old = model.remove(&virt).map_or(0, |(phys, _, bits)| phys | bits);
+                prop_assert_eq!(table.set(virt, 0).unwrap_or(0), old);
             }
+            prop_assert_eq!(table.leaf(virt), model.get(&virt).map_or(0, |l| l.2));
         }
         let seen: BTreeMap<_, _> =
-            leaves(&table).into_iter().map(|(iova, phys, write)| (iova, (phys, write))).collect();
+            leaves(&table).into_iter().map(|(virt, phys, len, bits)| (virt, (phys, len, bits))).collect();
         prop_assert_eq!(seen, model);
     }
 }

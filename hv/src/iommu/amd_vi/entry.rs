@@ -2,10 +2,10 @@
 //! interrupt remapping entries, commands, events. (AMD I/O Virtualization
 //! Technology Specification, document 48882, chapter 2.)
 
-use crate::iommu::page_table::Format;
 use crate::iommu::queue::Command;
 use crate::iommu::{Event, EventKind};
 use crate::pci::Bdf;
+use crate::table::Format;
 
 /// Bytes of an interrupt table: 2,048 entries. Always all of them, because
 /// the index comes from the device and QEMU does not check it against a length.
@@ -65,6 +65,7 @@ impl DeviceEntry {
 /// Page tables: present, next level, coherent, read, write. (Section 2.2.3.)
 pub const FORMAT: Format = Format {
     levels: 4,
+    largest: 1,
     read: 1 << 61 | 1,
     write: 1 << 62,
     leaf_bits: 1 << 60,

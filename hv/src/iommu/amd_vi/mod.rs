@@ -11,17 +11,16 @@ mod unit;
 
 use heapless::Vec;
 
-use super::page_table::Format;
 use super::queue::{self, Command};
 use super::{
-    AllocFrames, Error, Event, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_domain,
-    check_interrupt,
+    Error, Event, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_domain, check_interrupt,
 };
 use crate::acpi::MAX_IOMMUS;
 use crate::acpi::ivrs::AmdViUnit;
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
+use crate::table::{AllocFrames, Format};
 use entry::{DeviceEntry, INTERRUPT_TABLE, IRTE, MESSAGE_ADDRESS};
 use unit::Unit;
 

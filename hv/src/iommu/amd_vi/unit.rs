@@ -3,9 +3,10 @@
 use super::entry::{self, decode_event};
 use crate::acpi::ivrs::AmdViUnit;
 use crate::iommu::queue::{Queue, RING};
-use crate::iommu::{AllocFrames, Error, Event, EventKind, PAGE};
+use crate::iommu::{Error, Event, EventKind, PAGE};
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
+use crate::table::AllocFrames;
 
 /// Offsets of registers.
 mod register {

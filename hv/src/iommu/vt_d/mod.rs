@@ -10,17 +10,16 @@ mod unit;
 
 use heapless::Vec;
 
-use super::page_table::Format;
 use super::queue::{self, Command};
 use super::{
-    AllocFrames, Error, Event, INDEXES, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_domain,
-    check_interrupt,
+    Error, Event, INDEXES, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_domain, check_interrupt,
 };
 use crate::acpi::MAX_IOMMUS;
 use crate::acpi::dmar::{Dmar, Named};
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, MAX_FUNCTIONS, Pci};
 use crate::phys::PhysIo;
+use crate::table::{AllocFrames, Format};
 use unit::Unit;
 
 /// Entries of the interrupt table: those of all slots, one after the other.
@@ -66,6 +65,7 @@ impl<IO: PhysIo> VtD<IO> {
         // Section 9.8.
         let format = Format {
             levels,
+            largest: 1,
             read: 1 << 0,
             write: 1 << 1,
             leaf_bits: snoop,

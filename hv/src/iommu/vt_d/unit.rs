@@ -2,9 +2,10 @@
 
 use super::entry::{self, decode_fault};
 use crate::iommu::queue::Queue;
-use crate::iommu::{AllocFrames, Error, Event, EventKind, PAGE};
+use crate::iommu::{Error, Event, EventKind, PAGE};
 use crate::pci::Bdf;
 use crate::phys::PhysIo;
+use crate::table::AllocFrames;
 
 /// Offsets of registers. (Section 10.4.)
 mod register {

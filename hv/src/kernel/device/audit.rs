@@ -3,8 +3,8 @@
 
 use core::fmt::Arguments;
 
-use super::{Devices, Source, cpu_apic_id, iommu_domain};
-use crate::iommu::{Opening, page_table::IoTable};
+use super::{Devices, PAGE, Source, cpu_apic_id, iommu_domain};
+use crate::{iommu::Opening, table::PageTable};
 use ring_proto::DomainId;
 
 impl Devices {
@@ -77,6 +77,7 @@ impl Devices {
     /// Memory that no device or domain may reach: (address, bytes) of all tables
     /// and queues of the IOMMU.
     pub fn table_memory(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.iommu_memory.iter().copied().chain(self.tables.iter().flatten().map(IoTable::memory))
+        let tables = self.tables.iter().flatten().flat_map(PageTable::tables);
+        self.iommu_memory.iter().copied().chain(tables.map(|&table| (table, PAGE)))
     }
 }

@@ -85,7 +85,10 @@ pub(super) unsafe extern "C" fn run(
         "mov rax, [rsp + 16]",
         "vmload rax",
         "stgi",
-        // The guest's FPU modes must not govern the hypervisor's code.
+        // The guest's FPU modes must not govern the hypervisor's code, nor where
+        // its last x87 instruction was reach the next guest: FXRSTOR may leave
+        // that alone (APM vol. 2, 11.4.4).
+        "fninit",
         "push 0x1f80",
         "ldmxcsr [rsp]",
         "add rsp, 8",
