@@ -8,6 +8,8 @@
 use heapless::Vec;
 use spin::{Mutex, Once};
 
+use crate::{acpi::table::Table, phys::Identity};
+
 /// Most entries of the memory map, and most free ranges.
 pub const MAX_REGIONS: usize = 64;
 /// Most bytes of the command line.
@@ -126,23 +128,19 @@ pub fn boot() -> &'static Boot {
     BOOT.get().expect("memmap::init was not called")
 }
 
-/// Copies `N` bytes out of the loader's structures, which may well lie in page
-/// 0, mapped by the early tables only.
-fn fetch<const N: usize>(address: u64) -> Option<[u8; N]> {
-    if address == 0 || address.checked_add(N as u64)? > EARLY_END {
-        return None;
+/// A structure of the loader's, which may well lie in page 0, mapped by the
+/// early tables only.
+///
+/// # Panics
+/// Where the early map does not reach.
+fn structure(address: u64, len: usize) -> Table<'static, Identity> {
+    // SAFETY: only the loader's structures below 4 GiB are read, on the early
+    // map; nobody writes there meanwhile.
+    static EARLY: Identity = unsafe { Identity::new() };
+    match Table::raw(&EARLY, address, len) {
+        Some(table) => table,
+        None => panic!("the loader's structure at {address:#x} is out of reach"),
     }
-    // SAFETY: within the early map, not null, and bytes are valid for every
-    // pattern. Nobody writes there meanwhile.
-    Some(unsafe { (address as *const [u8; N]).read_unaligned() })
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
 /// Reads the PVH start information. To be called once, on the early map.
@@ -150,12 +148,12 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// # Panics
 /// Where the information is not what PVH promises.
 pub fn init(start_info: u64) -> &'static Boot {
-    let info = fetch::<56>(start_info).expect("PVH start information out of reach");
-    assert_eq!(u32_at(&info, 0), MAGIC, "not started through PVH");
-    assert!(u32_at(&info, 4) >= 1, "PVH start information has no memory map");
-    let regions = read_map(u64_at(&info, 40), u32_at(&info, 48));
-    let bundle = if u32_at(&info, 12) > 0 { read_module(u64_at(&info, 16)) } else { None };
-    let bundle = bundle.unwrap_or(Range { start: 0, end: 0 });
+    let info = structure(start_info, 56);
+    let (word, address) = (|at| info.u32(at).unwrap_or(0), |at| info.u64(at).unwrap_or(0));
+    assert_eq!(word(0), MAGIC, "not started through PVH");
+    assert!(word(4) >= 1, "PVH start information has no memory map");
+    let regions = read_map(address(40), word(48));
+    let bundle = if word(12) > 0 { read_module(address(16)) } else { Range { start: 0, end: 0 } };
     let usable: u64 =
         regions.iter().filter(|r| r.kind == Kind::Usable).map(|r| r.range.len()).sum();
     assert!(usable > 0, "the memory map has no usable RAM");
@@ -182,8 +180,8 @@ pub fn init(start_info: u64) -> &'static Boot {
     BOOT.call_once(|| Boot {
         regions,
         bundle,
-        rsdp: u64_at(&info, 32),
-        cmdline: read_cmdline(u64_at(&info, 24)),
+        rsdp: address(32),
+        cmdline: read_cmdline(address(24)),
         usable,
     })
 }
@@ -195,13 +193,11 @@ fn round_up(address: u64) -> u64 {
 fn read_map(address: u64, count: u32) -> Vec<Region, MAX_REGIONS> {
     let mut regions = Vec::new();
     for i in 0..u64::from(count) {
-        let entry = fetch::<24>(address + i * 24)
-            .unwrap_or_else(|| panic!("memory map out of reach: {address:#x}, {count} entries"));
-        let start = u64_at(&entry, 0);
-        let range = Range { start, end: start.saturating_add(u64_at(&entry, 8)) };
-        let kind = match u32_at(&entry, 16) {
-            1 => Kind::Usable,
-            3 | 4 => Kind::Acpi,
+        let entry = structure(address + i * 24, 24);
+        let range = range_of(&entry);
+        let kind = match entry.u32(16) {
+            Some(1) => Kind::Usable,
+            Some(3 | 4) => Kind::Acpi,
             _ => Kind::Reserved,
         };
         if range.is_empty() {
@@ -213,25 +209,25 @@ fn read_map(address: u64, count: u32) -> Vec<Region, MAX_REGIONS> {
     regions
 }
 
-fn read_module(list: u64) -> Option<Range> {
-    let entry = fetch::<32>(list)?;
-    let start = u64_at(&entry, 0);
-    let range = Range { start, end: start.checked_add(u64_at(&entry, 8))? };
+/// The address and length that `entry` begins with.
+fn range_of(entry: &Table<'_, Identity>) -> Range {
+    let (start, len) = (entry.u64(0).unwrap_or(0), entry.u64(8).unwrap_or(0));
+    Range { start, end: start.saturating_add(len) }
+}
+
+fn read_module(list: u64) -> Range {
+    let range = range_of(&structure(list, 32));
     let sound = range.start >= LOW_END && range.end <= EARLY_END && !range.overlaps(image());
     assert!(sound || range.is_empty(), "the bundle lies where it cannot be used: {range:x?}");
-    Some(range)
+    range
 }
 
 fn read_cmdline(address: u64) -> heapless::String<MAX_CMDLINE> {
     let mut text = heapless::String::new();
-    for i in 0..MAX_CMDLINE as u64 {
-        match fetch::<1>(address.wrapping_add(i)) {
-            Some([byte @ b' '..=b'~']) => {
-                if text.push(char::from(byte)).is_err() {
-                    break;
-                }
-            }
-            _ => break,
+    let bytes = structure(address.max(1), MAX_CMDLINE);
+    for byte in (0..MAX_CMDLINE).map_while(|i| bytes.u8(i)) {
+        if address == 0 || !matches!(byte, b' '..=b'~') || text.push(byte.into()).is_err() {
+            break;
         }
     }
     text

@@ -81,31 +81,20 @@ impl Identity {
     }
 }
 
+macro_rules! accesses {
+    ($($read:ident $write:ident $word:ident),*) => {
+        $(fn $read(&self, address: u64) -> $word {
+            Self::read(address, $word::MAX)
+        }
+        fn $write(&self, address: u64, value: $word) {
+            Self::write(address, value);
+        })*
+    };
+}
+
 impl PhysIo for Identity {
-    fn read8(&self, address: u64) -> u8 {
-        Self::read(address, u8::MAX)
-    }
-    fn read16(&self, address: u64) -> u16 {
-        Self::read(address, u16::MAX)
-    }
-    fn read32(&self, address: u64) -> u32 {
-        Self::read(address, u32::MAX)
-    }
-    fn read64(&self, address: u64) -> u64 {
-        Self::read(address, u64::MAX)
-    }
-    fn write8(&self, address: u64, value: u8) {
-        Self::write(address, value);
-    }
-    fn write16(&self, address: u64, value: u16) {
-        Self::write(address, value);
-    }
-    fn write32(&self, address: u64, value: u32) {
-        Self::write(address, value);
-    }
-    fn write64(&self, address: u64, value: u64) {
-        Self::write(address, value);
-    }
+    accesses!(read8 write8 u8, read16 write16 u16, read32 write32 u32, read64 write64 u64);
+
     fn write_back(&self, address: u64) {
         if let Some(line) = Self::at::<u8>(address) {
             // SAFETY: mapped, as promised to `new`; flushing changes no content.

@@ -27,24 +27,9 @@ pub enum Life {
     Dead,
 }
 
-/// Counters over all generations.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stats {
-    /// Exits to the hypervisor.
-    pub exits: u64,
-    /// Hypercalls among them.
-    pub hypercalls: u64,
-    /// `notify` calls among them.
-    pub notifies: u64,
-    /// Device interrupts delivered.
-    pub interrupts: u64,
-}
-
 /// One domain.
 #[derive(Debug)]
 pub struct Domain {
-    /// Number.
-    pub id: DomainId,
     /// What the manifest says.
     pub config: bundle::Domain,
     /// Its memory.
@@ -53,48 +38,37 @@ pub struct Domain {
     pub window: Window,
     /// Where its grants are mapped.
     pub table: Table,
-    /// Core it is bound to.
-    pub core: u16,
     /// Where it is in its life.
     pub life: Life,
     /// Not to be started until released.
     pub held: bool,
-    /// Present generation, or the coming one while not running. From 1.
-    pub generation: Generation,
-    /// Deaths so far.
-    pub deaths: u32,
-    /// Reason of the last.
-    pub last_reason: Reason,
-    /// When the present generation was entered, ns.
-    pub started_ns: u64,
-    /// When the last death was seen, ns.
-    pub died_ns: u64,
-    /// It declared itself ready (seen by the hypervisor).
-    pub ready: bool,
-    /// Counters.
-    pub stats: Stats,
+    /// What the supervisor sees, but for state and CPU time: [`Domain::info`].
+    pub info: DomainInfo,
 }
 
 impl Domain {
     /// A stopped domain.
     pub fn new(id: DomainId, config: bundle::Domain, space: Space, core: u16) -> Self {
-        Self {
-            window: Window::new(config.grant_window_pages),
-            table: Table::new(config.grant_entries),
+        let restart = config.restart;
+        let mut info = DomainInfo {
             id,
-            config,
-            space,
             core,
-            life: Life::Stopped,
-            held: false,
             generation: 1,
-            deaths: 0,
-            last_reason: Reason::None,
-            started_ns: 0,
-            died_ns: 0,
-            ready: false,
-            stats: Stats::default(),
+            last_reason: Reason::None as u32,
+            memory: config.memory,
+            restart_floor_ms: restart.floor_ms,
+            restart_backoff_percent: restart.backoff_percent,
+            restart_budget: restart.budget,
+            restart_window_s: restart.window_s,
+            restart_automatic: restart.automatic.into(),
+            ..DomainInfo::default()
+        };
+        for (to, from) in info.name.iter_mut().zip(config.name.bytes()) {
+            *to = from;
         }
+        let window = Window::new(config.grant_window_pages);
+        let table = Table::new(config.grant_entries);
+        Self { config, space, window, table, life: Life::Stopped, held: false, info }
     }
 
     /// Whether it can be a peer: it runs, so its memory means something.
@@ -119,65 +93,36 @@ impl Domain {
     /// The memory is restored: the present generation begins.
     pub fn born(&mut self, now: u64) {
         self.life = Life::Running;
-        self.started_ns = now;
-        self.ready = false;
+        self.info.started_ns = now;
+        self.info.ready = 0;
     }
 
     /// Ends the present generation. Returns the one that ended.
     pub fn died(&mut self, reason: Reason, now: u64) -> Generation {
-        let ended = self.generation;
-        self.generation = self.generation.wrapping_add(1).max(1);
-        self.ready = false;
-        self.last_reason = reason;
-        self.died_ns = now;
+        let info = &mut self.info;
+        let ended = info.generation;
+        info.generation = ended.wrapping_add(1).max(1);
+        info.ready = 0;
+        info.last_reason = reason as u32;
+        info.died_ns = now;
         if reason == Reason::Exit {
             self.life = Life::Stopped;
         } else {
             self.life = Life::Dead;
-            self.deaths = self.deaths.saturating_add(1);
+            info.deaths = info.deaths.saturating_add(1);
         }
         ended
     }
 
-    /// What the supervisor sees, but for CPU time.
-    pub fn info(&self) -> DomainInfo {
+    /// What the supervisor sees.
+    pub fn info(&self, cpu_ns: u64) -> DomainInfo {
         let state = match self.life {
-            _ if self.held && !matches!(self.life, Life::Running | Life::Building(_)) => {
-                DomainState::Held
-            }
-            Life::Stopped => DomainState::Stopped,
             Life::Building(_) | Life::Running => DomainState::Running,
+            _ if self.held => DomainState::Held,
+            Life::Stopped => DomainState::Stopped,
             Life::Dead => DomainState::Dead,
         };
-        let mut name = [0; 24];
-        for (to, from) in name.iter_mut().zip(self.config.name.bytes()) {
-            *to = from;
-        }
-        let restart = self.config.restart;
-        DomainInfo {
-            id: self.id,
-            core: self.core,
-            state: state as u32,
-            generation: self.generation,
-            deaths: self.deaths,
-            last_reason: self.last_reason as u32,
-            ready: self.ready.into(),
-            memory: self.config.memory,
-            started_ns: self.started_ns,
-            died_ns: self.died_ns,
-            cpu_ns: 0,
-            exits: self.stats.exits,
-            hypercalls: self.stats.hypercalls,
-            notifies: self.stats.notifies,
-            interrupts: self.stats.interrupts,
-            restart_floor_ms: restart.floor_ms,
-            restart_backoff_percent: restart.backoff_percent,
-            restart_budget: restart.budget,
-            restart_window_s: restart.window_s,
-            restart_automatic: restart.automatic.into(),
-            reserved: 0,
-            name,
-        }
+        DomainInfo { state: state as u32, cpu_ns, ..self.info }
     }
 }
 

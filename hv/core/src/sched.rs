@@ -9,6 +9,8 @@ use alloc::vec::Vec;
 
 use ring_proto::DomainId;
 
+use crate::domain::ByDomain;
+
 /// Longest uninterrupted run while another domain is runnable, ns.
 pub const SLICE: u64 = 1_000_000;
 /// How far behind the others a sleeper may re-enter, ns of weight 256.
@@ -59,7 +61,7 @@ pub enum Decision {
 /// All run queues of the node.
 #[derive(Debug, Default)]
 pub struct Scheduler {
-    entities: Vec<Entity>,
+    entities: ByDomain<Entity>,
     /// For each core the virtual time it has come to: the greatest that a
     /// domain had when it was picked. Who sleeps falls behind it only so far.
     clocks: Vec<u64>,
@@ -91,59 +93,48 @@ impl Scheduler {
     }
 
     /// A domain's entity.
-    pub fn get(&self, domain: DomainId) -> Option<&Entity> {
-        self.entities.get(usize::from(domain))
+    pub fn get(&self, domain: DomainId) -> &Entity {
+        &self.entities[domain]
     }
 
     /// Makes a domain runnable as if new-born.
-    pub fn start(&mut self, domain: DomainId, now: u64) {
-        self.resume(domain, now);
-        if let Some(e) = self.entities.get_mut(usize::from(domain)) {
-            e.since_wait = 0;
-        }
+    pub fn start(&mut self, domain: DomainId) {
+        self.resume(domain);
+        self.fed(domain);
     }
 
     /// Takes a domain off its core for good.
     pub fn stop(&mut self, domain: DomainId) {
-        if let Some(e) = self.entities.get_mut(usize::from(domain)) {
-            e.activity = Activity::Off;
-        }
+        self.entities[domain].activity = Activity::Off;
     }
 
     /// A domain called `wait`, whether or not it will sleep.
     pub fn fed(&mut self, domain: DomainId) {
-        if let Some(e) = self.entities.get_mut(usize::from(domain)) {
-            e.since_wait = 0;
-        }
+        self.entities[domain].since_wait = 0;
     }
 
     /// Puts a domain to sleep.
     pub fn sleep(&mut self, domain: DomainId, deadline: u64) {
-        if let Some(e) = self.entities.get_mut(usize::from(domain)) {
-            e.activity = Activity::Waiting(deadline);
-        }
+        self.entities[domain].activity = Activity::Waiting(deadline);
     }
 
     /// Wakes a domain if it sleeps. Returns its core if it did.
-    pub fn wake(&mut self, domain: DomainId, now: u64) -> Option<u16> {
-        match self.get(domain)?.activity {
-            Activity::Waiting(_) => self.resume(domain, now),
-            _ => None,
-        }
+    pub fn wake(&mut self, domain: DomainId) -> Option<u16> {
+        let asleep = matches!(self.entities[domain].activity, Activity::Waiting(_));
+        asleep.then(|| self.resume(domain))
     }
 
-    fn resume(&mut self, domain: DomainId, _now: u64) -> Option<u16> {
-        let core = self.get(domain)?.core;
-        let clock = self.clocks.get(usize::from(core)).copied().unwrap_or(0);
-        let e = self.entities.get_mut(usize::from(domain))?;
+    fn resume(&mut self, domain: DomainId) -> u16 {
+        let e = &mut self.entities[domain];
+        let clock = self.clocks.get(usize::from(e.core)).copied().unwrap_or(0);
         e.activity = Activity::Runnable;
         e.vruntime = e.vruntime.max(clock.saturating_sub(SLEEPER_CREDIT));
-        Some(core)
+        e.core
     }
 
-    /// Charges CPU time. Returns whether the watchdog bound is exceeded.
-    pub fn charge(&mut self, domain: DomainId, ns: u64, now: u64) -> bool {
-        let Some(e) = self.entities.get_mut(usize::from(domain)) else { return false };
+    /// Charges CPU time.
+    pub fn charge(&mut self, domain: DomainId, ns: u64, now: u64) {
+        let e = &mut self.entities[domain];
         e.cpu_ns = e.cpu_ns.saturating_add(ns);
         e.since_wait = e.since_wait.saturating_add(ns);
         e.vruntime = e.vruntime.saturating_add(ns.saturating_mul(256) / e.weight);
@@ -153,6 +144,11 @@ impl Scheduler {
             e.used = 0;
         }
         e.used = e.used.saturating_add(ns);
+    }
+
+    /// Whether a domain runs longer without `wait` than it may.
+    pub fn is_hung(&self, domain: DomainId) -> bool {
+        let e = &self.entities[domain];
         e.since_wait > e.watchdog
     }
 
@@ -162,8 +158,8 @@ impl Scheduler {
         let mut next_event = u64::MAX;
         let mut best: Option<(DomainId, u64)> = None;
         let mut rivals = 0;
-        for id in 0..self.entities.len() as DomainId {
-            let Some(e) = self.get(id) else { continue };
+        for id in self.entities.ids() {
+            let e = &self.entities[id];
             if e.core != core {
                 continue;
             }
@@ -172,9 +168,9 @@ impl Scheduler {
                     next_event = next_event.min(deadline);
                     continue;
                 }
-                self.resume(id, now);
+                self.resume(id);
             }
-            let Some(e) = self.get(id) else { continue };
+            let e = &self.entities[id];
             if e.activity != Activity::Runnable {
                 continue;
             }
@@ -192,15 +188,12 @@ impl Scheduler {
         if let Some(clock) = self.clocks.get_mut(usize::from(core)) {
             *clock = vruntime.max(*clock);
         }
-        let mut until = next_event;
-        if let Some(e) = self.get(id) {
-            until = until.min(
-                now.saturating_add(e.watchdog.saturating_sub(e.since_wait)).saturating_add(1000),
-            );
-            if e.cap_ns < CAP_PERIOD {
-                let used = if e.period == now / CAP_PERIOD { e.used } else { 0 };
-                until = until.min(now.saturating_add(e.cap_ns.saturating_sub(used)));
-            }
+        let e = &self.entities[id];
+        let left = e.watchdog.saturating_sub(e.since_wait).saturating_add(1000);
+        let mut until = next_event.min(now.saturating_add(left));
+        if e.cap_ns < CAP_PERIOD {
+            let used = if e.period == now / CAP_PERIOD { e.used } else { 0 };
+            until = until.min(now.saturating_add(e.cap_ns.saturating_sub(used)));
         }
         if rivals > 1 {
             until = until.min(now.saturating_add(SLICE));

@@ -52,7 +52,7 @@ impl Node {
             complain(format_args!("{pages} pages mapped, {expected} expected"));
         }
         let extent = space.base..space.base + space.len;
-        for other in self.domains.iter().filter(|other| other.id != domain) {
+        for other in self.domains.iter().filter(|other| other.info.id != domain) {
             let end = other.space.base + other.space.len;
             if other.space.base < extent.end && extent.start < end {
                 complain(format_args!("its memory and that of {} overlap", other.config.name));
@@ -78,7 +78,7 @@ impl Node {
             }
         };
         self.devices.audit(
-            |domain| self.domains.get(usize::from(domain)).map_or(0, |d| d.core),
+            |domain| self.domains.get(usize::from(domain)).map_or(0, |d| d.info.core),
             &mut complain,
         );
         let nested =
@@ -107,7 +107,7 @@ impl Node {
                 })
             })
         };
-        let salts = u64::from(d.generation).wrapping_mul(17)..;
+        let salts = u64::from(d.info.generation).wrapping_mul(17)..;
         let pages = (d.space.base..d.space.base + d.space.len).step_by(PAGE_SIZE);
         let at =
             pages.zip(salts).map(|(page, salt)| page + salt % (PAGE_SIZE as u64 / LINE) * LINE);

@@ -111,7 +111,7 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
             d.life = Life::Building(0);
         }
         if Devices::wants_uart(&d.config) {
-            node.devices.route_uart(id, d.core)?;
+            node.devices.route_uart(id, d.info.core)?;
         }
     }
     node.info.free = memmap::free_bytes();

@@ -102,7 +102,7 @@ impl Node {
 
     /// Writes "closed" and the coming generation into a domain's end pages.
     pub(super) fn show_closed(&self, domain: DomainId) {
-        let generation = self.domains[domain].generation;
+        let generation = self.domains[domain].info.generation;
         for (own, _) in self.connections.iter().filter_map(|c| c.ends(domain)) {
             // The generation first: a peer that sees it knows that whatever
             // else the page says is stale.
@@ -159,7 +159,7 @@ impl Node {
             orders.end = Some(Reason::Operator);
         }
         orders.start |= start;
-        self.kick(self.domains[domain].core);
+        self.kick(self.domains[domain].info.core);
         Ok(0)
     }
 }

@@ -8,20 +8,21 @@ use core::{
     },
 };
 
+use hv_core::domain::Domain;
 use ring_proto::{
     DomainId, boot,
     conn::State,
     crash::{CrashReport, Reason},
     event::{self, EventPage, Inject},
     hypercall::{
-        ConnectionInfo, DomainInfo, Error, GrantCopyOp, LogHeader, MAX_CONSOLE_WRITE,
-        MAX_COPY_BATCH, NodeInfo, Nr,
+        ConnectionInfo, Error, GrantCopyOp, LogHeader, MAX_CONSOLE_WRITE, MAX_COPY_BATCH, NodeInfo,
+        Nr,
     },
     layout,
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use super::{Answer, End, Node, PAGE};
+use super::{Answer, End, Node, PAGE, count};
 use crate::{
     serial,
     vt::{Vcpu, svm},
@@ -39,7 +40,7 @@ const EXIT_ORDERLY: u8 = 0x10;
 impl Node {
     /// Handles the hypercall that `caller` made.
     pub(super) fn hypercall(&mut self, caller: DomainId, now: u64) {
-        self.domains[caller].stats.hypercalls += 1;
+        count(&mut self.domains[caller].info.hypercalls);
         let Some(call) = self.guests[caller].vcpu.as_ref().map(Vcpu::hypercall) else { return };
         let answer = match Nr::from_raw(call.nr) {
             Some(nr) => self.dispatch(caller, nr, call.args, now),
@@ -86,7 +87,7 @@ impl Node {
                 return None;
             }
             Nr::PciConfig => self.devices.config(caller, args),
-            Nr::IrqBind => self.devices.bind(caller, self.domains[caller].core, a, b, c),
+            Nr::IrqBind => self.devices.bind(caller, self.domains[caller].info.core, a, b, c),
             Nr::IrqUnmask => self.devices.unmask(caller, a),
             Nr::DeviceEnable => self.devices.enable(caller, a, b),
             Nr::DomainList => self.domain_list(caller, a, b),
@@ -147,7 +148,7 @@ impl Node {
             return Ok(0);
         }
         let d = &self.domains[caller];
-        self.console.push(caller, d.generation, now, text);
+        self.console.push(caller, d.info.generation, now, text);
         // Each line gets a tag and an end.
         let lines = text.split(|&b| b == b'\n').count();
         let shown = lines.saturating_mul(d.config.name.len().saturating_add(5));
@@ -182,18 +183,18 @@ impl Node {
     fn note_ready(&mut self, domain: DomainId, event_page: u64, now: u64) {
         let d = &mut self.domains[domain];
         let says_so = |w: &AtomicU32| w.load(Acquire) == 1;
-        if d.ready || !self.ram.word32(event_page + READY).is_ok_and(says_so) {
+        if d.info.ready != 0 || !self.ram.word32(event_page + READY).is_ok_and(says_so) {
             return;
         }
-        d.ready = true;
-        if let Some(record) = self.deaths.before(domain, d.generation) {
+        d.info.ready = 1;
+        if let Some(record) = self.deaths.before(domain, d.info.generation) {
             record.ready_ns = now;
         }
         self.tell_supervisor();
     }
 
     fn notify(&mut self, caller: DomainId, port: u64) -> Answer {
-        self.domains[caller].stats.notifies += 1;
+        count(&mut self.domains[caller].info.notifies);
         let mut ends = self.connections.iter().filter_map(|c| c.ends(caller));
         let (_, peer) = ends.find(|(own, _)| u64::from(own.port) == port).ok_or(Error::NotFound)?;
         if !self.is_running(peer.domain) {
@@ -231,10 +232,8 @@ impl Node {
     }
 
     fn domain_list(&self, caller: DomainId, gpa: u64, room: u64) -> Answer {
-        let records = self.domains.iter().map(|d| DomainInfo {
-            cpu_ns: self.sched.get(d.id).map_or(0, |e| e.cpu_ns),
-            ..d.info()
-        });
+        let cpu_ns = |d: &Domain| self.sched.get(d.info.id).cpu_ns;
+        let records = self.domains.iter().map(|d| d.info(cpu_ns(d)));
         self.write_records(caller, gpa, room, records)
     }
 

@@ -156,6 +156,11 @@ pub fn publish(node: Node) {
     NODE.call_once(|| Mutex::new(node));
 }
 
+/// One more event that is counted; in 64 bits no counter ever wraps.
+fn count(counter: &mut u64) {
+    *counter = counter.wrapping_add(1);
+}
+
 enum Step {
     Run(DomainId, SvmVcpu, u64),
     Again,
@@ -252,9 +257,9 @@ impl Node {
 
     fn ran(&mut self, domain: DomainId, vcpu: SvmVcpu, exit: Exit, ns: u64, now: u64) {
         self.guests[domain].vcpu = Some(vcpu);
-        self.domains[domain].stats.exits += 1;
+        count(&mut self.domains[domain].info.exits);
         let begun = time::now_ns();
-        let hung = self.sched.charge(domain, ns, now);
+        self.sched.charge(domain, ns, now);
         match exit {
             Exit::Resume | Exit::Interrupt => {}
             Exit::Hypercall => self.hypercall(domain, now),
@@ -263,8 +268,7 @@ impl Node {
             Exit::Forbidden(code) => self.fault(domain, Reason::Forbidden, 0, code, now),
         }
         // A hypercall may have been `wait`, which feeds the watchdog.
-        let hung = hung && self.sched.get(domain).is_some_and(|e| e.since_wait > e.watchdog);
-        if hung && self.domains[domain].is_alive() {
+        if self.sched.is_hung(domain) && self.domains[domain].is_alive() {
             self.fault(domain, Reason::Watchdog, 0, 0, now);
         }
         // What was done for it is part of its share.
@@ -296,7 +300,7 @@ impl Node {
                 self.devices.quiesce(owner);
                 let orders = &mut self.guests[owner].orders;
                 (orders.end, orders.event) = (Some(Reason::IommuFault), Some(event));
-                self.kick(self.domains[owner].core);
+                self.kick(self.domains[owner].info.core);
             }
         }
     }
@@ -311,7 +315,7 @@ impl Node {
                 let vector = word as u32 * 64 + bits.trailing_zeros();
                 bits &= bits - 1;
                 if let Some((domain, port)) = self.devices.fired(vector as u8) {
-                    self.domains[domain].stats.interrupts += 1;
+                    count(&mut self.domains[domain].info.interrupts);
                     if self.raise(domain, port) {
                         self.devices.throttle(vector as u8);
                     }
@@ -341,7 +345,7 @@ impl Node {
     }
 
     fn wake(&mut self, domain: DomainId) {
-        if let Some(core) = self.sched.wake(domain, time::now_ns()) {
+        if let Some(core) = self.sched.wake(domain) {
             self.kick(core);
         }
     }
@@ -357,7 +361,7 @@ impl Node {
     fn tell_supervisor(&mut self) {
         let supervisor =
             self.domains.iter().find(|d| d.config.capabilities & boot::CAP_SUPERVISOR != 0);
-        if let Some(id) = supervisor.map(|d| d.id) {
+        if let Some(id) = supervisor.map(|d| d.info.id) {
             self.raise(id, event::PORT_LIFECYCLE);
         }
     }
@@ -372,10 +376,10 @@ impl Node {
             return;
         }
         guest.flush = true;
-        let core = usize::from(self.domains[domain].core);
+        let core = usize::from(self.domains[domain].info.core);
         let Some(in_guest) = IN_GUEST.get(core) else { return };
         if core != cpu::core() && in_guest.load(Ordering::SeqCst) == u32::from(domain) + 1 {
-            self.info.shootdowns += 1;
+            count(&mut self.info.shootdowns);
             apic::send_kick(core);
             // Bounded: an interrupt ends guest mode, and no guest can mask it.
             while in_guest.load(Ordering::SeqCst) == u32::from(domain) + 1 {
@@ -388,7 +392,7 @@ impl Node {
     fn carry_out_orders(&mut self, core: u16, now: u64) -> bool {
         let mut any = false;
         for id in self.domains.ids() {
-            if self.domains[id].core != core {
+            if self.domains[id].info.core != core {
                 continue;
             }
             let orders = core::mem::take(&mut self.guests[id].orders);
@@ -417,7 +421,7 @@ impl Node {
         let leaf = self.guests[domain].nested.leaf(fault.address);
         let (write, execute) = Rights::of(leaf);
         if leaf != 0 && (write || !fault.write) && (execute || !fault.execute) {
-            self.info.spurious_faults += 1;
+            count(&mut self.info.spurious_faults);
             self.shoot_down(domain);
         } else {
             self.fault(domain, Reason::NestedFault, fault.address, 0, now);

@@ -23,7 +23,7 @@ impl Node {
     /// was anything to do.
     pub(super) fn restore_step(&mut self, core: u16) -> bool {
         let next = self.domains.iter().find_map(|d| match d.life {
-            Life::Building(done) if d.core == core => Some((d.id, done)),
+            Life::Building(done) if d.info.core == core => Some((d.info.id, done)),
             _ => None,
         });
         let Some((domain, done)) = next else { return false };
@@ -76,8 +76,8 @@ impl Node {
         let now = time::now_ns();
         d.born(now);
         guest.asleep = false;
-        self.sched.start(domain, now);
-        if let Some(record) = self.deaths.before(domain, d.generation) {
+        self.sched.start(domain);
+        if let Some(record) = self.deaths.before(domain, d.info.generation) {
             record.restarted_ns = now;
         }
         self.tell_supervisor();
@@ -103,7 +103,7 @@ impl Node {
         let mut info = BootInfo::new_zeroed();
         info.magic = boot::MAGIC;
         info.abi = boot::ABI;
-        info.generation = d.generation;
+        info.generation = d.info.generation;
         info.domain = domain;
         info.cores = self.info.cores as u16;
         info.capabilities = d.config.capabilities;
