@@ -9,7 +9,7 @@ use supervisor_policy::{Node, Supervisor};
 use uart_16550::{
     BaudRate, Config, Uart16550,
     backend::PioBackend,
-    spec::registers::{FifoTriggerLevel, IER},
+    spec::registers::{FifoTriggerLevel, IER, LSR},
 };
 
 /// First I/O port of the second UART.
@@ -17,19 +17,37 @@ const PORT: u16 = 0x2f8;
 /// Most bytes taken or sent in one turn of the event loop.
 const TURN: usize = 4096;
 
-/// The line, if the machine has one.
-pub struct Line(Option<Uart16550<PioBackend>>);
+/// The line.
+pub enum Line {
+    /// The machine has none, or one that does not work.
+    Absent,
+    /// It still sends what an earlier generation left in it. Setting the UART up would wait for
+    /// that, and a host that does not read could make it wait for ever.
+    Draining(Uart16550<PioBackend>),
+    /// Ready.
+    Open(Uart16550<PioBackend>),
+}
 
 impl Line {
-    /// Sets the UART up. Without one the supervisor still does its duty, only
-    /// nobody can talk to it.
+    /// Finds the UART and sets it up if it has nothing to send. Without one the supervisor still
+    /// does its duty, only nobody can talk to it.
     pub fn open() -> Self {
         // SAFETY: the manifest gives this domain, and no other, the eight
         // ports from here on (CAP_CONTROL_UART), and they have no effect on memory.
         let uart = unsafe { Uart16550::new_port(PORT) };
-        let Ok(mut uart) = uart else {
-            return Self(None);
+        let mut line = uart.map_or(Self::Absent, Self::Draining);
+        line.set_up();
+        line
+    }
+
+    /// Opens a drained line; true while it still has something to send.
+    pub fn set_up(&mut self) -> bool {
+        let Self::Draining(uart) = self else {
+            return false;
         };
+        if !uart.lsr().contains(LSR::TRANSMITTER_EMPTY) {
+            return true;
+        }
         // One byte is enough for an interrupt: a request's tail must not wait
         // in the FIFO. Sending is polled, see `send`.
         let config = Config {
@@ -38,13 +56,15 @@ impl Line {
             baud_rate: BaudRate::Baud115200,
             ..Config::DEFAULT
         };
-        match uart.init(config) {
-            Ok(()) => Self(Some(uart)),
-            Err(why) => {
+        *self = match (uart.init(config), core::mem::replace(self, Self::Absent)) {
+            (Ok(()), Self::Draining(uart)) => Self::Open(uart),
+            (Err(why), _) => {
                 log::error!("no control line: {why}");
-                Self(None)
+                Self::Absent
             }
-        }
+            (Ok(()), other) => other,
+        };
+        false
     }
 
     /// Hands what came to the supervisor; true if there may be more.
@@ -54,7 +74,7 @@ impl Line {
     /// or there was no room for answers, and then the supervisor has something
     /// to send and the loop returns soon.
     pub fn receive(&mut self, supervisor: &mut Supervisor, node: &mut impl Node) -> bool {
-        let Some(uart) = &mut self.0 else {
+        let Self::Open(uart) = self else {
             return false;
         };
         for _ in 0..TURN {
@@ -71,12 +91,16 @@ impl Line {
 
     /// Sends what the FIFO takes now.
     pub fn send(&mut self, supervisor: &mut Supervisor) {
-        let Some(uart) = &mut self.0 else {
-            // Nobody will ever read it.
-            while !supervisor.to_send().is_empty() {
-                supervisor.sent(supervisor.to_send().len());
+        let uart = match self {
+            Self::Open(uart) => uart,
+            Self::Draining(_) => return,
+            Self::Absent => {
+                // Nobody will ever read it.
+                while !supervisor.to_send().is_empty() {
+                    supervisor.sent(supervisor.to_send().len());
+                }
+                return;
             }
-            return;
         };
         let mut left = TURN;
         while left > 0 {

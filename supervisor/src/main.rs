@@ -41,10 +41,11 @@ fn main(boot: &'static BootInfo) -> ! {
     loop {
         // Events only say "look again", and everything is looked at each turn.
         events::take_all();
+        let draining = line.set_up();
         let more = line.receive(&mut supervisor, &mut node);
         let mut deadline = supervisor.poll(&mut node);
         line.send(&mut supervisor);
-        if !supervisor.to_send().is_empty() {
+        if draining || !supervisor.to_send().is_empty() {
             deadline = deadline.min(time::now_ns().saturating_add(SEND_POLL_NS));
         } else if supervisor.is_leaving() || more {
             deadline = 0;
