@@ -4,6 +4,11 @@
 //! registers are MSRs) has one place to go; the EOI in the interrupt stub is
 //! the only other access.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "register addresses, and 64-bit factors in 128 bits"
+)]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -4,6 +4,7 @@
 //! Both run on an early map of the first 4 GiB that is writable and
 //! executable; [`crate::paging`] replaces it at once.
 #![allow(unsafe_code)]
+#![expect(clippy::arithmetic_side_effects, reason = "addresses of the image")]
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64};

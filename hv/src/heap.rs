@@ -4,6 +4,11 @@
 //! ever given back: what is allocated at boot lives for ever. After [`seal`]
 //! every allocation is a panic, so that none hides on the exit path.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "boot only: addresses of a chunk of RAM that was just taken"
+)]
 
 use core::alloc::{GlobalAlloc, Layout};
 

@@ -45,7 +45,7 @@ pub fn mask_legacy() {
     unsafe {
         for (base, vector, wiring) in [(0x20u16, LEGACY, 4u8), (0xa0, LEGACY + 8, 2)] {
             let mut command = Port::<u8>::new(base);
-            let mut data = Port::<u8>::new(base + 1);
+            let mut data = Port::<u8>::new(base | 1);
             command.write(0x11);
             data.write(vector);
             data.write(wiring);

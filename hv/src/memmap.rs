@@ -4,6 +4,13 @@
 //! MiB, the hypervisor's image and the bundle. The allocator serves the boot
 //! only: [`seal`] closes it and returns what is left for `hv-core` to own.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "boot only: numbers of the firmware or our own, and who cannot go on says so"
+)]
 
 use heapless::Vec;
 use spin::{Mutex, Once};

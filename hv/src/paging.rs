@@ -6,6 +6,11 @@
 //! executable. Page 0 is not mapped. After the boot the only change is
 //! [`map_mmio`], which adds and never takes away, so no TLB flush is needed.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    reason = "boot only: numbers of the firmware or our own, and who cannot go on says so"
+)]
 
 use core::sync::atomic::{AtomicBool, Ordering};
 

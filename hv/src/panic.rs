@@ -1,6 +1,10 @@
 //! The end of the hypervisor: what is known goes to the console, the other
 //! cores stop, and QEMU ends with a code of its own.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "a core number, and an address that was found to be in the text"
+)]
 
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

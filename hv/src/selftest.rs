@@ -1,6 +1,11 @@
 //! Failures on order, by `selftest=…` on the command line: the system tests
 //! see with them that a hypervisor that fails says so.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::panic,
+    reason = "boot only: numbers of the firmware or our own, and who cannot go on says so"
+)]
 
 use core::arch::asm;
 
@@ -15,7 +20,8 @@ const PATIENCE_NS: u64 = 2_000_000_000;
 /// by how many ns it was late.
 pub fn timer() -> Result<u64, &'static str> {
     let core = cpu::core();
-    let has_timer = |v: [u64; 4]| v[usize::from(irq::TIMER / 64)] >> (irq::TIMER % 64) & 1 != 0;
+    let word = usize::from(irq::TIMER / 64);
+    let has_timer = |v: [u64; 4]| v.get(word).is_some_and(|w| w >> (irq::TIMER % 64) & 1 != 0);
     let start = time::now_ns();
     let deadline = start + TIMER_NS;
     apic::arm_timer(deadline);

@@ -1,5 +1,10 @@
 //! Starting the application processors, one after the other.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "boot only: numbers of the firmware or our own, and who cannot go on says so"
+)]
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

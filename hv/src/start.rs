@@ -1,5 +1,12 @@
 //! Bringing the machine up, step by step, on the boot processor.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "boot only: numbers of the firmware or our own, and who cannot go on says so"
+)]
 
 use core::arch::asm;
 

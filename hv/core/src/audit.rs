@@ -2,6 +2,10 @@
 //!
 //! The hypervisor walks the hardware's tables and shows every leaf to these
 //! functions; they compare it with regions and grants.
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "addresses within regions, and counts of pages"
+)]
 
 use ring_proto::{PAGE_SIZE, layout};
 

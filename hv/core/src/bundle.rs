@@ -231,9 +231,9 @@ fn check_domain(node: &Node, index: usize) -> Result<(), Problem> {
         return Err(Problem::DuplicateName);
     }
     let image = node.images.get(usize::from(domain.image)).ok_or(Problem::BadReference)?;
-    if domain.memory % PAGE_SIZE as u64 != 0
+    if !domain.memory.is_multiple_of(PAGE_SIZE as u64)
         || domain.memory > MAX_MEMORY
-        || domain.dma_pool % PAGE_SIZE as u64 != 0
+        || !domain.dma_pool.is_multiple_of(PAGE_SIZE as u64)
     {
         return Err(Problem::BadMemory);
     }

@@ -1,7 +1,7 @@
 //! Domains: life cycle, generations, statistics.
 
 use alloc::vec::Vec;
-use core::ops::{Deref, DerefMut, Index, IndexMut};
+use core::ops::{Index, IndexMut};
 
 use ring_proto::{
     DomainId, Generation, bundle,
@@ -140,6 +140,21 @@ impl<T> ByDomain<T> {
         DomainId::try_from(number).ok().filter(|&id| usize::from(id) < self.0.len())
     }
 
+    /// Adds the next domain's.
+    pub fn push(&mut self, value: T) {
+        self.0.push(value);
+    }
+
+    /// That of a domain that there may not be.
+    pub fn named(&self, id: DomainId) -> Option<&T> {
+        self.0.get(usize::from(id))
+    }
+
+    /// One after the other.
+    pub fn iter(&self) -> core::slice::Iter<'_, T> {
+        self.0.iter()
+    }
+
     /// The numbers of all domains.
     pub fn ids(&self) -> impl Iterator<Item = DomainId> + use<T> {
         (0..).take(self.0.len())
@@ -149,20 +164,6 @@ impl<T> ByDomain<T> {
 impl<T> Default for ByDomain<T> {
     fn default() -> Self {
         Self(Vec::new())
-    }
-}
-
-impl<T> Deref for ByDomain<T> {
-    type Target = Vec<T>;
-
-    fn deref(&self) -> &Vec<T> {
-        &self.0
-    }
-}
-
-impl<T> DerefMut for ByDomain<T> {
-    fn deref_mut(&mut self) -> &mut Vec<T> {
-        &mut self.0
     }
 }
 

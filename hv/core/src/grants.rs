@@ -65,7 +65,7 @@ impl Window {
 
     /// Pages of the window.
     pub fn len(&self) -> u32 {
-        self.slots.len() as u32
+        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
     }
 
     /// Whether it has no pages.
@@ -122,7 +122,7 @@ impl Table {
 
     /// References of the table.
     pub fn len(&self) -> u32 {
-        self.active.len() as u32
+        u32::try_from(self.active.len()).unwrap_or(u32::MAX)
     }
 
     /// Whether it has no references.

@@ -79,7 +79,7 @@ impl Region {
 
 /// Bytes of a grant table with `entries` words.
 pub const fn grant_table_bytes(entries: u32) -> u64 {
-    (entries as u64 * 8).next_multiple_of(PAGE)
+    (entries as u64).saturating_mul(8).next_multiple_of(PAGE)
 }
 
 /// Least memory for `domain` with `image`; `None` on overflow.
@@ -110,6 +110,7 @@ pub struct Space {
     pub heap_len: u64,
 }
 
+#[expect(clippy::arithmetic_side_effects, reason = "an address in a region is not below its start")]
 impl Space {
     /// Lays out `domain` in the extent at machine address `base`, which must be
     /// 2 MiB aligned. `None` if the manifest was not validated.

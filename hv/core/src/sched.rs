@@ -137,7 +137,8 @@ impl Scheduler {
         let e = &mut self.entities[domain];
         e.cpu_ns = e.cpu_ns.saturating_add(ns);
         e.since_wait = e.since_wait.saturating_add(ns);
-        e.vruntime = e.vruntime.saturating_add(ns.saturating_mul(256) / e.weight);
+        e.vruntime =
+            e.vruntime.saturating_add(ns.saturating_mul(256).checked_div(e.weight).unwrap_or(ns));
         let period = now / CAP_PERIOD;
         if period != e.period {
             e.period = period;
@@ -176,10 +177,10 @@ impl Scheduler {
             }
             let period = now / CAP_PERIOD;
             if e.cap_ns < CAP_PERIOD && e.period == period && e.used >= e.cap_ns {
-                next_event = next_event.min((period + 1) * CAP_PERIOD);
+                next_event = next_event.min(period.saturating_add(1).saturating_mul(CAP_PERIOD));
                 continue;
             }
-            rivals += 1;
+            rivals = 1u32.saturating_add(rivals);
             if best.is_none_or(|(_, v)| e.vruntime < v) {
                 best = Some((id, e.vruntime));
             }

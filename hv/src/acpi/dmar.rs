@@ -41,7 +41,7 @@ pub fn read<IO: PhysIo>(dmar: &Table<'_, IO>, platform: &mut Platform) -> Result
     let mut at = STRUCTURES;
     while at < dmar.size() {
         let kind = dmar.u16(at).ok_or(MALFORMED)?;
-        let len = usize::from(dmar.u16(at + 2).ok_or(MALFORMED)?);
+        let len = usize::from(dmar.u16(at.saturating_add(2)).ok_or(MALFORMED)?);
         let part = dmar.part(at, len).filter(|_| len >= 8).ok_or(MALFORMED)?;
         // Another PCI segment: nothing would hold its functions back.
         if kind <= 1 && part.u16(6).ok_or(MALFORMED)? != 0 {

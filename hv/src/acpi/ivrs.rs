@@ -57,7 +57,7 @@ pub fn read<IO: PhysIo>(ivrs: &Table<'_, IO>, platform: &mut Platform) -> Result
     let mut at = BLOCKS;
     while at < ivrs.size() {
         let kind = ivrs.u8(at).ok_or(MALFORMED)?;
-        let len = usize::from(ivrs.u16(at + 2).ok_or(MALFORMED)?);
+        let len = usize::from(ivrs.u16(at.saturating_add(2)).ok_or(MALFORMED)?);
         let block = ivrs.part(at, len).filter(|_| len >= BLOCK_HEADER).ok_or(MALFORMED)?;
         let entries = match kind {
             0x10 => Some(24),

@@ -221,7 +221,7 @@ fn read_madt<IO: PhysIo>(madt: &Table<'_, IO>, platform: &mut Platform) -> Resul
     let mut at = 44;
     while at < madt.size() {
         let kind = madt.u8(at).ok_or(MALFORMED)?;
-        let len = usize::from(madt.u8(at + 1).ok_or(MALFORMED)?);
+        let len = usize::from(madt.u8(at.saturating_add(1)).ok_or(MALFORMED)?);
         // Also ends the loop: an entry has at least its own header.
         let entry = madt.part(at, len).filter(|_| len >= 2).ok_or(MALFORMED)?;
         match kind {

@@ -2,6 +2,7 @@
 //! interrupts note their number, acknowledge it and return, all in assembly
 //! and without touching the FPU.
 #![allow(unsafe_code)]
+#![expect(clippy::arithmetic_side_effects, reason = "the address of a stub, 16 bytes each")]
 
 use core::arch::global_asm;
 

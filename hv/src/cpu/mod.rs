@@ -58,8 +58,8 @@ pub fn get(core: usize) -> Option<&'static PerCpu> {
 }
 
 /// The data of this core.
+#[expect(clippy::indexing_slicing, reason = "the mask keeps it below MAX_CORES")]
 pub fn this() -> &'static PerCpu {
-    // Below `MAX_CORES` always; the mask spares a branch to a panic.
     &CPUS[core() & (MAX_CORES - 1)]
 }
 
@@ -127,10 +127,11 @@ pub fn reset_fpu() {
 
 /// Sets up this core's tables, control registers and GS. Its stacks must be
 /// mapped. Ends the time in which an exception is a triple fault.
+#[expect(clippy::indexing_slicing, reason = "boot only: no core beyond MAX_CORES is started")]
 pub fn init(core: usize) {
     let cpu = &CPUS[core];
     let id = core::arch::x86_64::__cpuid(1).ebx >> 24;
-    cpu.core.store(core as u32, Ordering::Relaxed);
+    cpu.core.store(u32::try_from(core).unwrap_or(0), Ordering::Relaxed);
     cpu.apic_id.store(id, Ordering::Relaxed);
     tables::load(core);
     reset_fpu();

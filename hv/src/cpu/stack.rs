@@ -2,6 +2,10 @@
 //! unmapped pages, in an area of their own above the identity map.
 //!
 //! The address of a stack tells the core, which holds even where GS does not.
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "cores are few, and the area has room for them: asserted below"
+)]
 
 use super::MAX_CORES;
 

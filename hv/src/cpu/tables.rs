@@ -1,5 +1,10 @@
 //! GDT, TSS and IDT.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "sizes of tables, known when this is compiled"
+)]
 
 extern crate alloc;
 
@@ -41,6 +46,7 @@ fn gate(vector: usize) -> [AtomicU64; 2] {
 }
 
 /// Loads the tables of core `core`.
+#[expect(clippy::indexing_slicing, reason = "the field is packed; IST numbers are constants")]
 pub(super) fn load(core: usize) {
     let mut tss = TaskStateSegment::new();
     for stack in ALL {

@@ -162,7 +162,7 @@ pub fn init<IO: PhysIo + Send + 'static>(
     let mut memory = Vec::new();
     let mut alloc = |count, align| {
         let at = alloc(count, align)?;
-        memory.push((at, count as u64 * PAGE)).ok().map(|()| at)
+        memory.push((at, (count as u64).saturating_mul(PAGE))).ok().map(|()| at)
     };
     let mut iommu: Box<dyn Iommu> = match (&*platform.amd_vi, &*platform.vt_d.units) {
         ([], []) => return Ok(None),
@@ -200,9 +200,16 @@ impl Slots {
         if self.find(bdf).is_ok() {
             return Err(Error::BadState);
         }
-        let free = self.0.iter().position(Option::is_none).ok_or(Error::Exhausted)?;
-        self.0[free] = Some((bdf, domain_id));
-        Ok(free)
+        let mut places = self.0.iter_mut().enumerate();
+        let (slot, place) = places.find(|(_, p)| p.is_none()).ok_or(Error::Exhausted)?;
+        *place = Some((bdf, domain_id));
+        Ok(slot)
+    }
+
+    fn give_back(&mut self, slot: usize) {
+        if let Some(place) = self.0.get_mut(slot) {
+            *place = None;
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The queue by which a unit gets its commands. AMD-Vi's command buffer and
 //! VT-d's invalidation queue differ in the place of their registers only.
+#![expect(clippy::arithmetic_side_effects, reason = "offsets within our own ring")]
 
 use super::{Error, PATIENCE};
 use crate::phys::PhysIo;

@@ -1,5 +1,10 @@
 //! The audit: every mapping that the hardware's tables hold, against what
 //! `hv-core` says should be there.
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "counts, and addresses within regions"
+)]
 
 use core::fmt;
 
@@ -59,7 +64,7 @@ impl Node {
             }
         }
         bad += audit::window_agrees(window, domain, |granter, gref| {
-            self.domains.get(usize::from(granter)).and_then(|g| g.table.get(gref))
+            self.domains.named(granter).and_then(|g| g.table.get(gref))
         });
         bad += self.guests[domain].leftovers;
         if domain == 0 {
@@ -77,10 +82,8 @@ impl Node {
                 log::error!("audit: {what}");
             }
         };
-        self.devices.audit(
-            |domain| self.domains.get(usize::from(domain)).map_or(0, |d| d.info.core),
-            &mut complain,
-        );
+        self.devices
+            .audit(|domain| self.domains.named(domain).map_or(0, |d| d.info.core), &mut complain);
         let nested =
             self.guests.iter().flat_map(|g| g.nested.tables()).map(|t| (*t, PAGE_SIZE as u64));
         for (base, len) in nested.chain(self.devices.table_memory()) {

@@ -1,4 +1,9 @@
 //! Building the node from its bundle, once, before any domain runs.
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "boot only: numbers of a manifest that was validated"
+)]
 
 use alloc::{format, string::String, vec::Vec};
 

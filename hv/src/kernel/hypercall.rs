@@ -32,6 +32,9 @@ use crate::{
 const INJECT: u64 = offset_of!(EventPage, inject) as u64;
 const READY: u64 = offset_of!(EventPage, ready) as u64;
 
+/// Largest piece of text that one `ConsoleWrite` takes.
+const CONSOLE_CHUNK: usize = 1024;
+const _: () = assert!(CONSOLE_CHUNK as u64 == MAX_CONSOLE_WRITE);
 /// Largest piece of the log that one `LogRead` copies.
 const LOG_CHUNK: usize = 2048;
 /// What `power_off` tells QEMU after an orderly end.
@@ -139,7 +142,7 @@ impl Node {
     }
 
     fn console_write(&mut self, caller: DomainId, gpa: u64, len: u64, now: u64) -> Answer {
-        let mut buffer = [0; MAX_CONSOLE_WRITE as usize];
+        let mut buffer = [0; CONSOLE_CHUNK];
         let text = usize::try_from(len).ok().and_then(|len| buffer.get_mut(..len));
         let text = text.ok_or(Error::BadArgument)?;
         self.read_caller(caller, gpa, text)?;
@@ -169,8 +172,9 @@ impl Node {
         self.note_ready(caller, page, now);
         let set = |word: &AtomicU64| word.load(SeqCst) != 0;
         let pending = (0..event::WORDS as u64)
-            .any(|i| self.ram.word64(page.wrapping_add(i * 8)).is_ok_and(set));
-        let injected = self.ram.word32(page + INJECT).is_ok_and(|w| w.load(SeqCst) != 0);
+            .any(|i| self.ram.word64(page.saturating_add(i.saturating_mul(8))).is_ok_and(set));
+        let injected =
+            self.ram.word32(page.saturating_add(INJECT)).is_ok_and(|w| w.load(SeqCst) != 0);
         self.devices.rearm(caller);
         if !pending && !injected && deadline > now {
             self.sched.sleep(caller, deadline);
@@ -183,7 +187,9 @@ impl Node {
     fn note_ready(&mut self, domain: DomainId, event_page: u64, now: u64) {
         let d = &mut self.domains[domain];
         let says_so = |w: &AtomicU32| w.load(Acquire) == 1;
-        if d.info.ready != 0 || !self.ram.word32(event_page + READY).is_ok_and(says_so) {
+        if d.info.ready != 0
+            || !self.ram.word32(event_page.saturating_add(READY)).is_ok_and(says_so)
+        {
             return;
         }
         d.info.ready = 1;
@@ -210,7 +216,8 @@ impl Node {
         }
         for i in 0..count {
             let mut raw = [0; size_of::<GrantCopyOp>()];
-            let at = gpa.checked_add(i * raw.len() as u64).ok_or(Error::BadAddress)?;
+            let at =
+                gpa.checked_add(i.saturating_mul(raw.len() as u64)).ok_or(Error::BadAddress)?;
             self.read_caller(caller, at, &mut raw)?;
             let op = GrantCopyOp::read_from_bytes(&raw).map_err(|_| Error::BadArgument)?;
             if let Err(e) = self.grant_copy_one(caller, &op) {
@@ -276,7 +283,9 @@ impl Node {
             return Err(Error::BadState);
         }
         let page = target.space.translate(layout::EVENT_PAGE, PAGE, true);
-        self.ram.word32(page.ok_or(Error::BadState)? + INJECT)?.store(kind as u32, SeqCst);
+        self.ram
+            .word32(page.ok_or(Error::BadState)?.saturating_add(INJECT))?
+            .store(kind as u32, SeqCst);
         self.wake(domain);
         Ok(0)
     }

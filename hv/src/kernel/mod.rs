@@ -143,6 +143,7 @@ const EVENT_POLL: u64 = 5_000_000;
 /// Most ns until an idle core looks.
 const IDLE_EVENT_POLL: u64 = 50_000_000;
 
+#[expect(clippy::unreachable, reason = "boot calls `publish` before it calls `run`")]
 fn lock() -> MutexGuard<'static, Node> {
     match NODE.get() {
         Some(node) => node.lock(),
@@ -154,6 +155,12 @@ fn lock() -> MutexGuard<'static, Node> {
 /// Makes the node known to all cores.
 pub fn publish(node: Node) {
     NODE.call_once(|| Mutex::new(node));
+}
+
+fn set_in_guest(core: u16, value: u32) {
+    if let Some(place) = IN_GUEST.get(usize::from(core)) {
+        place.store(value, Ordering::SeqCst);
+    }
 }
 
 /// One more event that is counted; in 64 bits no counter ever wraps.
@@ -196,7 +203,7 @@ pub fn run(core: u16) -> ! {
                 let from = time::now_ns();
                 arm(if serial::drain() { until.min(from.saturating_add(DRAIN)) } else { until });
                 let exit = vcpu.run();
-                IN_GUEST[usize::from(core)].store(0, Ordering::Release);
+                set_in_guest(core, 0);
                 let to = time::now_ns();
                 if exit == Exit::Interrupt {
                     cpu::interrupt_window();
@@ -249,7 +256,7 @@ impl Node {
                 if core::mem::take(&mut guest.flush) {
                     vcpu.flush_tlb();
                 }
-                IN_GUEST[usize::from(core)].store(u32::from(domain) + 1, Ordering::SeqCst);
+                set_in_guest(core, u32::from(domain).saturating_add(1));
                 Step::Run(domain, vcpu, until)
             }
         }
@@ -283,11 +290,11 @@ impl Node {
         const MOST: usize = 1024;
         /// Events of nobody, which are worth a line each.
         const NAMED: usize = 4;
-        let mut strange = 0;
+        let mut strange = 0usize;
         for _ in 0..MOST {
             let Some((event, owner)) = self.devices.poll_event() else { break };
             let Some(owner) = owner else {
-                strange += 1;
+                strange = strange.saturating_add(1);
                 if strange <= NAMED {
                     log::warn!("{event} is nobody's");
                 }
@@ -309,20 +316,20 @@ impl Node {
     /// its timer was among them.
     fn take_interrupts(&mut self, core: u16) -> bool {
         let vectors = irq::take_pending(core.into());
-        for (word, bits) in vectors.into_iter().enumerate() {
-            let mut bits = bits;
-            while bits != 0 {
-                let vector = word as u32 * 64 + bits.trailing_zeros();
-                bits &= bits - 1;
-                if let Some((domain, port)) = self.devices.fired(vector as u8) {
+        let arrived = |vector: u8| {
+            vectors.get(usize::from(vector / 64)).is_some_and(|w| w >> (vector % 64) & 1 != 0)
+        };
+        if vectors != [0; 4] {
+            for vector in (irq::DEVICE_FIRST..=irq::DEVICE_LAST).filter(|&v| arrived(v)) {
+                if let Some((domain, port)) = self.devices.fired(vector) {
                     count(&mut self.domains[domain].info.interrupts);
                     if self.raise(domain, port) {
-                        self.devices.throttle(vector as u8);
+                        self.devices.throttle(vector);
                     }
                 }
             }
         }
-        vectors[usize::from(irq::TIMER / 64)] >> (irq::TIMER % 64) & 1 != 0
+        arrived(irq::TIMER)
     }
 
     /// Sets a port bit in a domain's event page and wakes it. Returns whether
@@ -336,10 +343,11 @@ impl Node {
             return false;
         };
         let bit = 1 << (port % 64);
-        let before = match self.ram.word64(page + u64::from(port / 64) * 8) {
-            Ok(word) => word.fetch_or(bit, Ordering::SeqCst),
-            Err(_) => 0,
-        };
+        let before =
+            match self.ram.word64(page.saturating_add(u64::from(port / 64).saturating_mul(8))) {
+                Ok(word) => word.fetch_or(bit, Ordering::SeqCst),
+                Err(_) => 0,
+            };
         self.wake(domain);
         before & bit != 0
     }
@@ -378,11 +386,12 @@ impl Node {
         guest.flush = true;
         let core = usize::from(self.domains[domain].info.core);
         let Some(in_guest) = IN_GUEST.get(core) else { return };
-        if core != cpu::core() && in_guest.load(Ordering::SeqCst) == u32::from(domain) + 1 {
+        let inside = u32::from(domain).saturating_add(1);
+        if core != cpu::core() && in_guest.load(Ordering::SeqCst) == inside {
             count(&mut self.info.shootdowns);
             apic::send_kick(core);
             // Bounded: an interrupt ends guest mode, and no guest can mask it.
-            while in_guest.load(Ordering::SeqCst) == u32::from(domain) + 1 {
+            while in_guest.load(Ordering::SeqCst) == inside {
                 core::hint::spin_loop();
             }
         }

@@ -27,7 +27,7 @@ impl Ram {
     /// built.
     pub fn alloc(&mut self, pages: usize, align: u64) -> Option<u64> {
         let base = memmap::alloc_frames_dirty(pages, align)?;
-        self.extents.push((base, pages as u64 * 4096));
+        self.extents.push((base, (pages as u64).saturating_mul(4096)));
         Some(base)
     }
 
@@ -39,7 +39,8 @@ impl Ram {
 
     fn check(&self, hpa: u64, len: u64) -> Result<*mut u8, Error> {
         let inside = |&(base, size): &(u64, u64)| {
-            hpa.checked_sub(base).is_some_and(|offset| offset <= size && len <= size - offset)
+            hpa.checked_sub(base)
+                .is_some_and(|offset| size.checked_sub(offset).is_some_and(|room| len <= room))
         };
         if self.extents.iter().any(inside) { Ok(hpa as *mut u8) } else { Err(Error::BadAddress) }
     }
@@ -65,16 +66,18 @@ impl Ram {
     pub fn copy(&self, from: u64, to: u64, len: u64) -> Result<(), Error> {
         let from = self.check(from, len)?;
         let to = self.check(to, len)?;
+        let bytes = usize::try_from(len).map_err(|_| Error::BadAddress)?;
         // SAFETY: as for `read`, for both ranges.
-        unsafe { core::ptr::copy(from, to, len as usize) };
+        unsafe { core::ptr::copy(from, to, bytes) };
         Ok(())
     }
 
     /// Zeroes a range.
     pub fn zero(&self, hpa: u64, len: u64) -> Result<(), Error> {
         let to = self.check(hpa, len)?;
+        let bytes = usize::try_from(len).map_err(|_| Error::BadAddress)?;
         // SAFETY: as for `read`.
-        unsafe { core::ptr::write_bytes(to, 0, len as usize) };
+        unsafe { core::ptr::write_bytes(to, 0, bytes) };
         Ok(())
     }
 

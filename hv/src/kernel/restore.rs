@@ -2,6 +2,11 @@
 //!
 //! Nobody else reaches the memory meanwhile: a domain's grants are withdrawn
 //! and its device is blocked before its generation counts as ended.
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "regions of a validated manifest; no domain has a say"
+)]
 
 use hv_core::{domain::Life, memory::Kind};
 use ring_proto::{

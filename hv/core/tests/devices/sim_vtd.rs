@@ -95,7 +95,7 @@ impl Machine {
     fn table_read(&self, at: u64) -> [u64; 2] {
         let dirty = self.0.read().unwrap().dirty.contains(&(at / 64));
         assert!(!dirty, "the entry at {at:#x} was not written back");
-        [self.read64(at), if at % 16 == 0 { self.read64(at + 8) } else { 0 }]
+        [self.read64(at), if at.is_multiple_of(16) { self.read64(at + 8) } else { 0 }]
     }
 
     pub fn report_fault(&self, bdf: u16, reason: u64, address: u64, write: bool) {

@@ -57,6 +57,7 @@ impl DeviceEntry {
     }
 
     /// Domain id and root of an attached entry.
+    #[expect(clippy::cast_possible_truncation, reason = "the field has 16 bits")]
     pub const fn domain(&self) -> (u16, u64) {
         (self.0[1] as u16, self.0[0] & ADDRESS)
     }

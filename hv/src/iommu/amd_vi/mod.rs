@@ -5,6 +5,11 @@
 //! ends up after [`Iommu::detach`], as [`DeviceEntry::blocked`]: valid,
 //! translating, with neither read nor write permission and interrupts aborted.
 //! (An entry that is not valid would let everything through.)
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "addresses within tables of our own"
+)]
 
 mod entry;
 mod unit;
@@ -154,7 +159,7 @@ impl<IO: PhysIo + Send> Iommu for AmdVi<IO> {
             entry::invalidate_interrupts(bdf.0),
         ])?;
         // On failure the slot stays taken: the IOMMU may still read its table.
-        self.slots.0[slot] = None;
+        self.slots.give_back(slot);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ pub const fn context(domain_id: u16, root: u64, levels: u8) -> [u64; 2] {
 }
 
 /// Domain id and root of a context entry.
+#[expect(clippy::cast_possible_truncation, reason = "the field has 16 bits")]
 pub const fn domain([low, high]: [u64; 2]) -> (u16, u64) {
     ((high >> 8) as u16, low & ADDRESS)
 }

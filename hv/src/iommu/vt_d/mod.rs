@@ -4,6 +4,11 @@
 //! function, and one interrupt remapping table, and get every command. What
 //! has no entry is blocked: a function before [`Iommu::attach`] and after
 //! [`Iommu::detach`], and every requester id that belongs to no function.
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "addresses within tables of our own"
+)]
 
 mod entry;
 mod unit;
@@ -193,7 +198,7 @@ impl<IO: PhysIo + Send> Iommu for VtD<IO> {
         self.flushes = self.flushes.wrapping_add(1);
         self.forget(domain_id)?;
         // On failure the slot stays taken: its entries may still be remembered.
-        self.slots.0[slot] = None;
+        self.slots.give_back(slot);
         Ok(())
     }
 

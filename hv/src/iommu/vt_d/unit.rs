@@ -1,4 +1,5 @@
 //! One VT-d unit: its registers, invalidation queue and fault records.
+#![expect(clippy::arithmetic_side_effects, reason = "offsets of registers, and counts of few bits")]
 
 use super::entry::{self, decode_fault};
 use crate::iommu::queue::Queue;
