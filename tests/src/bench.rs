@@ -112,7 +112,35 @@ impl Bench {
         result.map_err(|error| node.explain(error))
     }
 
+    /// Boots a node that is to end by itself, and gives how it ended and its log.
+    ///
+    /// # Errors
+    ///
+    /// It does not start, or still runs after the time for booting.
+    pub fn to_its_end(
+        &self,
+        configure: impl FnOnce(&mut NodeConfig),
+    ) -> Result<(End, Vec<String>)> {
+        let (node, _) = self.launch(configure)?;
+        let end = node.running.wait(Some(BOOT)).context("the node still runs");
+        end.map(|end| (end, node.running.log().lines())).map_err(|error| node.explain(error))
+    }
+
     fn boot(&self, configure: impl FnOnce(&mut NodeConfig)) -> Result<Node> {
+        let (node, serves_http) = self.launch(configure)?;
+        let ready = if serves_http {
+            node.running.wait_ready(BOOT)
+        } else {
+            wait_for("the supervisor", BOOT, || Ok(node.control().ok())).map(drop)
+        };
+        match ready {
+            Ok(()) => Ok(node),
+            Err(error) => Err(node.explain(error)),
+        }
+    }
+
+    /// Starts a node; also says whether it will serve HTTP.
+    fn launch(&self, configure: impl FnOnce(&mut NodeConfig)) -> Result<(Node, bool)> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut config = NodeConfig::new(manifest::default_path(), &self.dir);
@@ -136,16 +164,7 @@ impl Bench {
         let running = config
             .launch_built(&built)
             .map_err(|error| Unknown(format!("QEMU can't run: {error:#}")))?;
-        let node = Node { running, opening: Mutex::new(()), dir: self.dir.clone() };
-        let ready = if serves_http {
-            node.running.wait_ready(BOOT)
-        } else {
-            wait_for("the supervisor", BOOT, || Ok(node.control().ok())).map(drop)
-        };
-        match ready {
-            Ok(()) => Ok(node),
-            Err(error) => Err(node.explain(error)),
-        }
+        Ok((Node { running, opening: Mutex::new(()), dir: self.dir.clone() }, serves_http))
     }
 
     /// Removes what a passed test left; names what a failed one left.

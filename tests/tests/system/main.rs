@@ -15,6 +15,7 @@ mod attacks_rings;
 mod configurations;
 mod control;
 mod durability;
+mod hypervisor;
 mod iommu;
 mod recovery;
 mod serving;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         durability::g3_acknowledged_values_survive_power_cuts,
         control::nodectl_shows_and_orders,
         control::g8_every_death_leaves_a_record,
+        hypervisor::g1_the_hypervisor_keeps_its_own_rules,
         iommu::machine_vt_d,
         recovery::g2_an_endless_loop_is_ended_by_the_watchdog,
         recovery::g3_no_request_fails_over_100_driver_crashes,
