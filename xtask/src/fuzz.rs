@@ -39,7 +39,7 @@ const INPUT_SECONDS: u32 = 20;
 /// Memory of a target beyond which the input is a finding, in MiB.
 const MEMORY_MIB: u32 = 2048;
 /// Lines of a target's output that are shown over a finding.
-const TAIL: usize = 25;
+const SAID: usize = 3;
 /// Of a short run: executions of a target, and seconds at most.
 const SHORT_RUNS: u64 = 4_000;
 const SHORT_SECONDS: u64 = 4;
@@ -280,7 +280,7 @@ fn run(program: &Path, name: &str, seed: u32, limit: Limit) -> Result<Outcome> {
     let output = child.stderr.take().context("the fuzzer has no output")?;
     let mut outcome = Outcome::default();
     let mut tail: VecDeque<String> = VecDeque::new();
-    let (mut panic, mut input) = (None, None);
+    let (mut what, mut input) = (Vec::new(), None);
     for line in BufReader::new(output).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         writeln!(log, "{line}")?;
@@ -288,16 +288,15 @@ fn run(program: &Path, name: &str, seed: u32, limit: Limit) -> Result<Outcome> {
         if let Some(path) = line.split_once("Test unit written to ") {
             input = Some(PathBuf::from(path.1.trim()));
         }
-        if panic.is_none() && (line.contains("panicked at") || line.contains("ERROR: libFuzzer")) {
-            panic = Some(tail.len());
-        }
+        let begins = line.contains("panicked at") || line.contains("ERROR: libFuzzer");
         if line.starts_with('#') {
             progress(name, &outcome, begin.elapsed());
+        } else if begins && what.is_empty() || (1..SAID).contains(&what.len()) {
+            what.push(line);
         } else {
             tail.push_back(line);
-            if tail.len() > TAIL {
+            if tail.len() > SAID {
                 tail.pop_front();
-                panic = panic.map(|at| at.saturating_sub(1));
             }
         }
     }
@@ -305,7 +304,10 @@ fn run(program: &Path, name: &str, seed: u32, limit: Limit) -> Result<Outcome> {
     let status = child.wait().context("can't wait for the fuzzer")?;
     outcome.seconds = begin.elapsed().as_secs_f64();
     if !status.success() {
-        let what = tail.iter().skip(panic.unwrap_or(0)).take(3).cloned().collect::<Vec<_>>();
+        // It ended without saying why in words that are known.
+        if what.is_empty() {
+            what.extend(tail);
+        }
         outcome.finding = Some(Finding { what: what.join("\n"), input });
     }
     Ok(outcome)
