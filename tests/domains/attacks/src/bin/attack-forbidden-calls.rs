@@ -46,11 +46,12 @@ fn main(_: &'static BootInfo) -> ! {
             }
         }
     }
-    // SAFETY: a plain array; the hypervisor may have written to it.
-    let changed = room
-        .iter()
-        .filter(|word| unsafe { core::ptr::read_volatile(*word) } != 0xa5a5_a5a5_a5a5_a5a5);
-    let changed = changed.count();
+    let is_changed = |word: &&u64| {
+        // SAFETY: a word of a plain array; the hypervisor may have written to it.
+        let now = unsafe { core::ptr::read_volatile(*word) };
+        now != 0xa5a5_a5a5_a5a5_a5a5
+    };
+    let changed = room.iter().filter(is_changed).count();
     if changed != 0 {
         breach!(NAME, "{changed} words were written");
     }
