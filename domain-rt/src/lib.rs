@@ -19,20 +19,6 @@
 //! program (panic handler, allocator, memory functions) comes in by that macro,
 //! so libraries over this crate remain testable on the host.
 #![no_std]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::arithmetic_side_effects,
-        clippy::panic,
-        clippy::unreachable,
-        clippy::todo
-    )
-)]
 
 extern crate alloc;
 #[cfg(test)]

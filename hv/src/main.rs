@@ -12,17 +12,6 @@
 //! | [`phys`], [`acpi`] | what the firmware says about the platform |
 #![no_std]
 #![no_main]
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::arithmetic_side_effects,
-    clippy::panic,
-    clippy::unreachable,
-    clippy::todo
-)]
 
 extern crate alloc;
 

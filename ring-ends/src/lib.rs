@@ -33,20 +33,6 @@
 //! Nothing that a peer writes makes an end panic, loop or leak. A peer that
 //! breaks the protocol is disconnected and counted.
 #![no_std]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::arithmetic_side_effects,
-        clippy::panic,
-        clippy::unreachable,
-        clippy::todo
-    )
-)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;

@@ -16,17 +16,6 @@
 //! | [`records`] | death records and console log that outlive their domain |
 #![no_std]
 #![forbid(unsafe_code)]
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::arithmetic_side_effects,
-    clippy::panic,
-    clippy::unreachable,
-    clippy::todo
-)]
 
 extern crate alloc;
 #[cfg(test)]

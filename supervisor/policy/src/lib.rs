@@ -20,20 +20,6 @@
 //! and the count of deaths that a restart budget is judged by.
 #![no_std]
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::arithmetic_side_effects,
-        clippy::panic,
-        clippy::unreachable,
-        clippy::todo
-    )
-)]
 // There is no heap here to box failures in.
 #![allow(clippy::result_large_err)]
 
