@@ -45,7 +45,7 @@ numbered! {
         GrantUnmap = 4,
         /// `(first_ref, count)`: withdraw own grants: entries are cleared, peer
         /// mappings and DMA end before the call returns. The grantee keeps its
-        /// window address, backed by a scratch page of its own.
+        /// window address, backed by a scratch page.
         GrantRevoke = 5,
         /// `(address of [GrantCopyOp; n], n ≤ 32)`: copy between own memory and
         /// copy grants of others. Returns the number done before an error.

@@ -10,7 +10,7 @@
 use ring_proto::{PAGE_SIZE, layout};
 
 use crate::{
-    grants::{Mapping, Window},
+    grants::Window,
     memory::{Kind, Space},
 };
 
@@ -35,38 +35,28 @@ fn window_page(window: &Window, gpa: u64) -> Option<u32> {
     (page < window.len()).then_some(page)
 }
 
-/// Where a mapping must point, and whether it may be written.
-fn expected(space: &Space, mapping: &Mapping) -> (u64, bool) {
-    match mapping.source {
-        Some(source) => (source.frame, mapping.write),
-        None => (space.scratch, true),
-    }
-}
-
 /// Whether a leaf of a domain's nested table is right.
 pub fn nested_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
     if leaf.write && leaf.execute {
         return false;
     }
     if let Some(page) = window_page(window, leaf.gpa) {
-        return window.get(page).is_some_and(|m| {
-            let (frame, write) = expected(space, m);
-            leaf.hpa == frame && leaf.write == write && !leaf.execute
-        });
+        return window
+            .get(page)
+            .is_some_and(|m| leaf.hpa == m.frame && leaf.write == m.write && !leaf.execute);
     }
     space.region(leaf.gpa).is_some_and(|r| {
         leaf.hpa == r.hpa + (leaf.gpa - r.gpa) && leaf.write == r.write && leaf.execute == r.execute
     })
 }
 
-/// Whether a leaf of a domain's IOMMU table is right: DMA pool, a live DMA grant, or the scratch
-/// page in the place of a revoked one.
+/// Whether a leaf of a domain's IOMMU table is right: DMA pool, a live DMA grant, or the
+/// granter's scratch page in the place of a revoked one.
 pub fn iommu_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
     if let Some(page) = window_page(window, leaf.gpa) {
-        return window.get(page).is_some_and(|m| {
-            let (frame, write) = expected(space, m);
-            m.dma && leaf.hpa == frame && (write || !leaf.write)
-        });
+        return window
+            .get(page)
+            .is_some_and(|m| m.dma && leaf.hpa == m.frame && (m.write || !leaf.write));
     }
     space
         .region(leaf.gpa)

@@ -20,9 +20,11 @@ use ring_proto::{
 /// One mapped grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// Whose page it is; `None` once it was revoked and the window page shows
-    /// the grantee's scratch page.
+    /// Whose page it is; `None` once it was revoked.
     pub source: Option<Source>,
+    /// Machine address of the page; once it was revoked, of the granter's
+    /// scratch page, so that the devices of two granters never meet in one.
+    pub frame: u64,
     /// Mapped writable.
     pub write: bool,
     /// Reachable by the grantee's devices.
@@ -36,8 +38,6 @@ pub struct Source {
     pub granter: DomainId,
     /// Its reference.
     pub gref: GrantRef,
-    /// Machine address of the page.
-    pub frame: u64,
 }
 
 /// What a domain has mapped, by page of its grant window.
@@ -99,13 +99,13 @@ impl Window {
         self.slots.get_mut(page as usize)?.take()
     }
 
-    /// Marks the mapping at `page` as revoked; returns what it was. It stays
-    /// one for DMA: the device, too, finds the scratch page there.
-    pub fn revoke(&mut self, page: u32) -> Option<Mapping> {
+    /// Marks the mapping at `page` as revoked: it leads to `scratch`, writable,
+    /// from now on. It stays one for DMA: the device, too, finds the scratch
+    /// page there. Returns what it is now.
+    pub fn revoke(&mut self, page: u32, scratch: u64) -> Option<Mapping> {
         let mapping = self.slots.get_mut(page as usize)?.as_mut()?;
-        let was = *mapping;
-        mapping.source = None;
-        Some(was)
+        *mapping = Mapping { source: None, frame: scratch, write: true, ..*mapping };
+        Some(*mapping)
     }
 
     /// Pages in use.

@@ -104,7 +104,8 @@ pub struct Space {
     pub base: u64,
     /// Bytes of the whole extent.
     pub len: u64,
-    /// Machine address of the scratch page that revoked mappings point at.
+    /// Machine address of the scratch page that mappings of its pages point at
+    /// once it revoked them. No address of its own leads there.
     pub scratch: u64,
     /// Bytes of heap.
     pub heap_len: u64,

@@ -38,8 +38,9 @@ proptest! {
                     let expect = page < 8 && gref < 8 && !model.contains_key(&page) && !taken;
                     let ok = window.check_free(page..page + 1).is_ok() && table.insert(gref, 3, page).is_ok();
                     if ok {
-                        let source = Some(Source { granter: 1, gref, frame: 0x1000 });
-                        let inserted = window.insert(page, Mapping { source, write: true, dma: false });
+                        let source = Some(Source { granter: 1, gref });
+                        let mapping = Mapping { source, frame: 0x1000, write: true, dma: false };
+                        let inserted = window.insert(page, mapping);
                         prop_assert!(inserted.is_ok());
                         model.insert(page, Some(gref));
                     }
@@ -58,7 +59,7 @@ proptest! {
                     let model_at = model.iter().find(|(_, g)| **g == Some(gref)).map(|(p, _)| *p);
                     prop_assert_eq!(at.map(|(_, page)| page), model_at);
                     if let Some((_, page)) = at {
-                        prop_assert!(window.revoke(page).is_some());
+                        prop_assert!(window.revoke(page, 0x2000).is_some());
                         prop_assert_eq!(window.get(page).unwrap().source, None);
                         model.insert(page, None);
                     }

@@ -211,18 +211,18 @@ fn grant_3_a_device_finds_the_scratch_page_after_a_revocation() {
     let node = good();
     let space = Space::new(&node.domains[0], &node.images[0], 0x4000_0000).unwrap();
     let mut window = Window::new(8);
-    let frame = 0x8000_0000;
-    let source = Some(Source { granter: 1, gref: 5, frame });
-    window.insert(2, Mapping { source, write: false, dma: true }).unwrap();
+    let (frame, scratch) = (0x8000_0000, 0x9000_0000);
+    let source = Some(Source { granter: 1, gref: 5 });
+    window.insert(2, Mapping { source, frame, write: false, dma: true }).unwrap();
     let leaf =
         |hpa, write| Leaf { gpa: layout::GRANT_WINDOW + 2 * 4096, hpa, write, execute: false };
     let right = |window: &Window, hpa, write| audit::iommu_leaf(&space, window, leaf(hpa, write));
     assert!(right(&window, frame, false));
     assert!(!right(&window, frame, true), "writable");
-    assert!(!right(&window, space.scratch, true), "not revoked");
-    assert!(window.revoke(2).is_some_and(|was| was.dma));
+    assert!(!right(&window, scratch, true), "not revoked");
+    assert!(window.revoke(2, scratch).is_some_and(|was| was.dma));
     assert!(!right(&window, frame, false), "revoked");
-    assert!(right(&window, space.scratch, true));
+    assert!(right(&window, scratch, true));
     assert!(window.remove(2).is_some_and(|was| was.dma), "the device's page goes, too");
-    assert!(!right(&window, space.scratch, true), "unmapped");
+    assert!(!right(&window, scratch, true), "unmapped");
 }

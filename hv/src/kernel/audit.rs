@@ -112,11 +112,16 @@ impl Node {
         };
         let salts = u64::from(d.info.generation).wrapping_mul(17)..;
         let pages = (d.space.base..d.space.base + d.space.len).step_by(PAGE_SIZE);
+        // It never finds its scratch page, where grantees of an earlier life may still write.
+        let scratch = d.space.scratch;
         let at =
             pages.zip(salts).map(|(page, salt)| page + salt % (PAGE_SIZE as u64 / LINE) * LINE);
         let dirty = at.filter(|&at| {
             let mut line = [0; LINE as usize];
-            !filled(at) && (self.ram.read(at, &mut line).is_err() || line != [0; LINE as usize])
+            let scratch = (scratch..scratch + PAGE_SIZE as u64).contains(&at);
+            !filled(at)
+                && !scratch
+                && (self.ram.read(at, &mut line).is_err() || line != [0; LINE as usize])
         });
         dirty.count() as u64
     }

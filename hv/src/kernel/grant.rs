@@ -7,7 +7,7 @@
 //! node's lock in this order:
 //!
 //! 1. The grantee's nested and IOMMU entries go (after a withdrawal, they lead
-//!    to its scratch page), so no new translation of the page can be made. A
+//!    to the granter's scratch page), so no new translation of the page can be made. A
 //!    withdrawn grant's word is zeroed before that, so nobody can map it anew;
 //!    the lock keeps a `grant_map` out meanwhile.
 //! 2. The grantee's core forgets old translations: its vCPU does not enter
@@ -133,7 +133,7 @@ impl Node {
         word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed)
             .map_err(|_| Error::PeerGrant)?;
         self.domains[granter].table.insert(gref, caller, page)?;
-        let mapping = Mapping { source: Some(Source { granter, gref, frame }), write, dma };
+        let mapping = Mapping { source: Some(Source { granter, gref }), frame, write, dma };
         self.domains[caller].window.insert(page, mapping)?;
         let (address, rights) = (window_address(page), Rights { write, ..SCRATCH });
         if self.guests[caller].nested.set(address, frame | rights.bits()).is_none()
@@ -196,20 +196,20 @@ impl Node {
         Ok(0)
     }
 
-    /// Clears grant entries and turns their mappings into scratch pages of
-    /// the grantees.
+    /// Clears grant entries and turns their mappings into the granter's
+    /// scratch page.
     fn withdraw(&mut self, granter: DomainId, grefs: Range<u32>) {
+        let scratch = self.domains[granter].space.scratch;
         for gref in grefs {
             if let Ok(word) = self.grant_word(granter, gref) {
                 word.store(0, Ordering::SeqCst);
             }
             let Some((grantee, page)) = self.domains[granter].table.remove(gref) else { continue };
-            let Some(was) = self.domains[grantee].window.revoke(page) else { continue };
-            let scratch = self.domains[grantee].space.scratch;
+            let Some(now) = self.domains[grantee].window.revoke(page, scratch) else { continue };
             let guest = &mut self.guests[grantee];
             guest.nested.set(window_address(page), scratch | SCRATCH.bits());
-            guest.stale = Some(was.dma || guest.stale == Some(true));
-            if was.dma {
+            guest.stale = Some(now.dma || guest.stale == Some(true));
+            if now.dma {
                 // The device may be at work there: it must not fault over the granter's decision.
                 self.devices.set_dma(grantee, window_address(page), Some((scratch, true)));
             }
