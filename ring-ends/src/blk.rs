@@ -3,7 +3,8 @@
 mod backend;
 mod frontend;
 
-pub use backend::{Backend, BackendConfig, Tag, ValidRequest, Volume};
+pub use crate::conn::{BackendConfig, Tag};
+pub use backend::{Backend, ValidRequest, Volume};
 pub use frontend::{Completion, Frontend, FrontendConfig, Geometry, Io, SubmitError};
 
 use ring_proto::blk::{Request, Response};

@@ -17,10 +17,13 @@
 mod back;
 mod conduct;
 mod front;
+mod served;
 
 pub use back::{BackLink, BackStep, Mapped, QueueKind, Rules, Window};
 pub use conduct::Complaint;
 pub use front::{FrontLink, FrontStep, Region};
+pub(crate) use served::Session;
+pub use served::{Backend, BackendConfig, Served, Tag};
 
 /// Shortest pause of a frontend after a loss without a new backend generation, ns.
 pub const BACKOFF_FIRST_NS: u64 = 10_000_000;

@@ -5,7 +5,8 @@ mod frontend;
 mod receive;
 mod transmit;
 
-pub use backend::{Backend, BackendConfig, DeliverError, Tag, TxFrame, Vif};
+pub use crate::conn::{BackendConfig, Tag};
+pub use backend::{Backend, DeliverError, Rings, TxFrame, Vif};
 pub use frontend::{Frontend, FrontendConfig, NetInfo};
 pub use receive::Received;
 pub use transmit::{SendError, TxBuffer};
