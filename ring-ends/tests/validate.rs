@@ -10,10 +10,12 @@ use ring_proto::conn::{
     BackBody, BackHello, FrontHello, GrantRange, Pair, QueueHello, State, VERSION,
 };
 use ring_proto::net::{RxRequest, RxResponse, TxRequest, TxResponse};
-use ring_proto::ring::{BackRing, FrontRing};
+use ring_proto::ring::{BackRing, FrontRing, Slot};
 use sim::hostile::{BLK, NET, Shape, grant_all};
 use sim::{BACK, FRONT, Sim};
 use std::sync::atomic::Ordering::Relaxed;
+
+type BlkRing = FrontRing<Request, Response>;
 
 /// Answers the frontend's offer by hand.
 fn answer(sim: &Sim, body: BackBody) {
@@ -38,6 +40,36 @@ fn offer(sim: &Sim, shape: &Shape, features: u32) {
     };
     let own = sim.pages(FRONT).own;
     own.publish(&hello, 1, Pair::default(), State::Closing, State::Initialising).unwrap();
+}
+
+/// A backend and its frontend's ring, made by hand and offered with `features`.
+fn offered_blk(volume: blk::Volume, features: u32) -> (Sim, blk::Backend, BlkRing) {
+    let sim = Sim::new();
+    grant_all(&sim, &BLK);
+    let mut back = blk::Backend::new(sim::blk::back_config(&sim), volume);
+    let ring = FrontRing::new(sim.frame(sim::blk::RING), sim::blk::SLOTS).unwrap();
+    offer(&sim, &BLK, features);
+    let mut env = sim.env(BACK);
+    let _ = (back.poll(&mut env), back.poll(&mut env));
+    assert!(back.is_connected());
+    (sim, back, ring)
+}
+
+/// Likewise for net, with the ring that is in `frame`.
+fn offered_net<Q: Slot, S: Slot>(
+    vif: net::Vif,
+    frame: usize,
+    features: u32,
+) -> (Sim, net::Backend, FrontRing<Q, S>) {
+    let sim = Sim::new();
+    grant_all(&sim, &NET);
+    let mut back = net::Backend::new(sim::net::back_config(&sim), vif);
+    let ring = FrontRing::new(sim.frame(frame), sim::net::SLOTS).unwrap();
+    offer(&sim, &NET, features);
+    let mut env = sim.env(BACK);
+    let _ = (back.poll(&mut env), back.poll(&mut env));
+    assert!(back.is_connected());
+    (sim, back, ring)
 }
 
 #[test]
@@ -233,13 +265,9 @@ fn run_blk_cases(good: &Request, cases: &[(&str, Change<Request>, Option<Status>
 
 #[test]
 fn blk_4_a_read_only_volume_is_not_written() {
-    let sim = Sim::new();
-    grant_all(&sim, &BLK);
     let volume = blk::Volume { read_only: true, ..sim::blk::volume() };
-    let mut back = blk::Backend::new(sim::blk::back_config(&sim), volume);
+    let (sim, mut back, mut ring) = offered_blk(volume, 7);
     let mut env = sim.env(BACK);
-    let mut ring = FrontRing::<Request, Response>::new(sim.frame(sim::blk::RING), 16).unwrap();
-    offer(&sim, &BLK, 7);
     for (op, segment_count, sectors) in [(1, 1, 0), (3, 0, 8), (4, 0, 8), (0, 1, 0)] {
         let segments = segments(&[(0, 4096)]);
         let (id, sector, reserved) = (op.into(), 0, 0);
@@ -287,14 +315,10 @@ fn net_2_each_malformed_frame_is_answered_and_nothing_is_disconnected() {
         ("beyond the pool", |r| r.segments[1].offset = 16 * 4096 - 99, false),
     ];
     for features in [ring_proto::net::FEATURE_TX_CSUM | ring_proto::net::FEATURE_TX_TSO4, 0] {
-        let sim = Sim::new();
-        grant_all(&sim, &NET);
         let vif = net::Vif { features, ..sim::net::vif() };
-        let mut back = net::Backend::new(sim::net::back_config(&sim), vif);
+        let (sim, mut back, mut ring) =
+            offered_net::<TxRequest, TxResponse>(vif, sim::net::TX_RING, u32::MAX);
         let mut env = sim.env(BACK);
-        let frame = sim.frame(sim::net::TX_RING);
-        let mut ring = FrontRing::<TxRequest, TxResponse>::new(frame, 16).unwrap();
-        offer(&sim, &NET, u32::MAX);
         for (name, change, valid) in &cases {
             let mut request = good;
             change(&mut request);
@@ -318,13 +342,9 @@ fn net_2_each_malformed_frame_is_answered_and_nothing_is_disconnected() {
 
 #[test]
 fn net_5_bad_rx_buffers_are_answered_and_skipped() {
-    let sim = Sim::new();
-    grant_all(&sim, &NET);
-    let mut back = net::Backend::new(sim::net::back_config(&sim), sim::net::vif());
+    let (sim, mut back, mut ring) =
+        offered_net::<RxRequest, RxResponse>(sim::net::vif(), sim::net::RX_RING, 0);
     let mut env = sim.env(BACK);
-    let frame = sim.frame(sim::net::RX_RING);
-    let mut ring = FrontRing::<RxRequest, RxResponse>::new(frame, 16).unwrap();
-    offer(&sim, &NET, 0);
     let buffers = [(0, 59), (16 * 4096 - 59, 60), (u32::MAX, u32::MAX), (0, 0), (4096, 60)];
     for (id, (offset, len)) in (0..).zip(buffers) {
         ring.push(&RxRequest { id, buffer: Segment { offset, len }, reserved: 0 }).unwrap();
@@ -343,14 +363,9 @@ fn net_5_bad_rx_buffers_are_answered_and_skipped() {
 
 #[test]
 fn ring_9_in_one_round_no_more_is_taken_than_the_ring_holds() {
-    let sim = Sim::new();
-    grant_all(&sim, &BLK);
-    let mut back = blk::Backend::new(sim::blk::back_config(&sim), sim::blk::volume());
+    let (sim, mut back, mut ring) = offered_blk(sim::blk::volume(), 0);
     let mut env = sim.env(BACK);
     let slots = sim::blk::SLOTS;
-    let mut ring = FrontRing::<Request, Response>::new(sim.frame(sim::blk::RING), slots).unwrap();
-    offer(&sim, &BLK, 0);
-    let _ = (back.poll(&mut env), back.poll(&mut env));
     let segments = segments(&[(0, 512)]);
     let (id, op, segment_count, sector, sectors) = (1, 0, 1, 0, 0);
     let request = Request { id, op, segment_count, reserved: 0, sector, sectors, segments };
@@ -379,14 +394,9 @@ fn ring_9_in_one_round_no_more_is_taken_than_the_ring_holds() {
 
 #[test]
 fn ring_5_a_slot_that_changes_while_it_is_read_is_used_as_it_was_checked() {
-    let sim = Sim::new();
-    grant_all(&sim, &BLK);
-    let mut back = blk::Backend::new(sim::blk::back_config(&sim), sim::blk::volume());
+    let (sim, mut back, mut ring) = offered_blk(sim::blk::volume(), 7);
     let mut env = sim.env(BACK);
     let mem = sim.frame(sim::blk::RING);
-    let mut ring = FrontRing::<Request, Response>::new(mem, sim::blk::SLOTS).unwrap();
-    offer(&sim, &BLK, 7);
-    let _ = (back.poll(&mut env), back.poll(&mut env));
     // Another CPU writes a good and a bad request into the first slot, in turn.
     let good = Request {
         id: 1,
@@ -435,13 +445,9 @@ fn ring_5_a_slot_that_changes_while_it_is_read_is_used_as_it_was_checked() {
 
 #[test]
 fn net_4_a_copied_head_does_not_change_with_the_original() {
-    let sim = Sim::new();
-    grant_all(&sim, &NET);
-    let mut back = net::Backend::new(sim::net::back_config(&sim), sim::net::vif());
+    let (sim, mut back, mut ring) =
+        offered_net::<TxRequest, TxResponse>(sim::net::vif(), sim::net::TX_RING, 0);
     let mut env = sim.env(BACK);
-    let frame = sim.frame(sim::net::TX_RING);
-    let mut ring = FrontRing::<TxRequest, TxResponse>::new(frame, 16).unwrap();
-    offer(&sim, &NET, 0);
     let pool = sim.frames(sim::net::POOL, sim::net::POOL_PAGES);
     let bytes: Vec<u8> = (0..100).collect();
     // A head of 14 bytes lies in two segments, the second one on another page.
