@@ -1,7 +1,8 @@
 //! Writes bundles: header, manifest, segments. See [`ring_proto::bundle`].
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hv_core::bundle::Item;
+use hv_core::bundle::{Item, MEMORY_TOO_SMALL};
+use hv_core::memory::least_memory;
 use ring_proto::PAGE_SIZE;
 use ring_proto::bundle::{Header, Image, MAGIC, Node, Segment, VERSION};
 use zerocopy::{FromBytes, IntoBytes};
@@ -86,10 +87,17 @@ fn refused(
     error: hv_core::bundle::ManifestError,
 ) -> anyhow::Error {
     let problem = error.problem;
+    let least = node
+        .domains
+        .get(error.index)
+        .and_then(|domain| least_memory(domain, node.images.get(usize::from(domain.image))?));
     let subject = match error.item {
         Item::Domain => {
             if let Some(domain) = manifest.domains.get(error.index) {
-                let why = format!("[domain.{}]: {problem}", domain.spec.name);
+                let mut why = format!("[domain.{}]: {problem}", domain.spec.name);
+                if let Some(least) = least.filter(|_| problem == MEMORY_TOO_SMALL) {
+                    why += &format!(": at least {} KiB are needed", least.div_ceil(1024));
+                }
                 return manifest.error(&domain.memory_at, why).into();
             }
             format!("domain {}", error.index)

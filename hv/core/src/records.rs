@@ -1,6 +1,7 @@
 //! What outlives a domain: death records and the console log.
 
-use alloc::{collections::VecDeque, vec, vec::Vec};
+use alloc::collections::VecDeque;
+use core::iter::successors;
 
 use ring_proto::{DomainId, Generation, crash::CrashRecord, hypercall::LogHeader};
 use zerocopy::{FromBytes, IntoBytes};
@@ -91,8 +92,10 @@ impl LineQuota {
 /// reader that fell behind sees where the oldest kept entry begins.
 #[derive(Debug)]
 pub struct Console {
-    bytes: Vec<u8>,
-    head: u64,
+    /// Whole entries. It never grows.
+    bytes: VecDeque<u8>,
+    capacity: usize,
+    /// The cursor behind the newest entry.
     tail: u64,
 }
 
@@ -106,74 +109,53 @@ const HEADER: usize = size_of::<LogHeader>();
 impl Console {
     /// A ring of `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
-        Self { bytes: vec![0; capacity.max(2 * HEADER)], head: 0, tail: 0 }
+        let capacity = capacity.max(2 * HEADER);
+        Self { bytes: VecDeque::with_capacity(capacity), capacity, tail: 0 }
     }
 
     /// Appends one entry, dropping the oldest entries as needed. Text beyond
     /// half the ring is cut.
     pub fn push(&mut self, domain: DomainId, generation: Generation, time_ns: u64, text: &[u8]) {
-        let text = text.get(..self.bytes.len() / 2 - HEADER).unwrap_or(text);
-        let need = (HEADER + text.len()) as u64;
-        while self.tail + need - self.head > self.bytes.len() as u64 {
-            match self.header(self.head) {
-                Some(h) => self.head += HEADER as u64 + u64::from(h.len),
-                None => self.head = self.tail,
-            }
+        let text = text.get(..self.capacity / 2 - HEADER).unwrap_or(text);
+        while self.bytes.len() + HEADER + text.len() > self.capacity {
+            let oldest = self.after(0).unwrap_or(self.bytes.len());
+            self.bytes.drain(..oldest);
         }
         let header = LogHeader { domain, len: text.len() as u16, generation, time_ns };
-        self.write(header.as_bytes());
-        self.write(text);
+        self.bytes.extend(header.as_bytes());
+        self.bytes.extend(text);
+        self.tail += (HEADER + text.len()) as u64;
     }
 
-    fn write(&mut self, data: &[u8]) {
-        let size = self.bytes.len() as u64;
-        for &b in data {
-            let at = (self.tail % size) as usize;
-            if let Some(slot) = self.bytes.get_mut(at) {
-                *slot = b;
-            }
-            self.tail += 1;
-        }
-    }
-
-    fn read(&self, from: u64, out: &mut [u8]) {
-        let size = self.bytes.len() as u64;
-        for (i, slot) in out.iter_mut().enumerate() {
-            *slot = self.bytes.get(((from + i as u64) % size) as usize).copied().unwrap_or(0);
-        }
-    }
-
-    fn header(&self, at: u64) -> Option<LogHeader> {
+    /// The end of the entry that begins at `at`, if one does.
+    fn after(&self, at: usize) -> Option<usize> {
         let mut raw = [0; HEADER];
-        if at + HEADER as u64 > self.tail {
-            return None;
-        }
         self.read(at, &mut raw);
-        LogHeader::read_from_bytes(&raw).ok()
+        let len = LogHeader::read_from_bytes(&raw).ok()?.len;
+        Some(at + HEADER + usize::from(len)).filter(|&end| end <= self.bytes.len())
+    }
+
+    fn read(&self, at: usize, out: &mut [u8]) {
+        out.iter_mut().zip(self.bytes.iter().skip(at)).for_each(|(to, from)| *to = *from);
     }
 
     /// Copies whole entries from `cursor` on into `out`. Returns the bytes
     /// copied and the new cursor. A cursor before the oldest entry, or one
     /// that is not at an entry's beginning, reads from the oldest.
     pub fn copy_out(&self, cursor: u64, out: &mut [u8]) -> (usize, u64) {
-        let mut at = if cursor == self.tail { self.tail } else { self.head };
-        while at < cursor && at < self.tail {
-            match self.header(at) {
-                Some(h) => at += HEADER as u64 + u64::from(h.len),
-                None => break,
-            }
-        }
-        if at != cursor && cursor <= self.tail && cursor >= self.head {
-            at = self.head;
-        }
+        let oldest = self.tail - self.bytes.len() as u64;
+        let mut begins = successors(Some(0), |&at| self.after(at));
+        let mut at = match cursor.checked_sub(oldest) {
+            Some(_) if cursor >= self.tail => self.bytes.len(),
+            wanted => begins.find(|&at| Some(at as u64) == wanted).unwrap_or(0),
+        };
         let mut done = 0;
-        while let Some(h) = self.header(at) {
-            let len = HEADER + usize::from(h.len);
-            let Some(slot) = out.get_mut(done..done + len) else { break };
+        while let Some(end) = self.after(at) {
+            let Some(slot) = out.get_mut(done..done + end - at) else { break };
             self.read(at, slot);
-            done += len;
-            at += len as u64;
+            done += end - at;
+            at = end;
         }
-        (done, at)
+        (done, oldest + at as u64)
     }
 }

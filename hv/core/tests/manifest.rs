@@ -3,7 +3,7 @@
 
 use hv_core::{
     audit::{self, Leaf},
-    bundle::{Item, ManifestError, Problem, validate},
+    bundle::{Item, MEMORY_TOO_SMALL, ManifestError, validate},
     grants::{Mapping, Source, Window},
     memory::{Kind, Space, least_memory},
 };
@@ -94,7 +94,7 @@ fn a_good_manifest_passes() {
 }
 
 /// Changes the good manifest and expects one complaint.
-fn bad(item: Item, index: usize, problem: Problem, change: impl FnOnce(&mut Node)) {
+fn bad(item: Item, index: usize, problem: &'static str, change: impl FnOnce(&mut Node)) {
     let mut node = good();
     change(&mut node);
     assert_eq!(validate(&node, TOTAL), Err(ManifestError { item, index, problem }), "{problem}");
@@ -103,65 +103,115 @@ fn bad(item: Item, index: usize, problem: Problem, change: impl FnOnce(&mut Node
 #[test]
 fn bad_images() {
     use Item::Image;
-    bad(Image, 0, Problem::NoSegments, |n| n.images[0].segments.clear());
-    bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[1].address += 1);
-    bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[1].address -= 0x1000);
-    bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[0].memory_len = 0);
-    bad(Image, 0, Problem::BadSegment, |n| n.images[0].segments[0].file_len = 0x4001);
-    bad(Image, 0, Problem::SegmentRange, |n| n.images[0].segments[0].address = 0x1000);
-    bad(Image, 0, Problem::SegmentRange, |n| {
+    bad(Image, 0, "the image has no segments", |n| n.images[0].segments.clear());
+    bad(Image, 0, "a segment is misaligned, empty or overlaps", |n| {
+        n.images[0].segments[1].address += 1
+    });
+    bad(Image, 0, "a segment is misaligned, empty or overlaps", |n| {
+        n.images[0].segments[1].address -= 0x1000
+    });
+    bad(Image, 0, "a segment is misaligned, empty or overlaps", |n| {
+        n.images[0].segments[0].memory_len = 0
+    });
+    bad(Image, 0, "a segment is misaligned, empty or overlaps", |n| {
+        n.images[0].segments[0].file_len = 0x4001
+    });
+    bad(Image, 0, "a segment lies outside the space for images", |n| {
+        n.images[0].segments[0].address = 0x1000
+    });
+    bad(Image, 0, "a segment lies outside the space for images", |n| {
         n.images[0].segments[2].memory_len = layout::IMAGE_END
     });
-    bad(Image, 0, Problem::SegmentRange, |n| n.images[0].segments[2].memory_len = LAST_PAGE);
-    bad(Image, 0, Problem::SegmentFile, |n| n.images[0].segments[2].file_offset = TOTAL);
-    bad(Image, 0, Problem::SegmentFile, |n| n.images[0].segments[2].file_offset = LAST_PAGE);
-    bad(Image, 0, Problem::WriteExecute, |n| n.images[0].segments[0].write = true);
-    bad(Image, 0, Problem::BadEntry, |n| n.images[0].entry = layout::IMAGE_BASE + 0x4000);
+    bad(Image, 0, "a segment lies outside the space for images", |n| {
+        n.images[0].segments[2].memory_len = LAST_PAGE
+    });
+    bad(Image, 0, "a segment's bytes lie outside the bundle", |n| {
+        n.images[0].segments[2].file_offset = TOTAL
+    });
+    bad(Image, 0, "a segment's bytes lie outside the bundle", |n| {
+        n.images[0].segments[2].file_offset = LAST_PAGE
+    });
+    bad(Image, 0, "a segment is writable and executable", |n| n.images[0].segments[0].write = true);
+    bad(Image, 0, "the entry point is not in executable memory", |n| {
+        n.images[0].entry = layout::IMAGE_BASE + 0x4000
+    });
 }
 
 #[test]
 fn bad_domains() {
     use Item::Domain;
-    bad(Item::Node, 0, Problem::NoDomains, |n| n.domains.clear());
-    bad(Domain, 1, Problem::DuplicateName, |n| n.domains[1].name = "blk".try_into().unwrap());
-    bad(Domain, 1, Problem::BadName, |n| n.domains[1].name = "k v".try_into().unwrap());
-    bad(Domain, 1, Problem::BadReference, |n| n.domains[1].image = 9);
-    bad(Domain, 0, Problem::BadReference, |n| n.domains[0].devices[0] = 2);
-    bad(Domain, 1, Problem::DeviceShared, |n| n.domains[1].devices.push(0).unwrap());
-    bad(Domain, 0, Problem::DeviceShared, |n| n.domains[0].devices.push(0).unwrap());
-    bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].memory += 1);
-    bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].memory = 1 << 40);
-    bad(Domain, 0, Problem::BadMemory, |n| n.domains[0].dma_pool = LAST_PAGE);
-    bad(Domain, 0, Problem::BadGrantSize, |n| n.domains[0].grant_entries = 0);
-    bad(Domain, 0, Problem::BadGrantSize, |n| n.domains[0].grant_window_pages = 513);
-    bad(Domain, 0, Problem::BadCore, |n| n.domains[0].core = Some(2));
-    bad(Domain, 0, Problem::BadShare, |n| n.domains[0].weight = 0);
-    bad(Domain, 0, Problem::BadShare, |n| n.domains[0].cap = 101);
-    bad(Domain, 0, Problem::BadWatchdog, |n| n.domains[0].watchdog_ms = 0);
-    bad(Domain, 0, Problem::BadCapability, |n| n.domains[0].capabilities = 4);
-    bad(Domain, 1, Problem::TwoSupervisors, |n| {
+    bad(Item::Node, 0, "there are no domains", |n| n.domains.clear());
+    bad(Domain, 1, "the name is used twice", |n| n.domains[1].name = "blk".try_into().unwrap());
+    bad(Domain, 1, "the name must be letters, digits, '-' or '_'", |n| {
+        n.domains[1].name = "k v".try_into().unwrap()
+    });
+    bad(Domain, 1, "it refers to something that is not defined", |n| n.domains[1].image = 9);
+    bad(Domain, 0, "it refers to something that is not defined", |n| n.domains[0].devices[0] = 2);
+    bad(Domain, 1, "a device has one owner only", |n| n.domains[1].devices.push(0).unwrap());
+    bad(Domain, 0, "a device has one owner only", |n| n.domains[0].devices.push(0).unwrap());
+    bad(Domain, 0, "memory must be a multiple of 4 KiB, at most 4 GiB", |n| {
+        n.domains[0].memory += 1
+    });
+    bad(Domain, 0, "memory must be a multiple of 4 KiB, at most 4 GiB", |n| {
+        n.domains[0].memory = 1 << 40
+    });
+    bad(Domain, 0, "memory must be a multiple of 4 KiB, at most 4 GiB", |n| {
+        n.domains[0].dma_pool = LAST_PAGE
+    });
+    bad(Domain, 0, "grant table and window are multiples of 512 up to 16384", |n| {
+        n.domains[0].grant_entries = 0
+    });
+    bad(Domain, 0, "grant table and window are multiples of 512 up to 16384", |n| {
+        n.domains[0].grant_window_pages = 513
+    });
+    bad(Domain, 0, "the core does not exist on this node", |n| n.domains[0].core = Some(2));
+    bad(Domain, 0, "weight must be at least 1 and cap 1 to 100", |n| n.domains[0].weight = 0);
+    bad(Domain, 0, "weight must be at least 1 and cap 1 to 100", |n| n.domains[0].cap = 101);
+    bad(Domain, 0, "the watchdog bound must be at least 1 ms", |n| n.domains[0].watchdog_ms = 0);
+    bad(Domain, 0, "the capability is unknown", |n| n.domains[0].capabilities = 4);
+    bad(Domain, 1, "the supervisor capabilities belong to one domain only", |n| {
         n.domains[0].capabilities = 1;
         n.domains[1].capabilities = 3;
     });
     let need = least_memory(&good().domains[0], &good().images[0]).unwrap();
-    bad(Domain, 0, Problem::MemoryTooSmall(need), |n| n.domains[0].memory = need - 0x1000);
+    bad(Domain, 0, MEMORY_TOO_SMALL, |n| n.domains[0].memory = need - 0x1000);
 }
 
 #[test]
 fn bad_connections() {
     use Item::Connection;
-    bad(Connection, 0, Problem::BadProtocol, |n| n.connections[0].protocol = 7);
-    bad(Connection, 0, Problem::BadReference, |n| n.connections[0].backend = 2);
-    bad(Connection, 0, Problem::SelfConnection, |n| n.connections[0].backend = 1);
-    bad(Connection, 0, Problem::BadVolume, |n| n.connections[0].volume.clear());
-    bad(Connection, 1, Problem::BadVolume, |n| n.connections[1].volume = "x".try_into().unwrap());
-    bad(Connection, 1, Problem::VolumeShared, |n| n.connections[1] = n.connections[0].clone());
-    bad(Connection, 1, Problem::BadMac, |n| n.connections[1].mac[0] = 3);
-    bad(Connection, 1, Problem::BadMac, |n| n.connections[1].mac[5] = 1);
-    bad(Connection, 1, Problem::BadAddress, |n| n.connections[1].addresses.count = 5);
-    bad(Connection, 1, Problem::BadAddress, |n| n.connections[1].addresses.prefixes[3] = 129);
-    bad(Connection, 0, Problem::BadShare, |n| n.connections[0].weight = 0);
-    bad(Item::Domain, 0, Problem::TooManyConnections, |n| {
+    bad(Connection, 0, "the protocol is unknown", |n| n.connections[0].protocol = 7);
+    bad(Connection, 0, "it refers to something that is not defined", |n| {
+        n.connections[0].backend = 2
+    });
+    bad(Connection, 0, "frontend and backend are the same domain", |n| {
+        n.connections[0].backend = 1
+    });
+    bad(Connection, 0, "a blk connection names a volume, others do not", |n| {
+        n.connections[0].volume.clear()
+    });
+    bad(Connection, 1, "a blk connection names a volume, others do not", |n| {
+        n.connections[1].volume = "x".try_into().unwrap()
+    });
+    bad(Connection, 1, "a volume belongs to one connection only", |n| {
+        n.connections[1] = n.connections[0].clone()
+    });
+    bad(Connection, 1, "the MAC address must be unicast, locally administered and unique", |n| {
+        n.connections[1].mac[0] = 3
+    });
+    bad(Connection, 1, "the MAC address must be unicast, locally administered and unique", |n| {
+        n.connections[1].mac[5] = 1
+    });
+    bad(Connection, 1, "the vif's IP addresses are out of their bounds", |n| {
+        n.connections[1].addresses.count = 5
+    });
+    bad(Connection, 1, "the vif's IP addresses are out of their bounds", |n| {
+        n.connections[1].addresses.prefixes[3] = 129
+    });
+    bad(Connection, 0, "weight must be at least 1 and cap 1 to 100", |n| {
+        n.connections[0].weight = 0
+    });
+    bad(Item::Domain, 0, "the domain has too many connections", |n| {
         for mac in 3..20 {
             n.connections.push(connection(Protocol::Net, "", mac)).unwrap();
         }
