@@ -140,13 +140,13 @@ pub fn boot() -> &'static Boot {
 ///
 /// # Panics
 /// Where the early map does not reach.
-fn structure(address: u64, len: usize) -> Table<'static, Identity> {
+fn structure(address: u64, len: u64) -> Table<'static, Identity> {
     // SAFETY: only the loader's structures below 4 GiB are read, on the early
     // map; nobody writes there meanwhile.
     static EARLY: Identity = unsafe { Identity::new() };
-    match Table::raw(&EARLY, address, len) {
-        Some(table) => table,
-        None => panic!("the loader's structure at {address:#x} is out of reach"),
+    match Table::raw(&EARLY, *b"PVH ", address, len) {
+        Ok(table) => table,
+        Err(_) => panic!("the loader's structure at {address:#x} is out of reach"),
     }
 }
 
@@ -156,7 +156,7 @@ fn structure(address: u64, len: usize) -> Table<'static, Identity> {
 /// Where the information is not what PVH promises.
 pub fn init(start_info: u64) -> &'static Boot {
     let info = structure(start_info, 56);
-    let (word, address) = (|at| info.u32(at).unwrap_or(0), |at| info.u64(at).unwrap_or(0));
+    let (word, address) = (|at| info.get(at).unwrap_or(0_u32), |at| info.get(at).unwrap_or(0));
     assert_eq!(word(0), MAGIC, "not started through PVH");
     assert!(word(4) >= 1, "PVH start information has no memory map");
     let regions = read_map(address(40), word(48));
@@ -202,15 +202,14 @@ fn read_map(address: u64, count: u32) -> Vec<Region, MAX_REGIONS> {
     for i in 0..u64::from(count) {
         let entry = structure(address + i * 24, 24);
         let range = range_of(&entry);
-        let kind = match entry.u32(16) {
-            Some(1) => Kind::Usable,
-            Some(3 | 4) => Kind::Acpi,
+        let kind = match entry.get(16) {
+            Ok(1_u32) => Kind::Usable,
+            Ok(3 | 4) => Kind::Acpi,
             _ => Kind::Reserved,
         };
-        if range.is_empty() {
-            continue;
+        if !range.is_empty() {
+            regions.push(Region { range, kind }).expect("too many memory map entries");
         }
-        regions.push(Region { range, kind }).expect("too many memory map entries");
     }
     regions.sort_unstable_by_key(|r: &Region| r.range.start);
     regions
@@ -218,7 +217,7 @@ fn read_map(address: u64, count: u32) -> Vec<Region, MAX_REGIONS> {
 
 /// The address and length that `entry` begins with.
 fn range_of(entry: &Table<'_, Identity>) -> Range {
-    let (start, len) = (entry.u64(0).unwrap_or(0), entry.u64(8).unwrap_or(0));
+    let [start, len] = entry.get(0).unwrap_or([0, 0_u64]);
     Range { start, end: start.saturating_add(len) }
 }
 
@@ -231,8 +230,8 @@ fn read_module(list: u64) -> Range {
 
 fn read_cmdline(address: u64) -> heapless::String<MAX_CMDLINE> {
     let mut text = heapless::String::new();
-    let bytes = structure(address.max(1), MAX_CMDLINE);
-    for byte in (0..MAX_CMDLINE).map_while(|i| bytes.u8(i)) {
+    let bytes = structure(address.max(1), MAX_CMDLINE as u64);
+    for byte in (0..bytes.size()).map_while(|i| bytes.get(i).ok()) {
         if address == 0 || !matches!(byte, b' '..=b'~') || text.push(byte.into()).is_err() {
             break;
         }

@@ -6,15 +6,12 @@
 
 use heapless::Vec;
 
-use super::table::Table;
-use super::{Error, MAX_IOMMUS, Platform};
+use super::table::{Error, MALFORMED, TOO_MANY, Table};
+use super::{MAX_IOMMUS, Platform};
 use crate::phys::PhysIo;
 
 /// Most functions that the table may name.
 const MAX_NAMED: usize = 64;
-
-const MALFORMED: Error = Error::Malformed(*b"DMAR");
-const TOO_MANY: Error = Error::TooMany(*b"DMAR");
 
 /// Functions by their requester ids; a bridge stands for all behind it, too.
 pub type Named = Vec<u16, MAX_NAMED>;
@@ -35,36 +32,33 @@ pub struct Dmar {
 
 /// Reads the table.
 pub fn read<IO: PhysIo>(dmar: &Table<'_, IO>, platform: &mut Platform) -> Result<(), Error> {
-    const STRUCTURES: usize = 48;
     const PAGE: u64 = 4096;
     let info = &mut platform.vt_d;
-    let mut at = STRUCTURES;
-    while at < dmar.size() {
-        let kind = dmar.u16(at).ok_or(MALFORMED)?;
-        let len = usize::from(dmar.u16(at.saturating_add(2)).ok_or(MALFORMED)?);
-        let part = dmar.part(at, len).filter(|_| len >= 8).ok_or(MALFORMED)?;
+    for part in dmar.parts(48, 8, |at| Ok(dmar.get::<[u16; 2]>(at)?[1].into())) {
+        let part = part?;
+        let kind: u16 = part.get(0)?;
         // Another PCI segment: nothing would hold its functions back.
-        if kind <= 1 && part.u16(6).ok_or(MALFORMED)? != 0 {
-            return Err(TOO_MANY);
+        if kind <= 1 && part.get::<u16>(6)? != 0 {
+            return Err(part.error(TOO_MANY));
         }
         match kind {
             0 => {
-                let mmio = part.u64(8).filter(|&a| a != 0 && a.is_multiple_of(PAGE));
-                info.units.push(mmio.ok_or(MALFORMED)?).map_err(|_| TOO_MANY)?;
-                info.all |= part.u8(4).is_some_and(|flags| flags & 1 != 0);
+                let mmio: u64 = part.get(8)?;
+                if mmio == 0 || !mmio.is_multiple_of(PAGE) {
+                    return Err(part.error(MALFORMED));
+                }
+                part.add(&mut info.units, mmio)?;
+                info.all |= part.get::<u8>(4)? & 1 != 0;
                 read_scopes(&part, 16, |kind, id, source, direct| match kind {
-                    IOAPIC => platform.ioapic_sources.push((id, source)).map_err(|_| TOO_MANY),
+                    IOAPIC => part.add(&mut platform.ioapic_sources, (id, source)),
                     // Of a longer path only the end is served, and that is not in sight.
-                    ENDPOINT | BRIDGE if direct => info.served.push(source).map_err(|_| TOO_MANY),
+                    ENDPOINT | BRIDGE if direct => part.add(&mut info.served, source),
                     _ => Ok(()),
                 })?;
             }
-            1 => read_scopes(&part, 24, |_, _, source, _| {
-                info.reserved.push(source).map_err(|_| TOO_MANY)
-            })?,
+            1 => read_scopes(&part, 24, |_, _, source, _| part.add(&mut info.reserved, source))?,
             _ => {}
         }
-        at = at.saturating_add(len);
     }
     Ok(())
 }
@@ -78,16 +72,14 @@ const IOAPIC: u8 = 3;
 /// whether the path has no other.
 fn read_scopes<IO: PhysIo>(
     part: &Table<'_, IO>,
-    mut at: usize,
+    at: u64,
     mut visit: impl FnMut(u8, u8, u16, bool) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    while at < part.size() {
-        let len = usize::from(part.u8(at.saturating_add(1)).ok_or(MALFORMED)?);
-        let scope = part.part(at, len).filter(|_| len >= 8).ok_or(MALFORMED)?;
-        let byte = |at| scope.u8(at).ok_or(MALFORMED);
-        let source = u16::from_be_bytes([byte(5)?, byte(6)? << 3 | byte(7)? & 7]);
-        visit(byte(0)?, byte(4)?, source, len == 8)?;
-        at = at.saturating_add(len);
+    for scope in part.parts(at, 8, |at| Ok(part.get::<[u8; 2]>(at)?[1].into())) {
+        let scope = scope?;
+        let [kind, _, _, _, id, bus, device, function] = scope.get(0)?;
+        let source = u16::from_be_bytes([bus, device << 3 | function & 7]);
+        visit(kind, id, source, scope.size() == 8)?;
     }
     Ok(())
 }

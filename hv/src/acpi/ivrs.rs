@@ -3,15 +3,12 @@
 
 use heapless::Vec;
 
-use super::table::Table;
-use super::{Error, IoApicSources, Platform};
+use super::table::{Error, MALFORMED, TOO_MANY, Table};
+use super::{IoApicSources, Platform};
 use crate::phys::PhysIo;
 
 /// Most ranges of requester ids of one unit.
 const MAX_RANGES: usize = 64;
-
-const MALFORMED: Error = Error::Malformed(*b"IVRS");
-const TOO_MANY: Error = Error::TooMany(*b"IVRS");
 
 /// Requester ids that a unit serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,22 +49,13 @@ impl AmdViUnit {
 /// Reads the table. The same unit may be described by several blocks for
 /// software of different ages; what they say is added up.
 pub fn read<IO: PhysIo>(ivrs: &Table<'_, IO>, platform: &mut Platform) -> Result<(), Error> {
-    const BLOCKS: usize = 48;
-    const BLOCK_HEADER: usize = 4;
-    let mut at = BLOCKS;
-    while at < ivrs.size() {
-        let kind = ivrs.u8(at).ok_or(MALFORMED)?;
-        let len = usize::from(ivrs.u16(at.saturating_add(2)).ok_or(MALFORMED)?);
-        let block = ivrs.part(at, len).filter(|_| len >= BLOCK_HEADER).ok_or(MALFORMED)?;
-        let entries = match kind {
-            0x10 => Some(24),
-            0x11 | 0x40 => Some(40),
-            _ => None,
-        };
-        if let Some(entries) = entries {
-            read_unit(&block, entries, platform)?;
+    for block in ivrs.parts(48, 4, |at| Ok(ivrs.get::<[u16; 2]>(at)?[1].into())) {
+        let block = block?;
+        match block.get::<u8>(0)? {
+            0x10 => read_unit(&block, 24, platform)?,
+            0x11 | 0x40 => read_unit(&block, 40, platform)?,
+            _ => {}
         }
-        at = at.saturating_add(len);
     }
     Ok(())
 }
@@ -75,95 +63,70 @@ pub fn read<IO: PhysIo>(ivrs: &Table<'_, IO>, platform: &mut Platform) -> Result
 /// One IVHD block, whose device entries begin at `entries`.
 fn read_unit<IO: PhysIo>(
     block: &Table<'_, IO>,
-    entries: usize,
+    entries: u64,
     platform: &mut Platform,
 ) -> Result<(), Error> {
     const PAGE: u64 = 4096;
     let units = &mut platform.amd_vi;
-    let bdf = block.u16(4).ok_or(MALFORMED)?;
-    let mmio = block.u64(8).filter(|&a| a != 0 && a.is_multiple_of(PAGE)).ok_or(MALFORMED)?;
-    if block.u16(16).ok_or(MALFORMED)? != 0 {
+    let mmio: u64 = block.get(8)?;
+    if mmio == 0 || !mmio.is_multiple_of(PAGE) {
+        return Err(block.error(MALFORMED));
+    }
+    if block.get::<u16>(16)? != 0 {
         // Another PCI segment: none of its functions is ever given away, but
         // nothing would hold them back either.
-        return Err(TOO_MANY);
+        return Err(block.error(TOO_MANY));
     }
-    let known = units.iter().position(|u| u.mmio == mmio);
-    if known.is_none() {
-        units
-            .push(AmdViUnit {
-                bdf,
-                capability: block.u16(6).ok_or(MALFORMED)?,
-                mmio,
-                flags: block.u8(1).ok_or(MALFORMED)?,
-                ranges: Vec::new(),
-            })
-            .map_err(|_| TOO_MANY)?;
+    if !units.iter().any(|u| u.mmio == mmio) {
+        let (flags, bdf, capability) = (block.get(1)?, block.get(4)?, block.get(6)?);
+        block.add(units, AmdViUnit { bdf, capability, mmio, flags, ranges: Vec::new() })?;
     }
-    let index = known.unwrap_or(units.len().saturating_sub(1));
-    let unit = units.get_mut(index).ok_or(MALFORMED)?;
-    let mut at = entries;
-    let mut open: Option<(u16, Option<u16>)> = None;
-    while at < block.size() {
-        let kind = block.u8(at).ok_or(MALFORMED)?;
-        let len = entry_len(block, at, kind)?;
-        let entry = block.part(at, len).ok_or(MALFORMED)?;
-        read_entry(&entry, kind, &mut open, &mut unit.ranges, &mut platform.ioapic_sources)?;
-        at = at.saturating_add(len);
+    let unit = units.iter_mut().find(|u| u.mmio == mmio).ok_or(block.error(MALFORMED))?;
+    let mut open = None;
+    for entry in block.parts(entries, 4, |at| entry_len(block, at)) {
+        read_entry(&entry?, &mut open, &mut unit.ranges, &mut platform.ioapic_sources)?;
     }
-    if open.is_some() { Err(MALFORMED) } else { Ok(()) }
+    if open.is_some() { Err(block.error(MALFORMED)) } else { Ok(()) }
 }
 
-/// Bytes of a device entry; at least 4.
-fn entry_len<IO: PhysIo>(block: &Table<'_, IO>, at: usize, kind: u8) -> Result<usize, Error> {
+/// Bytes of a device entry.
+fn entry_len<IO: PhysIo>(block: &Table<'_, IO>, at: u64) -> Result<u64, Error> {
     const NAMED: u8 = 0xf0;
-    const NAMED_LEN: usize = 22;
-    if kind == NAMED {
-        let name = block.u8(at.saturating_add(NAMED_LEN - 1)).ok_or(MALFORMED)?;
-        return Ok(NAMED_LEN + usize::from(name));
+    match block.get::<u8>(at)? {
+        NAMED => Ok(22 + u64::from(block.get::<u8>(at.saturating_add(21))?)),
+        kind => Ok(4 << (kind >> 6)),
     }
-    Ok(4 << (kind >> 6))
 }
 
 /// One device entry. `open` is the range whose end has not come yet.
 fn read_entry<IO: PhysIo>(
     entry: &Table<'_, IO>,
-    kind: u8,
     open: &mut Option<(u16, Option<u16>)>,
     ranges: &mut Vec<Range, MAX_RANGES>,
     ioapics: &mut IoApicSources,
 ) -> Result<(), Error> {
     const IOAPIC: u8 = 1;
-    let device = entry.u16(1).ok_or(MALFORMED)?;
-    let alias = || entry.u16(5).map(Some).ok_or(MALFORMED);
-    let mut range =
-        |first, last, alias| ranges.push(Range { first, last, alias }).map_err(|_| TOO_MANY);
+    let (kind, device) = (entry.get::<u8>(0)?, entry.get(1)?);
+    let alias = || entry.get(5).map(Some);
+    let mut range = |first, last, alias| entry.add(ranges, Range { first, last, alias });
     match kind {
-        0x01 => range(0, u16::MAX, None),
-        0x02 | 0x46 => range(device, device, None),
-        0x42 => range(device, device, alias()?),
-        0x03 | 0x43 | 0x47 if open.is_some() => Err(MALFORMED),
-        0x03 | 0x47 => {
-            *open = Some((device, None));
-            Ok(())
-        }
-        0x43 => {
-            *open = Some((device, alias()?));
-            Ok(())
-        }
-        0x04 => {
-            let (first, alias) = open.take().ok_or(MALFORMED)?;
-            if first > device {
-                return Err(MALFORMED);
+        0x01 => range(0, u16::MAX, None)?,
+        0x02 | 0x46 => range(device, device, None)?,
+        0x42 => range(device, device, alias()?)?,
+        0x03 | 0x43 | 0x47 if open.is_some() => return Err(entry.error(MALFORMED)),
+        0x03 | 0x47 => *open = Some((device, None)),
+        0x43 => *open = Some((device, alias()?)),
+        0x04 => match open.take() {
+            Some((first, alias)) if first <= device => range(first, device, alias)?,
+            _ => return Err(entry.error(MALFORMED)),
+        },
+        0x48 if entry.get(7) == Ok(IOAPIC) => {
+            let item = (entry.get(4)?, entry.get(5)?);
+            if !ioapics.contains(&item) {
+                entry.add(ioapics, item)?;
             }
-            range(first, device, alias)
         }
-        0x48 if entry.u8(7) == Some(IOAPIC) => {
-            let item = (entry.u8(4).ok_or(MALFORMED)?, entry.u16(5).ok_or(MALFORMED)?);
-            if ioapics.contains(&item) {
-                return Ok(());
-            }
-            ioapics.push(item).map_err(|_| TOO_MANY)
-        }
-        _ => Ok(()),
+        _ => {}
     }
+    Ok(())
 }

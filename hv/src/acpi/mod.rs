@@ -9,14 +9,12 @@ pub mod dmar;
 pub mod ivrs;
 pub mod table;
 
-use core::fmt;
-
 use heapless::Vec;
 
 use crate::phys::PhysIo;
 use dmar::Dmar;
 use ivrs::AmdViUnit;
-use table::Table;
+use table::{Error, MALFORMED, MISSING, Table};
 
 /// Most CPUs that are noticed.
 pub const MAX_CPUS: usize = 64;
@@ -26,39 +24,6 @@ pub const MAX_IOAPICS: usize = 8;
 pub const MAX_IOMMUS: usize = 4;
 /// Legacy interrupt lines.
 const ISA_IRQS: usize = 16;
-/// Most tables that the root table may list.
-const MAX_TABLES: usize = 128;
-
-/// Why the firmware's tables cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
-    /// There is no valid RSDP at the address given.
-    NoRsdp,
-    /// A table's address or length is out of range.
-    BadTable([u8; 4]),
-    /// A table's checksum is wrong.
-    BadChecksum([u8; 4]),
-    /// A table that is needed is not there.
-    Missing([u8; 4]),
-    /// A table's content is malformed.
-    Malformed([u8; 4]),
-    /// The platform has more of something than we can handle.
-    TooMany([u8; 4]),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (text, table) = match self {
-            Self::NoRsdp => return f.write_str("no valid ACPI RSDP"),
-            Self::BadTable(table) => ("address or length out of range", table),
-            Self::BadChecksum(table) => ("wrong checksum", table),
-            Self::Missing(table) => ("not found", table),
-            Self::Malformed(table) => ("malformed", table),
-            Self::TooMany(table) => ("more entries than supported", table),
-        };
-        write!(f, "ACPI table {}: {text}", table.escape_ascii())
-    }
-}
 
 /// An I/O APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,17 +43,6 @@ pub struct Line {
     pub level: bool,
     /// Active low instead of active high.
     pub active_low: bool,
-}
-
-/// A legacy interrupt that is not wired one to one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IsaOverride {
-    /// The legacy interrupt number.
-    pub irq: u8,
-    /// Where it arrives.
-    pub gsi: u32,
-    /// How it behaves.
-    pub line: Line,
 }
 
 /// The memory-mapped configuration space of PCI segment 0.
@@ -115,7 +69,7 @@ pub struct PmTimer {
 pub type IoApicSources = Vec<(u8, u16), MAX_IOAPICS>;
 
 /// What the hypervisor wants to know about the platform.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Platform {
     /// APIC ids of the usable CPUs, in the firmware's order.
     pub cpus: Vec<u32, MAX_CPUS>,
@@ -123,8 +77,8 @@ pub struct Platform {
     pub local_apic: u64,
     /// All I/O APICs.
     pub ioapics: Vec<IoApicInfo, MAX_IOAPICS>,
-    /// Legacy interrupts that are not wired one to one.
-    pub overrides: Vec<IsaOverride, ISA_IRQS>,
+    /// Legacy interrupts that are not wired one to one, and where they arrive.
+    pub overrides: Vec<(u8, u32, Line), ISA_IRQS>,
     /// PCI configuration space.
     pub ecam: Option<EcamInfo>,
     /// The ACPI timer.
@@ -145,28 +99,18 @@ impl Platform {
 
     /// Where a legacy interrupt arrives and how it behaves.
     pub fn isa_irq(&self, irq: u8) -> (u32, Line) {
-        self.overrides
-            .iter()
-            .find(|o| o.irq == irq)
-            .map_or((u32::from(irq), Line::default()), |o| (o.gsi, o.line))
+        let found = self.overrides.iter().find(|o| o.0 == irq);
+        found.map_or((irq.into(), Line::default()), |&(_, gsi, line)| (gsi, line))
     }
 }
 
 /// Reads the tables that `rsdp` leads to.
 pub fn discover<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<Platform, Error> {
-    let mut platform = Platform {
-        cpus: Vec::new(),
-        local_apic: 0,
-        ioapics: Vec::new(),
-        overrides: Vec::new(),
-        ecam: None,
-        pm_timer: None,
-        amd_vi: Vec::new(),
-        vt_d: Dmar::default(),
-        ioapic_sources: Vec::new(),
-    };
+    let mut platform = Platform::default();
     let mut madt = false;
-    for address in root_entries(io, rsdp)? {
+    let (root, width) = root(io, rsdp)?;
+    for entry in Table::open(io, root)?.rows(Table::<IO>::HEADER, width) {
+        let address = if width == 8 { entry.get(0)? } else { entry.get::<u32>(0)?.into() };
         // Tables that we do not read may be as broken as they like.
         match &Table::signature_at(io, address)? {
             b"APIC" => {
@@ -180,107 +124,66 @@ pub fn discover<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<Platform, Error> {
             _ => {}
         }
     }
-    if madt { Ok(platform) } else { Err(Error::Missing(*b"APIC")) }
+    if madt { Ok(platform) } else { Err(Error { table: *b"APIC", problem: MISSING }) }
 }
 
-/// Addresses of all tables, from the XSDT or RSDT.
-fn root_entries<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<Vec<u64, MAX_TABLES>, Error> {
-    const V1_LEN: usize = 20;
-    const V2_LEN: usize = 36;
-    let v1 = Table::raw(io, rsdp, V1_LEN).ok_or(Error::NoRsdp)?;
-    if !v1.starts_with(b"RSD PTR ") || !v1.sums_to_zero() {
-        return Err(Error::NoRsdp);
+/// Address of the root table and bytes of its entries: the XSDT or the RSDT.
+fn root<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<(u64, u64), Error> {
+    let pointer = |len| Table::raw(io, *b"RSDP", rsdp, len);
+    let v1 = pointer(20)?.sound()?;
+    if v1.get::<[u8; 8]>(0)? != *b"RSD PTR " {
+        return Err(v1.error(MISSING));
     }
-    let mut root = (v1.u32(16).map(u64::from), 4);
-    if v1.u8(15).is_some_and(|revision| revision >= 2) {
-        let v2 = Table::raw(io, rsdp, V2_LEN).ok_or(Error::NoRsdp)?;
-        if v2.sums_to_zero() && v2.u64(24) != Some(0) {
-            root = (v2.u64(24), 8);
-        }
+    if v1.get::<u8>(15)? >= 2
+        && let Ok(v2) = pointer(36)?.sound()
+        && let address @ 1.. = v2.get(24)?
+    {
+        return Ok((address, 8));
     }
-    let (Some(address), width) = root else { return Err(Error::NoRsdp) };
-    let root = Table::open(io, address)?;
-    let mut entries = Vec::new();
-    let mut at = Table::<IO>::HEADER;
-    while at.saturating_add(width) <= root.size() {
-        let entry = if width == 8 { root.u64(at) } else { root.u32(at).map(u64::from) };
-        entries
-            .push(entry.ok_or(Error::Malformed(root.signature()))?)
-            .map_err(|_| Error::TooMany(root.signature()))?;
-        at = at.saturating_add(width);
-    }
-    Ok(entries)
+    Ok((v1.get::<u32>(16)?.into(), 4))
 }
 
 /// CPUs, I/O APICs and legacy interrupts.
 fn read_madt<IO: PhysIo>(madt: &Table<'_, IO>, platform: &mut Platform) -> Result<(), Error> {
-    const MALFORMED: Error = Error::Malformed(*b"APIC");
-    const TOO_MANY: Error = Error::TooMany(*b"APIC");
     const ENABLED: u32 = 1;
-    platform.local_apic = madt.u32(36).ok_or(MALFORMED)?.into();
-    let mut at = 44;
-    while at < madt.size() {
-        let kind = madt.u8(at).ok_or(MALFORMED)?;
-        let len = usize::from(madt.u8(at.saturating_add(1)).ok_or(MALFORMED)?);
-        // Also ends the loop: an entry has at least its own header.
-        let entry = madt.part(at, len).filter(|_| len >= 2).ok_or(MALFORMED)?;
-        match kind {
-            0 if entry.u32(4).ok_or(MALFORMED)? & ENABLED != 0 => {
+    platform.local_apic = madt.get::<u32>(36)?.into();
+    for entry in madt.parts(44, 2, |at| Ok(madt.get::<[u8; 2]>(at)?[1].into())) {
+        let entry = entry?;
+        match entry.get::<u8>(0)? {
+            0 if entry.get::<u32>(4)? & ENABLED != 0 => {
                 // More CPUs than we can use are left alone.
-                let _ = platform.cpus.push(entry.u8(3).ok_or(MALFORMED)?.into());
+                let _ = platform.cpus.push(entry.get::<u8>(3)?.into());
             }
-            1 => platform
-                .ioapics
-                .push(IoApicInfo {
-                    id: entry.u8(2).ok_or(MALFORMED)?,
-                    address: entry.u32(4).ok_or(MALFORMED)?.into(),
-                    gsi_base: entry.u32(8).ok_or(MALFORMED)?,
-                })
-                .map_err(|_| TOO_MANY)?,
+            1 => {
+                let (id, address) = (entry.get(2)?, entry.get::<u32>(4)?.into());
+                let info = IoApicInfo { id, address, gsi_base: entry.get(8)? };
+                madt.add(&mut platform.ioapics, info)?;
+            }
             2 => {
-                let flags = entry.u16(8).ok_or(MALFORMED)?;
-                platform
-                    .overrides
-                    .push(IsaOverride {
-                        irq: entry.u8(3).ok_or(MALFORMED)?,
-                        gsi: entry.u32(4).ok_or(MALFORMED)?,
-                        // 0 means as the bus has it: edge, active high.
-                        line: Line { level: flags >> 2 & 3 == 3, active_low: flags & 3 == 3 },
-                    })
-                    .map_err(|_| TOO_MANY)?;
+                let flags: u16 = entry.get(8)?;
+                // 0 means as the bus has it: edge, active high.
+                let line = Line { level: flags >> 2 & 3 == 3, active_low: flags & 3 == 3 };
+                madt.add(&mut platform.overrides, (entry.get(3)?, entry.get(4)?, line))?;
             }
-            5 => platform.local_apic = entry.u64(4).ok_or(MALFORMED)?,
-            9 if entry.u32(8).ok_or(MALFORMED)? & ENABLED != 0 => {
-                let _ = platform.cpus.push(entry.u32(4).ok_or(MALFORMED)?);
+            5 => platform.local_apic = entry.get(4)?,
+            9 if entry.get::<u32>(8)? & ENABLED != 0 => {
+                let _ = platform.cpus.push(entry.get(4)?);
             }
             _ => {}
         }
-        at = at.saturating_add(len);
     }
     Ok(())
 }
 
 /// The configuration space of segment 0.
 fn read_mcfg<IO: PhysIo>(mcfg: &Table<'_, IO>) -> Result<Option<EcamInfo>, Error> {
-    const ENTRY: usize = 16;
-    let mut at = 44;
-    while let Some(entry) = mcfg.part(at, ENTRY) {
-        let info = (|| {
-            Some((
-                entry.u16(8)?,
-                EcamInfo { base: entry.u64(0)?, first_bus: entry.u8(10)?, last_bus: entry.u8(11)? },
-            ))
-        })();
-        match info {
-            Some((0, info))
-                if info.base.is_multiple_of(1 << 20) && info.first_bus <= info.last_bus =>
-            {
-                return Ok(Some(info));
-            }
-            Some((0, _)) | None => return Err(Error::Malformed(*b"MCFG")),
-            Some(_) => {}
+    for entry in mcfg.rows(44, 16) {
+        if entry.get::<u16>(8)? == 0 {
+            let (base, [first_bus, last_bus]) = (entry.get::<u64>(0)?, entry.get(10)?);
+            let sound = base.is_multiple_of(1 << 20) && first_bus <= last_bus;
+            let info = EcamInfo { base, first_bus, last_bus };
+            return if sound { Ok(Some(info)) } else { Err(mcfg.error(MALFORMED)) };
         }
-        at = at.saturating_add(ENTRY);
     }
     Ok(None)
 }
@@ -289,9 +192,11 @@ fn read_mcfg<IO: PhysIo>(mcfg: &Table<'_, IO>) -> Result<Option<EcamInfo>, Error
 fn read_fadt<IO: PhysIo>(fadt: &Table<'_, IO>) -> Option<PmTimer> {
     const IO_SPACE: u8 = 1;
     const TIMER_IS_32_BITS: u32 = 1 << 8;
-    let extended =
-        if fadt.u8(208) == Some(IO_SPACE) { fadt.u64(212).filter(|&a| a != 0) } else { None };
-    let address = extended.or(fadt.u32(76).map(u64::from)).filter(|&a| a != 0)?;
-    let wide = fadt.u32(112).is_some_and(|flags| flags & TIMER_IS_32_BITS != 0);
-    Some(PmTimer { port: u16::try_from(address).ok()?, wide })
+    let extended = match fadt.get(208) {
+        Ok(IO_SPACE) => fadt.get(212).unwrap_or(0),
+        _ => 0,
+    };
+    let address: u64 = if extended != 0 { extended } else { fadt.get::<u32>(76).ok()?.into() };
+    let wide = fadt.get(112).is_ok_and(|flags: u32| flags & TIMER_IS_32_BITS != 0);
+    Some(PmTimer { port: u16::try_from(address).ok().filter(|&port| port != 0)?, wide })
 }

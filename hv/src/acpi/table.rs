@@ -1,103 +1,133 @@
 //! A firmware table, read byte by byte and never past its end.
 
-use super::Error;
+use core::fmt;
+
+use heapless::Vec;
+use zerocopy::{FromBytes, IntoBytes};
+
 use crate::phys::PhysIo;
 
 /// Longest table that we read.
-const MAX_LEN: usize = 1 << 20;
+const MAX_LEN: u64 = 1 << 20;
 /// Firmware tables lie below this address.
 const LIMIT: u64 = 1 << 32;
+
+/// Why the firmware's tables cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// Signature of the table at fault.
+    pub table: [u8; 4],
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
+pub const BAD_PLACE: &str = "address or length out of range";
+pub const BAD_CHECKSUM: &str = "wrong checksum";
+pub const MISSING: &str = "not found";
+pub const MALFORMED: &str = "malformed";
+/// The platform has more of something than we can handle.
+pub const TOO_MANY: &str = "more entries than supported";
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ACPI table {}: {}", self.table.escape_ascii(), self.problem)
+    }
+}
 
 /// A piece of physical memory with an end.
 pub struct Table<'io, IO> {
     io: &'io IO,
+    signature: [u8; 4],
     base: u64,
-    len: usize,
+    len: u64,
 }
 
 impl<'io, IO: PhysIo> Table<'io, IO> {
     /// Bytes of the header that all system tables begin with.
-    pub const HEADER: usize = 36;
+    pub const HEADER: u64 = 36;
 
     /// `len` bytes at `base` without any check of their content.
-    pub fn raw(io: &'io IO, base: u64, len: usize) -> Option<Self> {
-        let end = base.checked_add(u64::try_from(len).ok()?)?;
-        (base != 0 && end <= LIMIT && len <= MAX_LEN).then_some(Self { io, base, len })
+    pub fn raw(io: &'io IO, signature: [u8; 4], base: u64, len: u64) -> Result<Self, Error> {
+        let table = Self { io, signature, base, len };
+        let end = base.checked_add(len).is_some_and(|end| end <= LIMIT);
+        if base != 0 && end && len <= MAX_LEN { Ok(table) } else { Err(table.error(BAD_PLACE)) }
     }
 
     /// The signature of the table at `base`.
     pub fn signature_at(io: &'io IO, base: u64) -> Result<[u8; 4], Error> {
-        Ok(Self::raw(io, base, Self::HEADER).ok_or(Error::BadTable(*b"????"))?.signature())
+        Self::raw(io, *b"????", base, Self::HEADER)?.get(0)
     }
 
     /// The system table at `base`, its length and checksum verified.
     pub fn open(io: &'io IO, base: u64) -> Result<Self, Error> {
-        let header = Self::raw(io, base, Self::HEADER).ok_or(Error::BadTable(*b"????"))?;
-        let bad = Error::BadTable(header.signature());
-        let len = header.u32(4).and_then(|len| usize::try_from(len).ok()).ok_or(bad)?;
+        let signature = Self::signature_at(io, base)?;
+        let header = Self::raw(io, signature, base, Self::HEADER)?;
+        let len = header.get::<u32>(4)?.into();
         if len < Self::HEADER {
-            return Err(bad);
+            Err(header.error(BAD_PLACE))
+        } else {
+            Self::raw(io, signature, base, len)?.sound()
         }
-        let table = Self::raw(io, base, len).ok_or(bad)?;
-        if table.sums_to_zero() { Ok(table) } else { Err(Error::BadChecksum(table.signature())) }
     }
 
-    /// `len` bytes at `offset` as a table of their own.
-    pub fn part(&self, offset: usize, len: usize) -> Option<Self> {
-        if offset.checked_add(len)? > self.len {
-            return None;
-        }
-        Self::raw(self.io, self.base.checked_add(u64::try_from(offset).ok()?)?, len)
+    /// The table itself if the sum of all its bytes is zero, as ACPI demands.
+    pub fn sound(self) -> Result<Self, Error> {
+        let bytes = (self.base..).zip(0..self.len).map(|(at, _)| self.io.read8(at));
+        if bytes.fold(0, u8::wrapping_add) == 0 { Ok(self) } else { Err(self.error(BAD_CHECKSUM)) }
+    }
+
+    /// The error that the table has this `problem`.
+    pub fn error(&self, problem: &'static str) -> Error {
+        Error { table: self.signature, problem }
+    }
+
+    /// `len` bytes at `at` as a table of their own.
+    pub fn part(&self, at: u64, len: u64) -> Result<Self, Error> {
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.len);
+        let part = Self { base: self.base.saturating_add(at), len, ..*self };
+        if inside { Ok(part) } else { Err(self.error(MALFORMED)) }
+    }
+
+    /// The parts that follow each other from `at` to the end. `len` reads how
+    /// long the one at an offset is: at least `least` bytes, so that this ends.
+    pub fn parts(
+        &self,
+        mut at: u64,
+        least: u64,
+        len: impl Fn(u64) -> Result<u64, Error>,
+    ) -> impl Iterator<Item = Result<Self, Error>> {
+        core::iter::from_fn(move || {
+            let here = core::mem::replace(&mut at, self.len);
+            (here < self.len).then(|| {
+                let len = len(here)?;
+                at = here.saturating_add(len.max(1));
+                if len < least { Err(self.error(MALFORMED)) } else { self.part(here, len) }
+            })
+        })
+    }
+
+    /// The whole rows of `len` bytes from `at` on.
+    pub fn rows(&self, at: u64, len: u64) -> impl Iterator<Item = Self> {
+        (at..).step_by(len as usize).map_while(move |at| self.part(at, len).ok())
     }
 
     /// Bytes.
-    pub fn size(&self) -> usize {
+    pub fn size(&self) -> u64 {
         self.len
     }
 
-    /// The first four bytes.
-    pub fn signature(&self) -> [u8; 4] {
-        self.bytes(0).unwrap_or(*b"????")
-    }
-
-    /// The bytes begin with `text`.
-    pub fn starts_with(&self, text: &[u8]) -> bool {
-        text.iter().enumerate().all(|(i, &byte)| self.u8(i) == Some(byte))
-    }
-
-    /// The sum of all bytes is zero, as ACPI demands.
-    pub fn sums_to_zero(&self) -> bool {
-        (0..self.len).filter_map(|i| self.u8(i)).fold(0, u8::wrapping_add) == 0
-    }
-
-    /// The byte at `offset`.
-    pub fn u8(&self, offset: usize) -> Option<u8> {
-        if offset >= self.len {
-            return None;
+    /// The value at `at`, which need not be aligned.
+    pub fn get<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<T, Error> {
+        let mut value = T::new_zeroed();
+        let from = self.part(at, size_of::<T>() as u64)?.base;
+        for (byte, address) in value.as_mut_bytes().iter_mut().zip(from..) {
+            *byte = self.io.read8(address);
         }
-        Some(self.io.read8(self.base.checked_add(u64::try_from(offset).ok()?)?))
+        Ok(value)
     }
 
-    /// 16 bits at `offset`, which need not be aligned.
-    pub fn u16(&self, offset: usize) -> Option<u16> {
-        self.bytes(offset).map(u16::from_le_bytes)
-    }
-
-    /// 32 bits at `offset`, which need not be aligned.
-    pub fn u32(&self, offset: usize) -> Option<u32> {
-        self.bytes(offset).map(u32::from_le_bytes)
-    }
-
-    /// 64 bits at `offset`, which need not be aligned.
-    pub fn u64(&self, offset: usize) -> Option<u64> {
-        self.bytes(offset).map(u64::from_le_bytes)
-    }
-
-    fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = self.u8(offset.checked_add(i)?)?;
-        }
-        Some(bytes)
+    /// Adds what the table names to a list.
+    pub fn add<T, const N: usize>(&self, list: &mut Vec<T, N>, item: T) -> Result<(), Error> {
+        list.push(item).map_err(|_| self.error(TOO_MANY))
     }
 }
