@@ -146,12 +146,12 @@ impl<IO: PhysIo> IoApics<IO> {
     }
 
     fn read(&self, address: u64, register: u32) -> u32 {
-        self.io.write32(address + SELECT, register);
-        self.io.read32(address + WINDOW)
+        self.io.write::<u32>(address + SELECT, register);
+        self.io.read::<u32>(address + WINDOW)
     }
 
     fn write(&self, address: u64, register: u32, value: u32) {
-        self.io.write32(address + SELECT, register);
-        self.io.write32(address + WINDOW, value);
+        self.io.write::<u32>(address + SELECT, register);
+        self.io.write::<u32>(address + WINDOW, value);
     }
 }

@@ -17,7 +17,7 @@ extern crate alloc;
 
 use bare_support as _;
 
-pub mod acpi;
+mod acpi;
 mod apic;
 mod boot;
 mod cpu;
@@ -30,7 +30,7 @@ mod memmap;
 mod paging;
 mod panic;
 mod pci;
-pub mod phys;
+mod phys;
 mod selftest;
 mod serial;
 mod smp;

@@ -6,7 +6,17 @@
 //! those modules need no unsafe code and run on the host.
 #![allow(unsafe_code)]
 
-use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use core::ops::Not;
+use core::ptr::with_exposed_provenance_mut;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// What one access reads or writes: an integer of 8, 16, 32 or 64 bits.
+pub trait Word: Copy + Default + Not<Output = Self> + FromBytes + IntoBytes + Immutable {}
+impl Word for u8 {}
+impl Word for u16 {}
+impl Word for u32 {}
+impl Word for u64 {}
 
 /// Volatile access to physical memory, little-endian.
 ///
@@ -14,22 +24,10 @@ use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 /// An address that is null or not aligned to the width reads as all ones and
 /// is not written.
 pub trait PhysIo: Clone {
-    /// Reads a byte.
-    fn read8(&self, address: u64) -> u8;
-    /// Reads 16 bits.
-    fn read16(&self, address: u64) -> u16;
-    /// Reads 32 bits.
-    fn read32(&self, address: u64) -> u32;
-    /// Reads 64 bits.
-    fn read64(&self, address: u64) -> u64;
-    /// Writes a byte.
-    fn write8(&self, address: u64, value: u8);
-    /// Writes 16 bits.
-    fn write16(&self, address: u64, value: u16);
-    /// Writes 32 bits.
-    fn write32(&self, address: u64, value: u32);
-    /// Writes 64 bits.
-    fn write64(&self, address: u64, value: u64);
+    /// Reads a word.
+    fn read<W: Word>(&self, address: u64) -> W;
+    /// Writes a word.
+    fn write<W: Word>(&self, address: u64, value: W);
     /// Has what was written at `address` (a cache line) arrive in memory before
     /// anything that is written later, for readers that look past the caches.
     fn write_back(&self, address: u64);
@@ -53,47 +51,28 @@ impl Identity {
     }
 
     /// The pointer for an access to a `T` at `address`.
-    fn at<T>(address: u64) -> Option<*const T> {
-        let pointer = with_exposed_provenance::<T>(usize::try_from(address).ok()?);
-        (!pointer.is_null() && pointer.is_aligned()).then_some(pointer)
-    }
-
-    /// The pointer for a write of a `T` at `address`.
-    fn at_mut<T>(address: u64) -> Option<*mut T> {
+    fn at<T>(address: u64) -> Option<*mut T> {
         let pointer = with_exposed_provenance_mut::<T>(usize::try_from(address).ok()?);
         (!pointer.is_null() && pointer.is_aligned()).then_some(pointer)
     }
+}
 
-    fn read<T: Copy>(address: u64, absent: T) -> T {
+impl PhysIo for Identity {
+    fn read<W: Word>(&self, address: u64) -> W {
         match Self::at(address) {
             // SAFETY: aligned and not null; mapped and not a Rust object's, as
             // promised to `new`. All bit patterns of the integers are valid.
             Some(pointer) => unsafe { core::ptr::read_volatile(pointer) },
-            None => absent,
+            None => !W::default(),
         }
     }
 
-    fn write<T: Copy>(address: u64, value: T) {
-        if let Some(pointer) = Self::at_mut(address) {
+    fn write<W: Word>(&self, address: u64, value: W) {
+        if let Some(pointer) = Self::at(address) {
             // SAFETY: as for `read`.
             unsafe { core::ptr::write_volatile(pointer, value) }
         }
     }
-}
-
-macro_rules! accesses {
-    ($($read:ident $write:ident $word:ident),*) => {
-        $(fn $read(&self, address: u64) -> $word {
-            Self::read(address, $word::MAX)
-        }
-        fn $write(&self, address: u64, value: $word) {
-            Self::write(address, value);
-        })*
-    };
-}
-
-impl PhysIo for Identity {
-    accesses!(read8 write8 u8, read16 write16 u16, read32 write32 u32, read64 write64 u64);
 
     fn write_back(&self, address: u64) {
         if let Some(line) = Self::at::<u8>(address) {

@@ -143,7 +143,7 @@ impl<IO: PhysIo> PageTable<IO> {
     }
 
     fn write(&self, at: u64, entry: u64) {
-        self.io.write64(at, entry);
+        self.io.write::<u64>(at, entry);
         if self.format.write_back {
             self.io.write_back(at);
         }
@@ -155,7 +155,7 @@ impl<IO: PhysIo> PageTable<IO> {
         let mut table = self.root;
         for above in (level + 1..=self.format.levels).rev() {
             let at = entry_address(table, virt, above);
-            let entry = self.io.read64(at);
+            let entry = self.io.read::<u64>(at);
             let present = self.format.is_present(entry);
             if present && !self.format.is_leaf(entry, above) {
                 table = entry & ADDRESS;
@@ -213,7 +213,7 @@ impl<IO: PhysIo> PageTable<IO> {
     pub fn set(&mut self, virt: u64, entry: u64) -> Option<u64> {
         let there = self.format.reaches(virt, 0, PAGE);
         let slot = there.then(|| self.slot(virt, 1, None))??;
-        let old = self.io.read64(slot);
+        let old = self.io.read::<u64>(slot);
         self.write(slot, entry);
         Some(old)
     }
@@ -222,7 +222,7 @@ impl<IO: PhysIo> PageTable<IO> {
     pub fn leaf(&self, virt: u64) -> u64 {
         let mut table = self.root;
         for level in (1..=self.format.levels).rev() {
-            let entry = self.io.read64(entry_address(table, virt, level));
+            let entry = self.io.read::<u64>(entry_address(table, virt, level));
             if !self.format.is_present(entry) {
                 break;
             }
@@ -251,7 +251,7 @@ impl<IO: PhysIo> PageTable<IO> {
         let mut sound = true;
         for index in 0..ENTRIES {
             let virt = base + index * span(level);
-            let entry = self.io.read64(table + index * 8);
+            let entry = self.io.read::<u64>(table + index * 8);
             let (bits, phys) = (entry & !ADDRESS, entry & ADDRESS);
             if entry == 0 {
                 continue;

@@ -128,7 +128,7 @@ pub fn discover<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<Platform, Error> {
 }
 
 /// Address of the root table and bytes of its entries: the XSDT or the RSDT.
-fn root<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<(u64, u64), Error> {
+fn root<IO: PhysIo>(io: &IO, rsdp: u64) -> Result<(u64, u16), Error> {
     let pointer = |len| Table::raw(io, *b"RSDP", rsdp, len);
     let v1 = pointer(20)?.sound()?;
     if v1.get::<[u8; 8]>(0)? != *b"RSD PTR " {

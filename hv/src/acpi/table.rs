@@ -72,7 +72,7 @@ impl<'io, IO: PhysIo> Table<'io, IO> {
 
     /// The table itself if the sum of all its bytes is zero, as ACPI demands.
     pub fn sound(self) -> Result<Self, Error> {
-        let bytes = (self.base..).zip(0..self.len).map(|(at, _)| self.io.read8(at));
+        let bytes = (self.base..).zip(0..self.len).map(|(at, _)| self.io.read::<u8>(at));
         if bytes.fold(0, u8::wrapping_add) == 0 { Ok(self) } else { Err(self.error(BAD_CHECKSUM)) }
     }
 
@@ -107,8 +107,8 @@ impl<'io, IO: PhysIo> Table<'io, IO> {
     }
 
     /// The whole rows of `len` bytes from `at` on.
-    pub fn rows(&self, at: u64, len: u64) -> impl Iterator<Item = Self> {
-        (at..).step_by(len as usize).map_while(move |at| self.part(at, len).ok())
+    pub fn rows(&self, at: u64, len: u16) -> impl Iterator<Item = Self> {
+        (at..).step_by(len.into()).map_while(move |at| self.part(at, len.into()).ok())
     }
 
     /// Bytes.
@@ -121,7 +121,7 @@ impl<'io, IO: PhysIo> Table<'io, IO> {
         let mut value = T::new_zeroed();
         let from = self.part(at, size_of::<T>() as u64)?.base;
         for (byte, address) in value.as_mut_bytes().iter_mut().zip(from..) {
-            *byte = self.io.read8(address);
+            *byte = self.io.read::<u8>(address);
         }
         Ok(value)
     }

@@ -42,7 +42,7 @@ impl<IO: PhysIo> Queue<IO> {
         barrier: fn(u64, u32) -> Command,
     ) -> Self {
         let completion = frames + RING;
-        io.write64(completion, 0);
+        io.write::<u64>(completion, 0);
         let ring = frames;
         Self { io, ring, head, tail, at: 0, completion, completed: 0, barrier, broken: false }
     }
@@ -53,11 +53,11 @@ impl<IO: PhysIo> Queue<IO> {
         for [low, high] in commands {
             let next = (self.at + SLOT) % RING;
             // One slot stays empty, so that full and empty differ.
-            self.until(|queue| queue.io.read64(queue.head) % RING != next)?;
-            self.io.write64(self.ring + self.at, *low);
-            self.io.write64(self.ring + self.at + 8, *high);
+            self.until(|queue| queue.io.read::<u64>(queue.head) % RING != next)?;
+            self.io.write::<u64>(self.ring + self.at, *low);
+            self.io.write::<u64>(self.ring + self.at + 8, *high);
             self.at = next;
-            self.io.write64(self.tail, next);
+            self.io.write::<u64>(self.tail, next);
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ impl<IO: PhysIo> Queue<IO> {
         self.completed = self.completed.wrapping_add(1);
         let number = self.completed;
         self.submit(&[(self.barrier)(self.completion, number)])?;
-        self.until(|queue| queue.io.read32(queue.completion) == number)
+        self.until(|queue| queue.io.read::<u32>(queue.completion) == number)
     }
 
     /// Waits until `done`, but not for ever.

@@ -80,10 +80,10 @@ pub(super) fn read_all<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> [Option<Bar>; B
     let mut probe = [0; BARS];
     let registers = || (register::BAR0..).step_by(4);
     for ((raw, probe), offset) in raw.iter_mut().zip(&mut probe).zip(registers()) {
-        *raw = ecam.read32(bdf, offset);
-        ecam.write32(bdf, offset, u32::MAX);
-        *probe = ecam.read32(bdf, offset);
-        ecam.write32(bdf, offset, *raw);
+        *raw = ecam.read::<u32>(bdf, offset);
+        ecam.write::<u32>(bdf, offset, u32::MAX);
+        *probe = ecam.read::<u32>(bdf, offset);
+        ecam.write::<u32>(bdf, offset, *raw);
     }
     let mut upper_half = false;
     for (index, slot) in bars.iter_mut().enumerate() {

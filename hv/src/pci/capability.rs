@@ -34,11 +34,11 @@ const MOST_EXTENDED: usize = 480;
 /// Ids and offsets of a function's capabilities.
 pub fn all<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> impl Iterator<Item = (u8, u16)> {
     const HAS_LIST: u16 = 1 << 4;
-    let listed = ecam.read16(bdf, register::STATUS) & HAS_LIST != 0;
-    let mut at = if listed { ecam.read8(bdf, register::CAPABILITIES) & !3 } else { 0 };
+    let listed = ecam.read::<u16>(bdf, register::STATUS) & HAS_LIST != 0;
+    let mut at = if listed { ecam.read::<u8>(bdf, register::CAPABILITIES) & !3 } else { 0 };
     core::iter::from_fn(move || {
         let here = (at >= FIRST).then_some(u16::from(at))?;
-        let [found, next] = ecam.read16(bdf, here).to_le_bytes();
+        let [found, next] = ecam.read::<u16>(bdf, here).to_le_bytes();
         at = next & !3;
         Some((found, here))
     })
@@ -55,7 +55,7 @@ pub fn extended<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> impl Iterator<Item = (
     let mut at = FIRST_EXTENDED;
     core::iter::from_fn(move || {
         let here = (at >= FIRST_EXTENDED).then_some(at)?;
-        let [a, b, c, d] = ecam.read32(bdf, here).to_le_bytes();
+        let [a, b, c, d] = ecam.read::<u32>(bdf, here).to_le_bytes();
         at = u16::from_le_bytes([c, d]) >> 4 & !3;
         Some((u16::from_le_bytes([a, b]), here)).filter(|&(id, _)| !matches!(id, 0 | u16::MAX))
     })

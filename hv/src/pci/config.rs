@@ -2,7 +2,7 @@
 
 use super::Bdf;
 use crate::acpi::EcamInfo;
-use crate::phys::PhysIo;
+use crate::phys::{PhysIo, Word};
 
 /// Registers that all functions, or all of one header type, have.
 pub mod register {
@@ -72,47 +72,30 @@ impl<IO: PhysIo> Ecam<IO> {
         &self.io
     }
 
-    fn address(&self, bdf: Bdf, offset: u16, width: u16) -> Option<u64> {
-        let fits =
-            offset.is_multiple_of(width) && offset < SPACE && self.buses().contains(&bdf.bus());
+    fn address<W: Word>(&self, bdf: Bdf, offset: u16) -> Option<u64> {
+        let aligned = usize::from(offset).is_multiple_of(size_of::<W>());
+        let fits = aligned && offset < SPACE && self.buses().contains(&bdf.bus());
         let offset = u64::from(bdf.0) << 12 | u64::from(offset);
         if fits { self.info.base.checked_add(offset) } else { None }
     }
 
-    /// Reads a byte.
-    pub fn read8(&self, bdf: Bdf, offset: u16) -> u8 {
-        self.address(bdf, offset, 1).map_or(u8::MAX, |a| self.io.read8(a))
+    /// Reads a word; all ones where there is none.
+    pub fn read<W: Word>(&self, bdf: Bdf, offset: u16) -> W {
+        self.address::<W>(bdf, offset).map_or(!W::default(), |a| self.io.read(a))
     }
 
-    /// Reads 16 bits.
-    pub fn read16(&self, bdf: Bdf, offset: u16) -> u16 {
-        self.address(bdf, offset, 2).map_or(u16::MAX, |a| self.io.read16(a))
-    }
-
-    /// Reads 32 bits.
-    pub fn read32(&self, bdf: Bdf, offset: u16) -> u32 {
-        self.address(bdf, offset, 4).map_or(u32::MAX, |a| self.io.read32(a))
-    }
-
-    /// Writes 16 bits.
-    pub fn write16(&self, bdf: Bdf, offset: u16, value: u16) {
-        if let Some(address) = self.address(bdf, offset, 2) {
-            self.io.write16(address, value);
-        }
-    }
-
-    /// Writes 32 bits.
-    pub fn write32(&self, bdf: Bdf, offset: u16, value: u32) {
-        if let Some(address) = self.address(bdf, offset, 4) {
-            self.io.write32(address, value);
+    /// Writes a word.
+    pub fn write<W: Word>(&self, bdf: Bdf, offset: u16, value: W) {
+        if let Some(address) = self.address::<W>(bdf, offset) {
+            self.io.write(address, value);
         }
     }
 
     /// Clears and sets bits of the command register. It is read back, so the
     /// write has reached the function when this returns.
     pub fn change_command(&self, bdf: Bdf, clear: u16, set: u16) {
-        let old = self.read16(bdf, register::COMMAND);
-        self.write16(bdf, register::COMMAND, old & !clear | set);
-        let _ = self.read16(bdf, register::COMMAND);
+        let old = self.read::<u16>(bdf, register::COMMAND);
+        self.write::<u16>(bdf, register::COMMAND, old & !clear | set);
+        let _ = self.read::<u16>(bdf, register::COMMAND);
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn all<IO: PhysIo>(ecam: &Ecam<IO>) -> Result<Vec<Function>, Error> {
                 continue;
             }
             let count =
-                if ecam.read8(first, register::HEADER) & MULTIFUNCTION != 0 { 8 } else { 1 };
+                if ecam.read::<u8>(first, register::HEADER) & MULTIFUNCTION != 0 { 8 } else { 1 };
             for bdf in (0..count).map(|i| first.sibling(i)).filter(|&bdf| present(ecam, bdf)) {
                 if functions.len() == MAX_FUNCTIONS {
                     return Err(Error::TooMany);
@@ -64,18 +64,18 @@ pub(super) fn bridges_above(functions: &[Function], bdf: Bdf) -> impl Iterator<I
 }
 
 fn present<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> bool {
-    !matches!(ecam.read16(bdf, register::VENDOR), 0 | u16::MAX)
+    !matches!(ecam.read::<u16>(bdf, register::VENDOR), 0 | u16::MAX)
 }
 
 /// Reads one function and takes it off the bus.
 fn read<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> Function {
-    let [_, interface, subclass, class] = ecam.read32(bdf, register::CLASS).to_le_bytes();
+    let [_, interface, subclass, class] = ecam.read::<u32>(bdf, register::CLASS).to_le_bytes();
     let pcie = capability::find(ecam, bdf, PCI_EXPRESS);
     let kind = kind(ecam, bdf, class, subclass, pcie);
     let mut function = Function {
         bdf,
-        vendor: ecam.read16(bdf, register::VENDOR),
-        device: ecam.read16(bdf, register::DEVICE),
+        vendor: ecam.read::<u16>(bdf, register::VENDOR),
+        device: ecam.read::<u16>(bdf, register::DEVICE),
         class,
         subclass,
         interface,
@@ -107,8 +107,8 @@ fn fence<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) {
     ecam.change_command(bdf, off, command::NO_INTX);
     for (id, enable) in [(MSI, MSI_ENABLE), (MSI_X, MSI_X_ENABLE)] {
         if let Some(at) = capability::find(ecam, bdf, id) {
-            let control = ecam.read16(bdf, at + 2);
-            ecam.write16(bdf, at + 2, control & !enable);
+            let control = ecam.read::<u16>(bdf, at + 2);
+            ecam.write::<u16>(bdf, at + 2, control & !enable);
         }
     }
 }
@@ -122,9 +122,9 @@ fn fence_extended<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) {
     const ISOLATE: u16 = 0b1_1111;
     for (id, at) in capability::extended(ecam, bdf) {
         match id {
-            ACS => ecam.write16(bdf, at + 6, ecam.read16(bdf, at + 4) & ISOLATE),
-            ATS | PASID => ecam.write16(bdf, at + 6, 0),
-            PRI => ecam.write16(bdf, at + 4, 0),
+            ACS => ecam.write::<u16>(bdf, at + 6, ecam.read::<u16>(bdf, at + 4) & ISOLATE),
+            ATS | PASID => ecam.write::<u16>(bdf, at + 6, 0),
+            PRI => ecam.write::<u16>(bdf, at + 4, 0),
             _ => {}
         }
     }
@@ -140,7 +140,7 @@ fn readable<IO: PhysIo>(ecam: &Ecam<IO>, function: &Function) -> u64 {
     for (id, at) in capability::all(ecam, function.bdf) {
         let shown = match id {
             MSI_X => 0b111,
-            VENDOR if function.vendor == VIRTIO => match ecam.read8(function.bdf, at + 3) {
+            VENDOR if function.vendor == VIRTIO => match ecam.read::<u8>(function.bdf, at + 3) {
                 2 => 0b1_1111,
                 1 | 3 | 4 => 0b1111,
                 _ => 1,
@@ -156,13 +156,14 @@ fn kind<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf, class: u8, subclass: u8, pcie: Op
     const HEADER_TYPE: u8 = 0x7f;
     const PORT_TYPE: u16 = 0xf;
     const PCIE_TO_PCI: u16 = 7;
-    match ecam.read8(bdf, register::HEADER) & HEADER_TYPE {
+    match ecam.read::<u8>(bdf, register::HEADER) & HEADER_TYPE {
         0 if class == CLASS_BRIDGE || (class, subclass) == CLASS_IOMMU => Kind::Platform,
         0 => Kind::Endpoint,
         1 => {
-            let [_, secondary, subordinate, _] = ecam.read32(bdf, register::BUSES).to_le_bytes();
+            let [_, secondary, subordinate, _] =
+                ecam.read::<u32>(bdf, register::BUSES).to_le_bytes();
             let conventional =
-                pcie.is_none_or(|at| ecam.read16(bdf, at + 2) >> 4 & PORT_TYPE == PCIE_TO_PCI);
+                pcie.is_none_or(|at| ecam.read::<u16>(bdf, at + 2) >> 4 & PORT_TYPE == PCIE_TO_PCI);
             Kind::Bridge { secondary, subordinate, conventional }
         }
         _ => Kind::Platform,

@@ -213,9 +213,9 @@ impl<IO: PhysIo> Pci<IO> {
         let readable =
             function.readable.checked_shr((offset / 4).into()).is_some_and(|r| r & 1 != 0);
         match width {
-            1 if readable => self.ecam.read8(function.bdf, offset).into(),
-            2 if readable => self.ecam.read16(function.bdf, offset).into(),
-            4 if readable => self.ecam.read32(function.bdf, offset),
+            1 if readable => self.ecam.read::<u8>(function.bdf, offset).into(),
+            2 if readable => self.ecam.read::<u16>(function.bdf, offset).into(),
+            4 if readable => self.ecam.read::<u32>(function.bdf, offset),
             _ => 0,
         }
     }

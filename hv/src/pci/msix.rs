@@ -57,9 +57,9 @@ impl MsiX {
         const SIZE: u16 = 0x7ff;
         const BIR: u32 = 7;
         let capability = capability::find(ecam, bdf, MSI_X)?;
-        let entries = (ecam.read16(bdf, capability + CONTROL) & SIZE) + 1;
+        let entries = (ecam.read::<u16>(bdf, capability + CONTROL) & SIZE) + 1;
         let place = |offset: u16, len: u64| {
-            let value = ecam.read32(bdf, capability + offset);
+            let value = ecam.read::<u32>(bdf, capability + offset);
             let [index, ..] = (value & BIR).to_le_bytes();
             let start = value & !BIR;
             let bar = bars.get(usize::from(index)).copied().flatten()?;
@@ -97,7 +97,7 @@ impl<IO: PhysIo> Pci<IO> {
     /// A reset switches it off.
     pub fn msix_enable(&self, function: &Function) -> Result<(), Error> {
         let msix = function.msix.as_ref().ok_or(Error::Unsupported)?;
-        let control = self.ecam.read16(function.bdf, msix.capability + CONTROL);
+        let control = self.ecam.read::<u16>(function.bdf, msix.capability + CONTROL);
         if control & (CONTROL_ENABLE | CONTROL_MASK_ALL) == CONTROL_ENABLE {
             return Ok(());
         }
@@ -126,9 +126,9 @@ impl<IO: PhysIo> Pci<IO> {
         self.msix_set_mask(function, index, true)?;
         let io = self.ecam.io();
         let [a, b, c, d, e, f, g, h] = message.address.to_le_bytes();
-        io.write32(entry, u32::from_le_bytes([a, b, c, d]));
-        io.write32(entry + 4, u32::from_le_bytes([e, f, g, h]));
-        io.write32(entry + ENTRY_DATA, message.data);
+        io.write::<u32>(entry, u32::from_le_bytes([a, b, c, d]));
+        io.write::<u32>(entry + 4, u32::from_le_bytes([e, f, g, h]));
+        io.write::<u32>(entry + ENTRY_DATA, message.data);
         Ok(())
     }
 
@@ -142,18 +142,18 @@ impl<IO: PhysIo> Pci<IO> {
     ) -> Result<(), Error> {
         let entry = function.msix.as_ref().ok_or(Error::Unsupported)?.entry(index)?;
         let io = self.ecam.io();
-        io.write32(entry + ENTRY_CONTROL, if masked { ENTRY_MASKED } else { 0 });
+        io.write::<u32>(entry + ENTRY_CONTROL, if masked { ENTRY_MASKED } else { 0 });
         // Reading back waits until the write has arrived.
-        let _ = io.read32(entry + ENTRY_CONTROL);
+        let _ = io.read::<u32>(entry + ENTRY_CONTROL);
         Ok(())
     }
 
     /// Whether a function masters the bus and whether MSI-X is on. (Where it
     /// does not answer to its BARs, its table cannot be looked at.)
     pub fn reaches_out(&self, function: &Function) -> (bool, bool) {
-        let command = self.ecam.read16(function.bdf, register::COMMAND);
+        let command = self.ecam.read::<u16>(function.bdf, register::COMMAND);
         let on = |msix: &MsiX| {
-            self.ecam.read16(function.bdf, msix.capability + CONTROL) & CONTROL_ENABLE != 0
+            self.ecam.read::<u16>(function.bdf, msix.capability + CONTROL) & CONTROL_ENABLE != 0
         };
         let sends = function.msix.as_ref().is_some_and(on) && command & command::MEMORY != 0;
         (command & command::BUS_MASTER != 0, sends)
@@ -165,9 +165,10 @@ impl<IO: PhysIo> Pci<IO> {
         (0..entries).filter_map(|index| {
             let at = function.msix.as_ref()?.entry(index).ok()?;
             let io = self.ecam.io();
-            let [low, high] = [0, 4].map(|offset| u64::from(io.read32(at + offset)));
-            let message = Message { address: high << 32 | low, data: io.read32(at + ENTRY_DATA) };
-            (io.read32(at + ENTRY_CONTROL) & ENTRY_MASKED == 0).then_some((index, message))
+            let [low, high] = [0, 4].map(|offset| u64::from(io.read::<u32>(at + offset)));
+            let message =
+                Message { address: high << 32 | low, data: io.read::<u32>(at + ENTRY_DATA) };
+            (io.read::<u32>(at + ENTRY_CONTROL) & ENTRY_MASKED == 0).then_some((index, message))
         })
     }
 
@@ -179,8 +180,8 @@ impl<IO: PhysIo> Pci<IO> {
 
     fn msix_control(&self, bdf: Bdf, msix: &MsiX, set: u16) {
         let at = msix.capability + CONTROL;
-        let old = self.ecam.read16(bdf, at);
-        self.ecam.write16(bdf, at, old & !(CONTROL_ENABLE | CONTROL_MASK_ALL) | set);
-        let _ = self.ecam.read16(bdf, at);
+        let old = self.ecam.read::<u16>(bdf, at);
+        self.ecam.write::<u16>(bdf, at, old & !(CONTROL_ENABLE | CONTROL_MASK_ALL) | set);
+        let _ = self.ecam.read::<u16>(bdf, at);
     }
 }

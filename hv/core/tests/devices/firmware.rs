@@ -4,7 +4,6 @@ use proptest::prelude::*;
 
 use crate::acpi::discover;
 use crate::acpi::table::{BAD_CHECKSUM, Error, MALFORMED, TOO_MANY};
-use crate::phys::PhysIo;
 use crate::sim::{ECAM, IOAPIC, IOAPIC_ID, IOMMU, Machine};
 use crate::{sim_vtd, tables};
 

@@ -3,7 +3,6 @@
 use crate::pci::bar::{BarKind, decode};
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, Error, Kind, Pci};
-use crate::phys::PhysIo;
 use crate::sim::{DISK, ECAM, Machine, NIC, PORT};
 
 const COMMAND: u16 = 4;

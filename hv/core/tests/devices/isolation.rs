@@ -5,7 +5,6 @@ use crate::ioapic::{self, IoApics};
 use crate::iommu::{Error, EventKind, Found, Iommu, Opening, init};
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, Pci};
-use crate::phys::PhysIo;
 use crate::sim::{DISK, ECAM, IOAPIC_ID, Machine, NIC, PORT};
 use crate::table::PageTable;
 use crate::{sim_vtd, tables};

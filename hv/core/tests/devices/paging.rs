@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use crate::npt::Rights;
-use crate::phys::PhysIo;
 use crate::sim::Machine;
 use crate::table::{ADDRESS, Format, NO_EXECUTE, PRESENT, PageTable, WRITE};
 

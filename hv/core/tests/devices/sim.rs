@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 
 use crate::acpi::EcamInfo;
 use crate::pci::msix::Message;
-use crate::phys::PhysIo;
+use crate::phys::{PhysIo, Word};
 use crate::sim_vtd;
 
 pub const ECAM: EcamInfo = EcamInfo { base: 0xb000_0000, first_bus: 0, last_bus: 3 };
@@ -300,8 +300,8 @@ impl Machine {
     }
 }
 
-impl PhysIo for Machine {
-    fn read8(&self, address: u64) -> u8 {
+impl Machine {
+    pub fn read8(&self, address: u64) -> u8 {
         if let Some((bdf, at)) = Self::in_ecam(address) {
             let state = self.0.read().unwrap();
             return state.functions.get(&bdf).map_or(0xff, |f| f.config[at]);
@@ -309,10 +309,10 @@ impl PhysIo for Machine {
         let state = self.0.read().unwrap();
         state.pages.get(&(address / PAGE)).map_or(0, |p| p[(address % PAGE) as usize])
     }
-    fn read16(&self, address: u64) -> u16 {
+    pub fn read16(&self, address: u64) -> u16 {
         u16::from_le_bytes([0, 1].map(|i| self.read8(address + i)))
     }
-    fn read32(&self, address: u64) -> u32 {
+    pub fn read32(&self, address: u64) -> u32 {
         if let Some(register) = self.in_iommu(address) {
             return self.register(register) as u32;
         }
@@ -325,7 +325,7 @@ impl PhysIo for Machine {
         }
         u32::from_le_bytes([0, 1, 2, 3].map(|i| self.read8(address + i)))
     }
-    fn read64(&self, address: u64) -> u64 {
+    pub fn read64(&self, address: u64) -> u64 {
         if let Some(register) = self.in_iommu(address) {
             return self.register(register);
         }
@@ -337,7 +337,7 @@ impl PhysIo for Machine {
             .get(&(address / PAGE))
             .map_or(0, |page| u64::from_le_bytes(page[at..at + 8].try_into().unwrap()))
     }
-    fn write8(&self, address: u64, value: u8) {
+    pub fn write8(&self, address: u64, value: u8) {
         if let Some((bdf, at)) = Self::in_ecam(address) {
             return self.config_write(bdf, at, value);
         }
@@ -345,10 +345,10 @@ impl PhysIo for Machine {
         let page = state.pages.entry(address / PAGE).or_insert_with(|| Box::new([0; 4096]));
         page[(address % PAGE) as usize] = value;
     }
-    fn write16(&self, address: u64, value: u16) {
+    pub fn write16(&self, address: u64, value: u16) {
         self.write_bytes(address, &value.to_le_bytes());
     }
-    fn write32(&self, address: u64, value: u32) {
+    pub fn write32(&self, address: u64, value: u32) {
         if let Some(register) = self.in_iommu(address) {
             return self.write_register(register, value.into());
         }
@@ -365,7 +365,7 @@ impl PhysIo for Machine {
             }
         }
     }
-    fn write64(&self, address: u64, value: u64) {
+    pub fn write64(&self, address: u64, value: u64) {
         if let Some(register) = self.in_iommu(address) {
             return self.write_register(register, value);
         }
@@ -377,6 +377,29 @@ impl PhysIo for Machine {
         let page = state.pages.entry(address / PAGE).or_insert_with(|| Box::new([0; 4096]));
         let at = (address % PAGE) as usize;
         page[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+impl PhysIo for Machine {
+    fn read<W: Word>(&self, address: u64) -> W {
+        let value = match size_of::<W>() {
+            1 => self.read8(address).into(),
+            2 => self.read16(address).into(),
+            4 => self.read32(address).into(),
+            _ => self.read64(address),
+        };
+        W::read_from_prefix(&value.to_le_bytes()).unwrap().0
+    }
+    fn write<W: Word>(&self, address: u64, value: W) {
+        let mut bytes = [0; 8];
+        value.write_to_prefix(&mut bytes).unwrap();
+        let value = u64::from_le_bytes(bytes);
+        match size_of::<W>() {
+            1 => self.write8(address, value as u8),
+            2 => self.write16(address, value as u16),
+            4 => self.write32(address, value as u32),
+            _ => self.write64(address, value),
+        }
     }
     fn write_back(&self, address: u64) {
         self.0.write().unwrap().dirty.remove(&(address / 64));

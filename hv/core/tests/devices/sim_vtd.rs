@@ -2,7 +2,6 @@
 //! included, forgets only what it is told to, looks past the CPUs' caches, and
 //! has four fault records.
 
-use crate::phys::PhysIo;
 use crate::sim::Machine;
 
 pub const IOMMU: u64 = 0xfed9_0000;

@@ -93,7 +93,7 @@ impl<IO: PhysIo> AmdVi<IO> {
         let at = self.device_table + u64::from(bdf.0) * DEVICE_ENTRY;
         for &word in order {
             if let Some(&value) = entry.0.get(usize::from(word)) {
-                self.io.write64(at + u64::from(word) * 8, value);
+                self.io.write::<u64>(at + u64::from(word) * 8, value);
             }
         }
     }
@@ -108,7 +108,7 @@ impl<IO: PhysIo> AmdVi<IO> {
         let slot = self.slots.take(bdf, domain_id)?;
         let table = self.table(slot);
         for offset in (0..INTERRUPT_TABLE).step_by(8) {
-            self.io.write64(table + offset, 0);
+            self.io.write::<u64>(table + offset, 0);
         }
         // The word that grants DMA comes last: a half-written entry blocks.
         self.write_entry(bdf, entry(table), &[3, 1, 2, 0]);
@@ -184,7 +184,7 @@ impl<IO: PhysIo + Send> Iommu for AmdVi<IO> {
         // The index travels in bits 10:0 of the message, of which 10:8 are the
         // delivery mode: those stay "fixed".
         let at = self.table(slot) + u64::from(index) * IRTE;
-        self.io.write32(at, entry::interrupt_entry(vector, apic_id));
+        self.io.write::<u32>(at, entry::interrupt_entry(vector, apic_id));
         self.run(&[entry::invalidate_interrupts(bdf.0)])?;
         Ok(Message { address: MESSAGE_ADDRESS, data: index.into() })
     }
@@ -197,7 +197,7 @@ impl<IO: PhysIo + Send> Iommu for AmdVi<IO> {
         let blocked = DeviceEntry::blocked(self.table(MAX_ATTACHED));
         for bdf in (0..=u16::MAX).map(Bdf) {
             let at = self.device_table + u64::from(bdf.0) * DEVICE_ENTRY;
-            let entry = DeviceEntry([0, 8, 16, 24].map(|offset| self.io.read64(at + offset)));
+            let entry = DeviceEntry([0, 8, 16, 24].map(|offset| self.io.read::<u64>(at + offset)));
             let (domain_id, root) = entry.domain();
             match self.slots.find(bdf).map(|(slot, _)| self.table(slot)) {
                 _ if entry == blocked => {}
@@ -211,7 +211,7 @@ impl<IO: PhysIo + Send> Iommu for AmdVi<IO> {
         for (slot, owner) in self.slots.0.iter().chain([&None]).enumerate() {
             for (index, offset) in (0_u16..).zip((0..INTERRUPT_TABLE).step_by(IRTE as usize)) {
                 let at = self.table(slot) + offset;
-                let value = self.io.read32(at);
+                let value = self.io.read::<u32>(at);
                 let [_, apic_id, vector, _] = value.to_le_bytes();
                 match *owner {
                     _ if value == 0 => {}

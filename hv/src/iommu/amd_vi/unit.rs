@@ -67,7 +67,7 @@ impl<IO: PhysIo> Unit<IO> {
     ) -> Result<Self, Error> {
         const DEVICE_TABLE_PAGES: u64 = 512;
         const CACHES_ABSENT: u32 = 1 << 26;
-        let capability = pci.ecam().read32(Bdf(info.bdf), info.capability);
+        let capability = pci.ecam().read::<u32>(Bdf(info.bdf), info.capability);
         let frames = alloc(3, PAGE).ok_or(Error::Exhausted)?;
         let registers =
             [register::COMMAND_HEAD, register::COMMAND_TAIL].map(|r| info.mmio.saturating_add(r));
@@ -127,13 +127,13 @@ impl<IO: PhysIo> Unit<IO> {
             return None;
         }
         let at = self.events + head;
-        let words = [self.io.read64(at), self.io.read64(at + 8)];
+        let words = [self.io.read::<u64>(at), self.io.read::<u64>(at + 8)];
         // The tail may be seen to move before the entry is: next time, then.
         if words[0] == 0 {
             return None;
         }
-        self.io.write64(at, 0);
-        self.io.write64(at + 8, 0);
+        self.io.write::<u64>(at, 0);
+        self.io.write::<u64>(at + 8, 0);
         self.write(register::EVENT_HEAD, (head + SLOT) % RING);
         Some(decode_event(words))
     }
@@ -143,9 +143,9 @@ impl<IO: PhysIo> Unit<IO> {
     fn restart_log(&mut self) -> Option<Event> {
         self.write(register::CONTROL, self.control & !control::EVENT_LOG);
         let (io, at) = (self.io.clone(), self.mmio + register::STATUS);
-        self.queue.until(|_| io.read64(at) & status::EVENT_LOG_RUNS == 0).ok()?;
+        self.queue.until(|_| io.read::<u64>(at) & status::EVENT_LOG_RUNS == 0).ok()?;
         for offset in (0..RING).step_by(8) {
-            self.io.write64(self.events + offset, 0);
+            self.io.write::<u64>(self.events + offset, 0);
         }
         self.write(register::EVENT_HEAD, 0);
         self.write(register::EVENT_TAIL, 0);
@@ -155,11 +155,11 @@ impl<IO: PhysIo> Unit<IO> {
     }
 
     fn read(&self, register: u64) -> u64 {
-        self.io.read64(self.mmio + register)
+        self.io.read::<u64>(self.mmio + register)
     }
 
     fn write(&self, register: u64, value: u64) {
-        self.io.write64(self.mmio + register, value);
+        self.io.write::<u64>(self.mmio + register, value);
     }
 }
 

@@ -95,7 +95,7 @@ impl<IO: PhysIo> VtD<IO> {
         iommu.clear(interrupts, interrupts_len);
         for function in pci.functions() {
             let root = root_table + u64::from(function.bdf.bus()) * ENTRY;
-            if io.read64(root) == 0 {
+            if io.read::<u64>(root) == 0 {
                 let contexts = alloc(1, PAGE).ok_or(Error::Exhausted)?;
                 iommu.clear(contexts, PAGE);
                 iommu.write(root, contexts | entry::PRESENT);
@@ -121,7 +121,7 @@ impl<IO: PhysIo> VtD<IO> {
     }
 
     fn write(&self, at: u64, value: u64) {
-        self.io.write64(at, value);
+        self.io.write::<u64>(at, value);
         if self.format.write_back {
             self.io.write_back(at);
         }
@@ -132,12 +132,12 @@ impl<IO: PhysIo> VtD<IO> {
     }
 
     fn read(&self, at: u64) -> [u64; 2] {
-        [self.io.read64(at), self.io.read64(at + 8)]
+        [self.io.read::<u64>(at), self.io.read::<u64>(at + 8)]
     }
 
     /// Address of a function's context entry, if its bus has a table.
     fn context(&self, bdf: Bdf) -> Result<u64, Error> {
-        match self.io.read64(self.root_table + u64::from(bdf.bus()) * ENTRY) {
+        match self.io.read::<u64>(self.root_table + u64::from(bdf.bus()) * ENTRY) {
             0 => Err(Error::NotServed),
             root => Ok((root & !(PAGE - 1)) + u64::from(bdf.0 & 0xff) * ENTRY),
         }

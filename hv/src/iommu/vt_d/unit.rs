@@ -49,8 +49,8 @@ pub(super) struct Unit<IO> {
 /// Capability and extended capability registers of the unit with registers at
 /// `mmio`. Refuses one that lacks what we need.
 pub(super) fn abilities<IO: PhysIo>(io: &IO, mmio: u64) -> Result<[u64; 2], Error> {
-    let basic = io.read64(mmio + register::CAPABILITY);
-    let extended = io.read64(mmio + register::EXTENDED_CAPABILITY);
+    let basic = io.read::<u64>(mmio + register::CAPABILITY);
+    let extended = io.read::<u64>(mmio + register::EXTENDED_CAPABILITY);
     if basic == u64::MAX || basic >> 4 & 1 != 0 {
         return Err(Error::Unsupported("a VT-d unit that does not answer, or buffers writes"));
     }
@@ -88,13 +88,13 @@ impl<IO: PhysIo> Unit<IO> {
             unit.command(bit, false)?;
         }
         // Faults are polled for, so their interrupt stays masked.
-        unit.io.write32(mmio + register::FAULT_CONTROL, 1 << 31);
-        unit.io.write64(mmio + register::QUEUE_TAIL, 0);
-        unit.io.write64(mmio + register::QUEUE, unit.queue.ring);
+        unit.io.write::<u32>(mmio + register::FAULT_CONTROL, 1 << 31);
+        unit.io.write::<u64>(mmio + register::QUEUE_TAIL, 0);
+        unit.io.write::<u64>(mmio + register::QUEUE, unit.queue.ring);
         unit.command(command::QUEUE, true)?;
-        unit.io.write64(mmio + register::ROOT_TABLE, root_table);
+        unit.io.write::<u64>(mmio + register::ROOT_TABLE, root_table);
         unit.command(command::SET_ROOT_TABLE, true)?;
-        unit.io.write64(mmio + register::INTERRUPT_TABLE, interrupt_table);
+        unit.io.write::<u64>(mmio + register::INTERRUPT_TABLE, interrupt_table);
         unit.command(command::SET_INTERRUPT_TABLE, true)?;
         unit.queue.submit(&[
             entry::INVALIDATE_CONTEXTS,
@@ -106,7 +106,7 @@ impl<IO: PhysIo> Unit<IO> {
         unit.command(command::TRANSLATE, true)?;
         // What the firmware protected is protected by the tables now.
         if able >> 5 & 0b11 != 0 {
-            unit.io.write32(mmio + register::PROTECTED_MEMORY, 0);
+            unit.io.write::<u32>(mmio + register::PROTECTED_MEMORY, 0);
         }
         Ok(unit)
     }
@@ -117,10 +117,10 @@ impl<IO: PhysIo> Unit<IO> {
     fn command(&mut self, bit: u32, on: bool) -> Result<(), Error> {
         const ONE_SHOT: u32 = 0x6900_0000;
         let (io, status) = (self.io.clone(), self.mmio + register::STATUS);
-        let old = io.read32(status) & !ONE_SHOT;
+        let old = io.read::<u32>(status) & !ONE_SHOT;
         let new = if on { old | bit } else { old & !bit };
-        io.write32(self.mmio + register::COMMAND, new);
-        self.queue.until(|_| (io.read32(status) & bit != 0) == on)
+        io.write::<u32>(self.mmio + register::COMMAND, new);
+        self.queue.until(|_| (io.read::<u32>(status) & bit != 0) == on)
     }
 
     /// The next fault from the records.
@@ -128,22 +128,22 @@ impl<IO: PhysIo> Unit<IO> {
         const FAULT: u64 = 1 << 63;
         const OVERFLOW: u32 = 1 << 0;
         const PENDING: u32 = 1 << 1;
-        let status = self.io.read32(self.mmio + register::FAULT_STATUS);
+        let status = self.io.read::<u32>(self.mmio + register::FAULT_STATUS);
         if status & (OVERFLOW | PENDING) == 0 {
             return None;
         }
         for _ in 0..self.fault_count {
             let at = self.faults + self.next_fault * 16;
             self.next_fault = (self.next_fault + 1) % self.fault_count;
-            let words = [self.io.read64(at), self.io.read64(at + 8)];
+            let words = [self.io.read::<u64>(at), self.io.read::<u64>(at + 8)];
             if words[1] & FAULT != 0 {
                 // Writing the bit frees the record.
-                self.io.write64(at + 8, FAULT);
+                self.io.write::<u64>(at + 8, FAULT);
                 return Some(decode_fault(words));
             }
         }
         // Only when all records are free: until then no new fault could be kept.
-        self.io.write32(self.mmio + register::FAULT_STATUS, OVERFLOW);
+        self.io.write::<u32>(self.mmio + register::FAULT_STATUS, OVERFLOW);
         Some(Event { bdf: Bdf(0), address: 0, kind: EventKind::Overflow })
     }
 }
