@@ -23,7 +23,7 @@ use x86_64::{
 };
 use zerocopy::FromZeros;
 
-use crate::{console::Line, hypercall, panic::backtrace};
+use crate::{console::Line, hypercall, panic::backtrace, time::now_ns};
 
 const STACK: usize = 8192;
 /// Vectors 0–31.
@@ -109,6 +109,7 @@ struct Frame {
 extern "C" fn exception(frame: &Frame) -> ! {
     let mut report = CrashReport::new_zeroed();
     report.reason = Reason::Exception as u32;
+    report.time_ns = now_ns();
     // The stubs push numbers below 32.
     report.vector = u32::try_from(frame.vector).unwrap_or(u32::MAX);
     report.error_code = frame.error_code;

@@ -63,11 +63,25 @@ impl Heap {
     }
 }
 
+/// Whether the last allocation failed. Whoever panics now most likely does over
+/// that.
+static EXHAUSTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the heap had no room when it was last asked for some.
+pub(crate) fn is_exhausted() -> bool {
+    EXHAUSTED.load(Ordering::Relaxed)
+}
+
+fn note(pointer: *mut u8) -> *mut u8 {
+    EXHAUSTED.store(pointer.is_null(), Ordering::Relaxed);
+    pointer
+}
+
 // SAFETY: passes everything on to the allocator of `talc`.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: same contract.
-        unsafe { self.0.alloc(layout) }
+        note(unsafe { self.0.alloc(layout) })
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
@@ -77,6 +91,6 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: same contract.
-        unsafe { self.0.realloc(pointer, layout, new_size) }
+        note(unsafe { self.0.realloc(pointer, layout, new_size) })
     }
 }

@@ -8,11 +8,12 @@
 use core::arch::asm;
 
 use ring_proto::{
-    DomainId, GrantRef, Port,
-    crash::{CrashRecord, CrashReport},
+    DomainId, Generation, GrantRef, Port,
+    crash::{CrashRecord, CrashReport, Reason},
     event::Inject,
     hypercall::{
-        ConnectionInfo, DomainInfo, GrantCopyOp, MAX_CONSOLE_WRITE, MAX_COPY_BATCH, NodeInfo, Nr,
+        ConnectionInfo, DomainInfo, EVERY_DOMAIN, GrantCopyOp, MAX_CONSOLE_WRITE, MAX_COPY_BATCH,
+        NodeInfo, Nr,
     },
 };
 use zerocopy::FromZeros;
@@ -113,6 +114,12 @@ pub unsafe fn grant_copy(operations: &[GrantCopyOp]) -> Result<usize, Error> {
     unsafe { call(Nr::GrantCopy, [operations.as_ptr() as u64, count as u64, 0, 0, 0]) }.map(number)
 }
 
+/// Tells the supervisor that the backend of the connection of `port` does not
+/// complete requests.
+pub fn complain(port: Port) -> Result<(), Error> {
+    plain(Nr::Complain, [u64::from(port), 0, 0, 0, 0]).map(drop)
+}
+
 /// Gives up the rest of the time slice.
 pub fn yield_now() {
     let _ = plain(Nr::Yield, [0; 5]);
@@ -194,9 +201,16 @@ pub fn stop(domain: DomainId) -> Result<(), Error> {
     plain(Nr::Stop, [u64::from(domain), 0, 0, 0, 0]).map(drop)
 }
 
-/// Stops a domain if it is alive, then starts it.
-pub fn restart(domain: DomainId) -> Result<(), Error> {
-    plain(Nr::Restart, [u64::from(domain), 0, 0, 0, 0]).map(drop)
+/// Stops a domain if it is alive, then starts it; `stalled`: because it did no
+/// work, else as an operator ordered.
+pub fn restart(domain: DomainId, stalled: bool) -> Result<(), Error> {
+    let reason = if stalled { Reason::Stalled as u64 } else { 0 };
+    plain(Nr::Restart, [u64::from(domain), reason, 0, 0, 0]).map(drop)
+}
+
+/// Has a domain check itself; returns the check's number.
+pub fn check(domain: DomainId) -> Result<u64, Error> {
+    plain(Nr::Check, [u64::from(domain), 0, 0, 0, 0])
 }
 
 /// Makes a domain unstartable until it is released.
@@ -233,12 +247,19 @@ pub fn inject(domain: DomainId, kind: Inject) -> Result<(), Error> {
     plain(Nr::Inject, [u64::from(domain), kind as u64, 0, 0, 0]).map(drop)
 }
 
-/// Fills `out` with console text of all domains from `cursor` on; returns the
-/// new cursor. What was not written stays zero.
-pub fn log_read(cursor: u64, out: &mut [u8]) -> Result<u64, Error> {
+/// Fills `out` with console text from `cursor` on, of all domains or of one
+/// generation (0 = all) of one; returns the new cursor. What was not written
+/// stays zero.
+pub fn log_read(
+    cursor: u64,
+    out: &mut [u8],
+    of: Option<(DomainId, Generation)>,
+) -> Result<u64, Error> {
     out.fill(0);
+    let (domain, generation) = of.map_or((EVERY_DOMAIN, 0), |(d, g)| (d.into(), g.into()));
+    let (at, len) = (out.as_mut_ptr() as u64, out.len() as u64);
     // SAFETY: the hypervisor writes bytes into the borrowed slice.
-    unsafe { call(Nr::LogRead, [cursor, out.as_mut_ptr() as u64, out.len() as u64, 0, 0]) }
+    unsafe { call(Nr::LogRead, [cursor, at, len, domain, generation]) }
 }
 
 /// Checks a domain's tables against the hypervisor's books; returns the number

@@ -7,7 +7,7 @@
 //!
 //! | to do | module |
 //! |---|---|
-//! | begin a program | [`entry!`], [`boot`], [`set_ready`] |
+//! | begin a program | [`entry!`], [`boot`], [`set_ready`], [`set_served`] |
 //! | talk to the hypervisor | [`hypercall`] |
 //! | hear of things | [`events`], [`time`], [`exec`] |
 //! | share memory with another domain | [`conn`], [`mod@env`], [`refuse`] |
@@ -43,4 +43,4 @@ pub mod virtio;
 
 pub use embassy_executor;
 pub use ring_proto;
-pub use start::{boot, set_ready};
+pub use start::{boot, set_in_flight, set_ready, set_served};

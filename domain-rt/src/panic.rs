@@ -10,7 +10,7 @@ use core::{
 use ring_proto::crash::{BACKTRACE, CrashReport, Reason};
 use zerocopy::FromZeros;
 
-use crate::{console::Line, hypercall};
+use crate::{console::Line, heap, hypercall, time::now_ns};
 
 unsafe extern "C" {
     static __text_start: u8;
@@ -28,11 +28,27 @@ pub fn give_up(why: core::fmt::Arguments<'_>) -> ! {
     panic!("{why}")
 }
 
+/// Why this generation ends: it cannot work. Set right before the panic.
+static STALLED: AtomicBool = AtomicBool::new(false);
+
+/// Ends this generation because it cannot work any more: its device does not
+/// answer.
+#[track_caller]
+pub fn stalled(why: core::fmt::Arguments<'_>) -> ! {
+    STALLED.store(true, Ordering::Relaxed);
+    give_up(why)
+}
+
 /// Ends this generation with a record of the panic.
 pub fn report(info: &PanicInfo<'_>) -> ! {
     static PANICKING: AtomicBool = AtomicBool::new(false);
     let mut report = CrashReport::new_zeroed();
-    report.reason = Reason::Panic as u32;
+    report.reason = match () {
+        () if STALLED.load(Ordering::Relaxed) => Reason::Stalled as u32,
+        () if heap::is_exhausted() => Reason::Memory as u32,
+        () => Reason::Panic as u32,
+    };
+    report.time_ns = now_ns();
     let (rbp, rsp): (u64, u64);
     // SAFETY: reads two registers.
     unsafe {

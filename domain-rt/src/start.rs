@@ -3,7 +3,11 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use ring_proto::{boot::BootInfo, layout};
+use ring_proto::{
+    boot::BootInfo,
+    event::{READY, SERVED},
+    layout,
+};
 
 use crate::{console, events, fault, heap, hypercall};
 
@@ -80,7 +84,25 @@ pub fn init(heap: &heap::Heap) -> &'static BootInfo {
     boot
 }
 
-/// Tells the hypervisor that this generation serves.
+/// Tells the hypervisor that this generation serves; it hears of it at the next
+/// `wait`.
 pub fn set_ready() {
-    events::page().ready.store(1, Ordering::Release);
+    events::page().ready.store(READY, Ordering::Release);
+}
+
+/// Tells the hypervisor, once, that this generation completed a request of a
+/// guest. To be called where it does: the time is recorded.
+pub fn set_served() {
+    let ready = &events::page().ready;
+    if ready.load(Ordering::Relaxed) == READY {
+        ready.store(SERVED, Ordering::Release);
+        events::sleep(0);
+    }
+}
+
+/// Says how many requests were taken and not answered, for the record of a
+/// death. Cheap.
+pub fn set_in_flight(requests: usize) {
+    let count = u32::try_from(requests).unwrap_or(u32::MAX).saturating_add(1);
+    events::page().in_flight.store(count, Ordering::Relaxed);
 }

@@ -39,6 +39,8 @@ pub fn reason(number: u32) -> String {
         Reason::IommuFault => "iommu-fault",
         Reason::Operator => "operator",
         Reason::Exit => "exit",
+        Reason::Stalled => "stalled",
+        Reason::Memory => "memory",
     })
 }
 

@@ -8,7 +8,12 @@ use crate::{MAX_DOMAIN_CONNECTIONS, MAX_DOMAIN_DEVICES};
 /// Value of [`BootInfo::magic`]: "BULKHEAD" in ASCII, little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"BULKHEAD");
 /// Value of [`BootInfo::abi`]: version of the hypercall ABI.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
+
+/// Bit of [`BootInfo::flags`]: this is a warm spare. All else in here is as its
+/// principal's, and none of the devices and connections is mapped before
+/// [`crate::event::PORT_TAKEOVER`] has an event.
+pub const STANDBY: u32 = 1 << 0;
 
 /// Capability: the supervisor's hypercalls.
 pub const CAP_SUPERVISOR: u32 = 1 << 0;
@@ -23,9 +28,9 @@ pub struct BootInfo {
     pub magic: u64,
     /// [`ABI`].
     pub abi: u32,
-    /// This life's number.
+    /// This life's number; of a spare, in its own count.
     pub generation: u32,
-    /// Own domain number.
+    /// Own domain number; of a spare, that of its principal.
     pub domain: u16,
     /// Cores of the node.
     pub cores: u16,
@@ -47,6 +52,10 @@ pub struct BootInfo {
     pub connection_count: u32,
     /// Devices that follow.
     pub device_count: u32,
+    /// [`STANDBY`].
+    pub flags: u32,
+    /// Padding.
+    pub reserved: u32,
     /// 16 random bytes, new for every generation, from the CPU where it has
     /// RDRAND, else stretched from the TSC: seeds for ports and sequence numbers.
     pub seed: [u8; 16],
@@ -78,7 +87,10 @@ pub struct ConnectionBoot {
     /// net: MAC address of the vif.
     pub mac: [u8; 6],
     /// Padding.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
+    /// ms without a completion of a pending request after which the frontend
+    /// complains.
+    pub stall_ms: u32,
     /// The most that the frontend may take of the backend.
     pub limits: Limits,
     /// net: the IP addresses that the vif may send from.

@@ -15,7 +15,7 @@ use crate::{MAX_CONNECTIONS, MAX_DOMAIN_DEVICES, MAX_DOMAINS};
 /// Value of [`Header::magic`].
 pub const MAGIC: [u8; 8] = *b"BHBUNDLE";
 /// Value of [`Header::version`].
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Most segments of an image.
 pub const MAX_SEGMENTS: usize = 8;
 /// Most PCI functions that a manifest names.
@@ -141,6 +141,9 @@ pub struct Domain {
     pub args: String<255>,
     /// Started at boot by the hypervisor.
     pub autostart: bool,
+    /// It is the warm spare of the domain with this index, which stands before
+    /// it and differs in name, devices and `spare_of` only.
+    pub spare_of: Option<u16>,
 }
 
 /// Restart policy of a domain.
@@ -173,6 +176,9 @@ pub struct Connection {
     pub mac: [u8; 6],
     /// Weight among the backend's connections.
     pub weight: u32,
+    /// ms without a completion of a pending request after which the frontend
+    /// complains, from 1.
+    pub stall_ms: u32,
     /// The most that the frontend may take.
     pub limits: Limits,
     /// net: the IP addresses that the vif may send from.

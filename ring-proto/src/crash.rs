@@ -1,5 +1,6 @@
 //! What is known about a death.
 
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::hypercall::numbered;
@@ -30,14 +31,78 @@ numbered! {
         Operator = 8,
         /// It called `exit`.
         Exit = 9,
+        /// It runs and does no work: it found so itself, or the supervisor did
+        /// after a frontend's complaint.
+        Stalled = 10,
+        /// Its heap is used up, reported by the domain.
+        Memory = 11,
     }
+}
+
+numbered! {
+    /// How the next generation came about.
+    pub enum Rebuild: u16 {
+        /// There is none yet.
+        None = 0,
+        /// Its memory was restored after the death.
+        Cold = 1,
+        /// A warm spare took over.
+        Spare = 2,
+    }
+}
+
+/// Value of [`CrashRecord::in_flight`]: the domain did not say.
+pub const UNKNOWN: u32 = u32::MAX;
+
+/// When each step from a death to service was done, ns on the node's clock;
+/// 0 = not yet, or it does not apply. Steps that others carry out meanwhile
+/// (peers reconnect) may interleave with those that follow here.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Serialize,
+    Deserialize,
+)]
+#[repr(C)]
+pub struct Timeline {
+    /// It stopped working: what it reported, of a hang its last `wait`. Never
+    /// after `detected`; what a domain says is for people only.
+    pub died: u64,
+    /// The hypervisor saw it.
+    pub detected: u64,
+    /// Its device and grants were out of its reach.
+    pub quiesced: u64,
+    /// Its peers and the supervisor were told.
+    pub told: u64,
+    /// The next generation was ordered.
+    pub decided: u64,
+    /// The memory of the next generation was pristine, or its spare's was at
+    /// hand.
+    pub restored: u64,
+    /// The next generation could run.
+    pub entered: u64,
+    /// It enabled its first device; 0 also if it has none.
+    pub enabled: u64,
+    /// It said that it serves.
+    pub ready: u64,
+    /// It said that it completed a request of a guest.
+    pub served: u64,
 }
 
 /// What a dying domain reports of itself with the `crash` hypercall.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct CrashReport {
-    /// [`Reason::Panic`] or [`Reason::Exception`].
+    /// [`Reason::Panic`], [`Reason::Exception`], [`Reason::Stalled`] or
+    /// [`Reason::Memory`]; anything else counts as a panic.
     pub reason: u32,
     /// Exception vector, for exceptions.
     pub vector: u32,
@@ -53,6 +118,8 @@ pub struct CrashReport {
     pub registers: [u64; 15],
     /// Return addresses, innermost first, 0-terminated.
     pub backtrace: [u64; BACKTRACE],
+    /// When the domain found out, ns on the node's clock; 0 = not told.
+    pub time_ns: u64,
     /// Panic message and place, NUL-padded UTF-8.
     pub message: [u8; 192],
 }
@@ -63,14 +130,8 @@ pub struct CrashReport {
 pub struct CrashRecord {
     /// Counts all deaths of the node, from 0.
     pub sequence: u64,
-    /// When it was detected, ns on the node's clock.
-    pub detected_ns: u64,
-    /// When its device and grants were out of its reach.
-    pub quiesced_ns: u64,
-    /// When the next generation was entered; 0 = not yet.
-    pub restarted_ns: u64,
-    /// When the next generation declared itself ready; 0 = not yet.
-    pub ready_ns: u64,
+    /// What was done when.
+    pub times: Timeline,
     /// For nested faults: the guest-physical address. For IOMMU faults: the address that the
     /// device used.
     pub fault_address: u64,
@@ -78,10 +139,16 @@ pub struct CrashRecord {
     pub exit_code: u64,
     /// Domain.
     pub domain: u16,
-    /// Padding.
-    pub reserved: u16,
+    /// [`Rebuild`].
+    pub rebuild: u16,
     /// Generation that died.
     pub generation: u32,
+    /// Pages that were restored for the next generation; of a spare that took
+    /// over, 0.
+    pub pages_restored: u32,
+    /// Requests that it had taken and not answered, as it said in its event
+    /// page; [`UNKNOWN`] if it never did.
+    pub in_flight: u32,
     /// What the domain reported or the hypervisor found in its registers and stack.
     pub report: CrashReport,
 }

@@ -17,6 +17,10 @@ pub const WORDS: usize = PORTS as usize / 64;
 pub const PORT_LIFECYCLE: Port = 0;
 /// Owner of the control UART only: its interrupt.
 pub const PORT_UART: Port = 1;
+/// Spares only: the place of the principal is theirs.
+pub const PORT_TAKEOVER: Port = 2;
+/// [`EventPage::check`] has a new number.
+pub const PORT_CHECK: Port = 3;
 /// Connection slot `i` of the domain has port `PORT_CONNECTIONS + i`.
 pub const PORT_CONNECTIONS: Port = 16;
 /// First port that `irq_bind` may use; the last is `PORTS - 1`.
@@ -29,9 +33,26 @@ pub struct EventPage {
     pub pending: [AtomicU64; WORDS],
     /// An [`Inject`] code for the runtime to act on; 0 = none.
     pub inject: AtomicU32,
-    /// The domain writes 1 once it serves.
+    /// [`READY`], [`SERVED`] or [`STANDBY`], written by the domain.
     pub ready: AtomicU32,
+    /// Requests that the domain has taken and not answered, plus 1, written by
+    /// the domain; 0 = it does not say.
+    pub in_flight: AtomicU32,
+    /// Number of the last check that the supervisor ordered, from 1.
+    pub check: AtomicU32,
+    /// The domain's answer: the check's number, with [`STUCK`] if it found that
+    /// it cannot work.
+    pub health: AtomicU32,
 }
+
+/// [`EventPage::ready`]: the domain serves.
+pub const READY: u32 = 1;
+/// [`EventPage::ready`]: it has completed a guest's request.
+pub const SERVED: u32 = 2;
+/// [`EventPage::ready`]: a spare waits for [`PORT_TAKEOVER`].
+pub const STANDBY: u32 = 3;
+/// Bit of [`EventPage::health`].
+pub const STUCK: u32 = 1 << 31;
 
 numbered! {
     /// Misbehaviour that the operator can order. The domain's own runtime

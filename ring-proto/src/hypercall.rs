@@ -56,6 +56,10 @@ numbered! {
         Exit = 8,
         /// `(address, length)`: end this generation; a [`crate::crash::CrashReport`].
         Crash = 9,
+        /// `(port)`: the backend of the connection that `port` belongs to does not
+        /// complete the caller's requests. The supervisor is told. [`Error::Busy`]
+        /// within [`COMPLAINT_NS`] of the connection's last complaint.
+        Complain = 10,
         /// `(device slot, offset, width 1|2|4, write 0|1, value)`: configuration
         /// space of an owned function; writes are filtered.
         PciConfig = 16,
@@ -72,7 +76,8 @@ numbered! {
         Start = 33,
         /// `(domain)`: end a running domain.
         Stop = 34,
-        /// `(domain)`: stop if alive, then start.
+        /// `(domain, reason)`: stop if alive, then start. The reason is
+        /// [`crate::crash::Reason::Stalled`], or 0 for an operator's order.
         Restart = 35,
         /// `(domain)`: mark as held: not startable until released.
         Hold = 36,
@@ -85,8 +90,10 @@ numbered! {
         CrashRead = 39,
         /// `(domain, kind)`: have a domain misbehave, see [`crate::event::Inject`].
         Inject = 40,
-        /// `(cursor, address, length)`: console bytes of all domains from
-        /// `cursor` on as [`LogHeader`] + text; returns the new cursor.
+        /// `(cursor, address, length, domain, generation)`: console bytes from
+        /// `cursor` on as [`LogHeader`] + text; returns the new cursor. `domain` is
+        /// [`EVERY_DOMAIN`] or one whose text alone is wanted; then a `generation`
+        /// other than 0 selects further.
         LogRead = 41,
         /// `(domain)`: check this domain's nested and IOMMU tables against
         /// hv-core's truth; returns the number of violations.
@@ -95,6 +102,9 @@ numbered! {
         NodeInfo = 43,
         /// `(0)`: power the node off in good order.
         Shutdown = 44,
+        /// `(domain)`: have a domain check itself; returns the check's number. Its
+        /// answer appears in [`DomainInfo::health`].
+        Check = 45,
     }
 }
 
@@ -134,6 +144,12 @@ pub const MAP_DMA: u64 = 2;
 pub const MAX_GRANT_BATCH: u64 = 512;
 /// Most operations of one `GrantCopy`.
 pub const MAX_COPY_BATCH: u64 = 32;
+/// Least ns between two complaints of one connection.
+pub const COMPLAINT_NS: u64 = 100_000_000;
+/// `LogRead`: no selection.
+pub const EVERY_DOMAIN: u64 = u64::MAX;
+/// [`DomainInfo::spare_of`] and [`DomainInfo::complainant`]: nobody.
+pub const NOBODY: DomainId = DomainId::MAX;
 /// Most bytes of one `ConsoleWrite`.
 pub const MAX_CONSOLE_WRITE: u64 = 1024;
 
@@ -185,7 +201,8 @@ pub struct DomainInfo {
     pub deaths: u32,
     /// [`crate::crash::Reason`] of the last death.
     pub last_reason: u32,
-    /// 1 once this generation declared itself ready in its event page.
+    /// How far this generation is: 0, or what it last said in
+    /// [`crate::event::EventPage::ready`].
     pub ready: u32,
     /// Memory in bytes, all of it (image, heap, tables, DMA pool).
     pub memory: u64,
@@ -213,6 +230,18 @@ pub struct DomainInfo {
     pub restart_window_s: u32,
     /// Likewise; 1 = automatic.
     pub restart_automatic: u32,
+    /// Complaints about this domain, all generations.
+    pub complaints: u32,
+    /// When the last one came, ns on the node's clock.
+    pub complained_ns: u64,
+    /// From whom it came; [`NOBODY`]: there was none.
+    pub complainant: u16,
+    /// It is the warm spare of this domain; [`NOBODY`]: it is no spare.
+    pub spare_of: u16,
+    /// Number of the last check that was ordered, all generations; 0 = none.
+    pub check: u32,
+    /// What [`crate::event::EventPage::health`] says now.
+    pub health: u32,
     /// Padding.
     pub reserved: u32,
     /// Name from the manifest, NUL-padded.

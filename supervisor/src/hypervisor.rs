@@ -39,7 +39,7 @@ impl Node for Hypervisor {
     }
 
     fn restart(&mut self, domain: DomainId) -> Result<(), Error> {
-        hypercall::restart(domain)
+        hypercall::restart(domain, false)
     }
 
     fn hold(&mut self, domain: DomainId) -> Result<(), Error> {
@@ -63,7 +63,7 @@ impl Node for Hypervisor {
     }
 
     fn log_read(&mut self, cursor: u64, out: &mut [u8]) -> Result<u64, Error> {
-        hypercall::log_read(cursor, out)
+        hypercall::log_read(cursor, out, None)
     }
 
     fn audit(&mut self, domain: DomainId) -> Result<u64, Error> {

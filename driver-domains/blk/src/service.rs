@@ -11,9 +11,9 @@ use domain_rt::{
     dma,
     env::{self, DomainEnv},
     events,
-    panic::give_up,
+    panic::{give_up, stalled},
     refuse::{Refusal, Why, why},
-    set_ready,
+    set_in_flight, set_ready, set_served,
     time::{NEVER, now_ns},
     virtio::{Error, queue::Misbehaved},
 };
@@ -206,6 +206,7 @@ impl Service {
             let _ = events::take_all();
             let mut busy = self.completions();
             busy |= self.requests();
+            set_in_flight(self.work.len().saturating_sub(self.free_work.len()));
             // A poll asks for notifications, which cost the guests an exit
             // each, so while there is work anyway it comes seldom.
             if busy && !turns.is_multiple_of(POLL_TURNS) {
@@ -251,7 +252,7 @@ impl Service {
             let idle = now.saturating_sub(self.last_progress);
             // Its status is looked at only then, for that is slow.
             if idle > STUCK_NS || (idle > POLL_NS && self.disk.needs_reset()) {
-                give_up(format_args!("the disk does not answer"));
+                stalled(format_args!("the disk does not answer"));
             }
             deadline = deadline.min(now.saturating_add(POLL_NS));
         }
@@ -351,6 +352,7 @@ impl Service {
             for client in &mut self.clients {
                 client.backend.push_responses(&mut self.env);
             }
+            set_served();
         }
         any
     }

@@ -11,9 +11,9 @@ use domain_rt::{
     conn::{self, Connection},
     env::{self, DomainEnv},
     events,
-    panic::give_up,
+    panic::{give_up, stalled},
     refuse::{Refusal, Why, why},
-    set_ready,
+    set_in_flight, set_ready, set_served,
     time::{MS, NEVER, now_ns},
 };
 use io_limits::{Bucket, Limiter, Turns};
@@ -106,6 +106,8 @@ struct Service {
     sent: Box<[Option<(usize, Tag)>]>,
     free_cookies: Vec<u32>,
     last_sent: u64,
+    /// A guest got an answer or a frame.
+    served: bool,
     frame: Box<[u8; MAX_FRAME as usize]>,
     env: DomainEnv,
 }
@@ -124,6 +126,7 @@ impl Service {
             sent: (0..COOKIES).map(|_| None).collect(),
             free_cookies: (0..COOKIES).collect(),
             last_sent: now_ns(),
+            served: false,
             frame: Box::new([0; MAX_FRAME as usize]),
             env: DomainEnv,
         };
@@ -197,7 +200,11 @@ impl Service {
                 for client in &mut self.clients {
                     client.backend.push_responses(&mut self.env);
                 }
+                if self.served {
+                    set_served();
+                }
             }
+            set_in_flight(self.sent.len().saturating_sub(self.free_cookies.len()));
             // A poll asks for notifications, which cost the guests an exit
             // each, so while there is work anyway it comes seldom.
             if busy && !turns.is_multiple_of(POLL_TURNS) {
@@ -241,7 +248,7 @@ impl Service {
             let idle = now.saturating_sub(self.last_sent);
             // Its status is looked at only then, for that is slow.
             if idle > STUCK_NS || (idle > POLL_NS && self.nic.needs_reset()) {
-                give_up(format_args!("the NIC does not answer"));
+                stalled(format_args!("the NIC does not answer"));
             }
             // An interrupt that was lost is noticed then, too.
             deadline = deadline.min(now.saturating_add(SENT_NS));
@@ -289,6 +296,7 @@ impl Service {
         };
         self.free_cookies.push(cookie);
         if let Some(client) = self.clients.get_mut(client) {
+            self.served = true;
             client.backend.complete_tx(tag, Status::Ok);
         }
     }
@@ -303,7 +311,7 @@ impl Service {
             };
             let Some(frame) = self.frame.get(..len) else { continue };
             if let Verdict::To(targets) = self.switch.forward(Port::Wire, frame, len, None, now) {
-                deliver(&mut self.clients, targets, frame, now);
+                self.served |= deliver(&mut self.clients, targets, frame, now);
             }
         }
         true
@@ -328,6 +336,7 @@ impl Service {
             if let Some(status) = self.forward(index, &frame, now)
                 && let Some(client) = self.clients.get_mut(index)
             {
+                self.served = true;
                 client.backend.complete_tx(frame.tag, status);
             }
         }
@@ -426,7 +435,7 @@ impl Service {
         {
             return;
         }
-        deliver(&mut self.clients, targets, whole, now);
+        self.served |= deliver(&mut self.clients, targets, whole, now);
     }
 
     /// Names a guest whose frame was dropped for a reason that is its own doing,
@@ -446,16 +455,18 @@ impl Service {
 }
 
 /// Copies a frame into the buffers of guests. Who has none loses it, as on any
-/// wire.
-fn deliver(clients: &mut [Client], targets: Targets, frame: &[u8], now: u64) {
+/// wire. Returns whether anybody got it.
+fn deliver(clients: &mut [Client], targets: Targets, frame: &[u8], now: u64) -> bool {
+    let mut any = false;
     for vif in targets.vifs() {
         let Some(client) = clients.get_mut(vif) else { continue };
         if client.rx_limits.take(now, frame.len() as u64) {
-            let _ = client.backend.deliver(frame, false);
+            any |= client.backend.deliver(frame, false).is_ok();
         } else {
             client.rx_lost = client.rx_lost.saturating_add(1);
         }
     }
+    any
 }
 
 impl Client {

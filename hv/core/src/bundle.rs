@@ -161,5 +161,6 @@ fn check_connection(node: &Node, index: usize) -> Result<(), Problem> {
         "the MAC address must be unicast, locally administered and unique",
     )?;
     demand(c.addresses.is_valid(), "the vif's IP addresses are out of their bounds")?;
-    demand(c.weight != 0, BAD_SHARE)
+    demand(c.weight != 0, BAD_SHARE)?;
+    demand(c.stall_ms != 0, "the bound on silence must be at least 1 ms")
 }

@@ -6,7 +6,8 @@ use core::ops::{Index, IndexMut};
 use ring_proto::{
     DomainId, Generation, bundle,
     crash::Reason,
-    hypercall::{DomainInfo, DomainState, Error},
+    event,
+    hypercall::{DomainInfo, DomainState, Error, NOBODY},
 };
 
 use crate::{
@@ -61,6 +62,8 @@ impl Domain {
             restart_budget: restart.budget,
             restart_window_s: restart.window_s,
             restart_automatic: restart.automatic.into(),
+            complainant: NOBODY,
+            spare_of: config.spare_of.unwrap_or(NOBODY),
             ..DomainInfo::default()
         };
         for (to, from) in info.name.iter_mut().zip(config.name.bytes()) {
@@ -95,6 +98,20 @@ impl Domain {
         self.life = Life::Running;
         self.info.started_ns = now;
         self.info.ready = 0;
+    }
+
+    /// The domain says in its event page how far it is. Returns whether that is
+    /// news: it only ever advances, and only a spare stands by.
+    pub fn advance(&mut self, said: u32) -> bool {
+        let valid = match self.config.spare_of {
+            Some(_) => said == event::STANDBY,
+            None => matches!(said, event::READY | event::SERVED),
+        };
+        let news = valid && said > self.info.ready;
+        if news {
+            self.info.ready = said;
+        }
+        news
     }
 
     /// Ends the present generation. Returns the one that ended.

@@ -3,7 +3,11 @@
 use alloc::collections::VecDeque;
 use core::iter::successors;
 
-use ring_proto::{DomainId, Generation, crash::CrashRecord, hypercall::LogHeader};
+use ring_proto::{
+    DomainId, Generation,
+    crash::{CrashRecord, Timeline},
+    hypercall::LogHeader,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Death records of the node, the newest ones up to a bound.
@@ -46,6 +50,21 @@ impl Deaths {
     pub fn before(&mut self, domain: DomainId, generation: Generation) -> Option<&mut CrashRecord> {
         let newest = self.kept.iter_mut().rev().find(|r| r.domain == domain);
         newest.filter(|r| r.generation.wrapping_add(1) == generation)
+    }
+
+    /// Notes in that record that a step was done at `now`, unless it was before.
+    pub fn stamp(
+        &mut self,
+        domain: DomainId,
+        generation: Generation,
+        step: fn(&mut Timeline) -> &mut u64,
+        now: u64,
+    ) {
+        if let Some(at) = self.before(domain, generation).map(|r| step(&mut r.times))
+            && *at == 0
+        {
+            *at = now;
+        }
     }
 }
 
@@ -118,7 +137,7 @@ impl Console {
     pub fn push(&mut self, domain: DomainId, generation: Generation, time_ns: u64, text: &[u8]) {
         let text = text.get(..self.capacity / 2 - HEADER).unwrap_or(text);
         while self.bytes.len() + HEADER + text.len() > self.capacity {
-            let oldest = self.after(0).unwrap_or(self.bytes.len());
+            let oldest = self.entry(0).map_or(self.bytes.len(), |(_, end)| end);
             self.bytes.drain(..oldest);
         }
         let header = LogHeader { domain, len: text.len() as u16, generation, time_ns };
@@ -127,33 +146,41 @@ impl Console {
         self.tail += (HEADER + text.len()) as u64;
     }
 
-    /// The end of the entry that begins at `at`, if one does.
-    fn after(&self, at: usize) -> Option<usize> {
+    /// The entry that begins at `at`, if one does, and its end.
+    fn entry(&self, at: usize) -> Option<(LogHeader, usize)> {
         let mut raw = [0; HEADER];
         self.read(at, &mut raw);
-        let len = LogHeader::read_from_bytes(&raw).ok()?.len;
-        Some(at + HEADER + usize::from(len)).filter(|&end| end <= self.bytes.len())
+        let header = LogHeader::read_from_bytes(&raw).ok()?;
+        let end = at + HEADER + usize::from(header.len);
+        (end <= self.bytes.len()).then_some((header, end))
     }
 
     fn read(&self, at: usize, out: &mut [u8]) {
         out.iter_mut().zip(self.bytes.iter().skip(at)).for_each(|(to, from)| *to = *from);
     }
 
-    /// Copies whole entries from `cursor` on into `out`. Returns the bytes
-    /// copied and the new cursor. A cursor before the oldest entry, or one
-    /// that is not at an entry's beginning, reads from the oldest.
-    pub fn copy_out(&self, cursor: u64, out: &mut [u8]) -> (usize, u64) {
+    /// Copies whole entries that are `wanted`, from `cursor` on, into `out`.
+    /// Returns the bytes copied and the new cursor. A cursor before the oldest
+    /// entry, or one that is not at an entry's beginning, reads from the oldest.
+    pub fn copy_out(
+        &self,
+        cursor: u64,
+        out: &mut [u8],
+        wanted: impl Fn(&LogHeader) -> bool,
+    ) -> (usize, u64) {
         let oldest = self.tail - self.bytes.len() as u64;
-        let mut begins = successors(Some(0), |&at| self.after(at));
+        let mut begins = successors(Some(0), |&at| Some(self.entry(at)?.1));
         let mut at = match cursor.checked_sub(oldest) {
             Some(_) if cursor >= self.tail => self.bytes.len(),
             wanted => begins.find(|&at| Some(at as u64) == wanted).unwrap_or(0),
         };
         let mut done = 0;
-        while let Some(end) = self.after(at) {
-            let Some(slot) = out.get_mut(done..done + end - at) else { break };
-            self.read(at, slot);
-            done += end - at;
+        while let Some((header, end)) = self.entry(at) {
+            if wanted(&header) {
+                let Some(slot) = out.get_mut(done..done + end - at) else { break };
+                self.read(at, slot);
+                done += end - at;
+            }
             at = end;
         }
         (done, oldest + at as u64)

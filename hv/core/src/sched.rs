@@ -40,6 +40,8 @@ pub struct Entity {
     pub cpu_ns: u64,
     /// CPU time since its last `wait`, ns.
     pub since_wait: u64,
+    /// When that was, or when it was started, ns.
+    pub fed_ns: u64,
     /// Bound on `since_wait`, ns.
     pub watchdog: u64,
     weight: u64,
@@ -80,6 +82,7 @@ impl Scheduler {
             activity: Activity::Off,
             cpu_ns: 0,
             since_wait: 0,
+            fed_ns: 0,
             watchdog: u64::from(watchdog_ms) * 1_000_000,
             weight: u64::from(weight.max(1)),
             vruntime: 0,
@@ -98,9 +101,9 @@ impl Scheduler {
     }
 
     /// Makes a domain runnable as if new-born.
-    pub fn start(&mut self, domain: DomainId) {
+    pub fn start(&mut self, domain: DomainId, now: u64) {
         self.resume(domain);
-        self.fed(domain);
+        self.fed(domain, now);
     }
 
     /// Takes a domain off its core for good.
@@ -109,8 +112,9 @@ impl Scheduler {
     }
 
     /// A domain called `wait`, whether or not it will sleep.
-    pub fn fed(&mut self, domain: DomainId) {
-        self.entities[domain].since_wait = 0;
+    pub fn fed(&mut self, domain: DomainId, now: u64) {
+        let e = &mut self.entities[domain];
+        (e.since_wait, e.fed_ns) = (0, now);
     }
 
     /// Puts a domain to sleep.

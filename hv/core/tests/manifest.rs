@@ -44,6 +44,7 @@ fn domain(name: &str, devices: &[u16]) -> Domain {
         },
         args: Default::default(),
         autostart: true,
+        spare_of: None,
     }
 }
 
@@ -55,6 +56,7 @@ fn connection(protocol: Protocol, volume: &str, mac: u8) -> Connection {
         volume: volume.try_into().unwrap(),
         mac: [2, 0, 0, 0, 0, mac],
         weight: 1,
+        stall_ms: 2000,
         limits: Default::default(),
         addresses: Default::default(),
     }

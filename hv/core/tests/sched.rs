@@ -6,8 +6,8 @@ fn two(w0: u16, w1: u16, cap1: u16) -> Scheduler {
     let mut s = Scheduler::new();
     s.add(0, w0, 100, 1000);
     s.add(0, w1, cap1, 1000);
-    s.start(0);
-    s.start(1);
+    s.start(0, 0);
+    s.start(1, 0);
     s
 }
 
@@ -24,7 +24,7 @@ fn run_from(s: &mut Scheduler, start: u64, ns: u64) -> (u64, u64) {
                 let ran = until.min(now + SLICE) - now;
                 now += ran.max(1);
                 s.charge(d, ran.max(1), now);
-                s.fed(d);
+                s.fed(d, now);
             }
             Decision::Idle(until) => now = until.min(total),
         }
@@ -81,7 +81,7 @@ fn the_watchdog_counts_cpu_time_without_wait() {
     assert!(!s.is_hung(0));
     s.charge(0, 2, 2);
     assert!(s.is_hung(0));
-    s.fed(0);
+    s.fed(0, 2);
     s.charge(0, 2, 3);
     assert!(!s.is_hung(0));
 }

@@ -180,7 +180,13 @@ impl Node {
         };
         let frontend = end(config.frontend, frames, frames + PAGE);
         let backend = end(config.backend, frames + PAGE, frames);
-        self.connections.push(Connection { number, config: config.clone(), frontend, backend });
+        self.connections.push(Connection {
+            number,
+            config: config.clone(),
+            frontend,
+            backend,
+            no_complaint_before: 0,
+        });
         Some(())
     }
 

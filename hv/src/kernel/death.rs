@@ -11,12 +11,13 @@ use hv_core::domain::Life;
 use ring_proto::{
     DomainId, MAX_DOMAIN_CONNECTIONS, boot,
     conn::State,
-    crash::{CrashRecord, CrashReport, Reason},
+    crash::{CrashRecord, CrashReport, Reason, Rebuild, Timeline, UNKNOWN},
     hypercall::Error,
+    layout,
 };
 use zerocopy::{FromZeros, transmute};
 
-use super::{Answer, Node, restore::copy_text};
+use super::{Answer, Node, PAGE, hypercall::IN_FLIGHT, restore::copy_text};
 use crate::{iommu, time, vt::Vcpu};
 
 /// Offsets in `conn::EndPage`.
@@ -65,6 +66,11 @@ impl Node {
         }
         // What a domain says of itself is for people; this is what happened.
         report.reason = reason as u32;
+        let died = match reason {
+            Reason::Watchdog => self.sched.get(domain).fed_ns,
+            _ if report.time_ns != 0 => report.time_ns,
+            _ => detected,
+        };
         self.sched.stop(domain);
         let ended = self.domains[domain].died(reason, detected);
         // Before its grants turn into scratch pages: a peer that reads junk
@@ -75,29 +81,43 @@ impl Node {
         self.take_iommu_events();
         self.unmap_everything(domain);
         self.withdraw_everything(domain);
+        let quiesced = time::now_ns();
+        self.tell_peers(domain);
+        self.tell_supervisor();
+        // Nobody who was told can look before this lock is released.
         self.deaths.push(CrashRecord {
             sequence: 0,
-            detected_ns: detected,
-            quiesced_ns: time::now_ns(),
-            restarted_ns: 0,
-            ready_ns: 0,
+            times: Timeline {
+                died: died.min(detected),
+                detected,
+                quiesced,
+                told: time::now_ns(),
+                ..Timeline::default()
+            },
             fault_address,
             exit_code,
             domain,
-            reserved: 0,
+            rebuild: Rebuild::None as u16,
             generation: ended,
+            pages_restored: 0,
+            in_flight: self.in_flight(domain),
             report,
         });
         self.info.next_crash = self.deaths.next();
         let name = self.domains[domain].config.name.clone();
         let place = Place { report: &report, fault_address, reason };
         self.say(format_args!("{name}: generation {ended} ended: {reason:?}{place}"));
-        self.tell_peers(domain);
         // There is nobody else to restart the supervisor.
         if self.domains[domain].config.capabilities & boot::CAP_SUPERVISOR != 0 {
-            let _ = self.domains[domain].begin_build();
+            let _ = self.begin(domain);
         }
-        self.tell_supervisor();
+    }
+
+    /// Requests that a domain says it has taken and not answered.
+    fn in_flight(&self, domain: DomainId) -> u32 {
+        let page = self.domains[domain].space.translate(layout::EVENT_PAGE, PAGE, true);
+        let word = page.and_then(|page| self.ram.word32(page.saturating_add(IN_FLIGHT)).ok());
+        word.map_or(0, |w| w.load(Ordering::Relaxed)).checked_sub(1).unwrap_or(UNKNOWN)
     }
 
     /// Writes "closed" and the coming generation into a domain's end pages.
@@ -141,7 +161,7 @@ impl Node {
                 }
                 self.end(domain, reason, report, event.map_or(0, |e| e.address), 0, now);
             }
-            Life::Building(_) if reason == Reason::Operator => {
+            Life::Building(_) if matches!(reason, Reason::Operator | Reason::Stalled) => {
                 self.domains[domain].life = Life::Dead;
             }
             Life::Building(_) | Life::Dead | Life::Stopped => {}
@@ -149,15 +169,16 @@ impl Node {
     }
 
     /// Has a domain ended and perhaps begun anew, on its own core.
-    pub(super) fn order(&mut self, domain: u64, end: bool, start: bool) -> Answer {
+    pub(super) fn order(&mut self, domain: u64, end: Option<Reason>, start: bool) -> Answer {
         let domain = self.checked(domain)?;
         if start && self.domains[domain].held {
             return Err(Error::BadState);
         }
-        let orders = &mut self.guests[domain].orders;
-        if end {
-            orders.end = Some(Reason::Operator);
+        if start && end.is_none() {
+            self.stamp(domain, |t| &mut t.decided);
         }
+        let orders = &mut self.guests[domain].orders;
+        orders.end = end.or(orders.end);
         orders.start |= start;
         self.kick(self.domains[domain].info.core);
         Ok(0)

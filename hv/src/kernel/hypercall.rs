@@ -3,7 +3,7 @@
 use core::{
     mem::offset_of,
     sync::atomic::{
-        AtomicU32, AtomicU64,
+        AtomicU64,
         Ordering::{Acquire, Relaxed, SeqCst},
     },
 };
@@ -12,25 +12,28 @@ use hv_core::domain::Domain;
 use ring_proto::{
     DomainId, boot,
     conn::State,
-    crash::{CrashReport, Reason},
+    crash::{CrashReport, Reason, Timeline},
     event::{self, EventPage, Inject},
     hypercall::{
-        ConnectionInfo, Error, GrantCopyOp, LogHeader, MAX_CONSOLE_WRITE, MAX_COPY_BATCH, NodeInfo,
-        Nr,
+        COMPLAINT_NS, ConnectionInfo, DomainInfo, EVERY_DOMAIN, Error, GrantCopyOp, LogHeader,
+        MAX_CONSOLE_WRITE, MAX_COPY_BATCH, NodeInfo, Nr,
     },
     layout,
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use super::{Answer, End, Node, PAGE, count};
+use super::{Answer, Connection, End, Node, PAGE, count};
 use crate::{
-    serial,
+    serial, time,
     vt::{Vcpu, svm},
 };
 
 /// Offsets in the event page.
 const INJECT: u64 = offset_of!(EventPage, inject) as u64;
 const READY: u64 = offset_of!(EventPage, ready) as u64;
+pub(super) const IN_FLIGHT: u64 = offset_of!(EventPage, in_flight) as u64;
+const CHECK: u64 = offset_of!(EventPage, check) as u64;
+const HEALTH: u64 = offset_of!(EventPage, health) as u64;
 
 /// Largest piece of text that one `ConsoleWrite` takes.
 const CONSOLE_CHUNK: usize = 1024;
@@ -59,7 +62,7 @@ impl Node {
 
     /// `None`: the caller has no registers any more.
     fn dispatch(&mut self, caller: DomainId, nr: Nr, args: [u64; 5], now: u64) -> Option<Answer> {
-        let [a, b, c, ..] = args;
+        let [a, b, c, d, e] = args;
         if nr as u64 >= Nr::DomainList as u64 {
             let capabilities = self.domains[caller].config.capabilities;
             if capabilities & boot::CAP_SUPERVISOR == 0 {
@@ -83,7 +86,7 @@ impl Node {
             Nr::Crash => {
                 let report = self.crash_report(caller, a, b);
                 let reason = match Reason::from_raw(report.reason) {
-                    Some(Reason::Exception) => Reason::Exception,
+                    Some(own @ (Reason::Exception | Reason::Stalled | Reason::Memory)) => own,
                     _ => Reason::Panic,
                 };
                 self.end(caller, reason, report, 0, 0, now);
@@ -92,20 +95,32 @@ impl Node {
             Nr::PciConfig => self.devices.config(caller, args),
             Nr::IrqBind => self.devices.bind(caller, self.domains[caller].info.core, a, b, c),
             Nr::IrqUnmask => self.devices.unmask(caller, a),
-            Nr::DeviceEnable => self.devices.enable(caller, a, b),
+            Nr::Complain => self.complain(caller, a, now),
+            Nr::DeviceEnable => {
+                let done = self.devices.enable(caller, a, b);
+                if done.is_ok() && b == 1 {
+                    self.stamp(caller, |t| &mut t.enabled);
+                }
+                done
+            }
             Nr::DomainList => self.domain_list(caller, a, b),
-            Nr::Start => self.order(a, false, true),
-            Nr::Stop => self.order(a, true, false),
-            Nr::Restart => self.order(a, true, true),
+            Nr::Start => self.order(a, None, true),
+            Nr::Stop => self.order(a, Some(Reason::Operator), false),
+            Nr::Restart => match b {
+                0 => self.order(a, Some(Reason::Operator), true),
+                _ if b == Reason::Stalled as u64 => self.order(a, Some(Reason::Stalled), true),
+                _ => Err(Error::BadArgument),
+            },
             Nr::Hold => self.hold(a, true),
             Nr::Release => self.hold(a, false),
             Nr::ConnectionList => self.connection_list(caller, a, b),
             Nr::CrashRead => self.crash_read(caller, a, b, c),
             Nr::Inject => self.inject(a, b),
-            Nr::LogRead => self.log_read(caller, a, b, c),
+            Nr::LogRead => self.log_read(caller, a, b, c, (d, e)),
             Nr::Audit => self.checked(a).map(|d| self.audit(d)),
             Nr::NodeInfo => self.node_info(caller, a, now),
             Nr::Shutdown => crate::power_off(EXIT_ORDERLY),
+            Nr::Check => self.order_check(a),
         })
     }
 
@@ -166,10 +181,10 @@ impl Node {
     }
 
     fn wait(&mut self, caller: DomainId, deadline: u64, now: u64) -> Answer {
-        self.sched.fed(caller);
+        self.sched.fed(caller, now);
         let page = self.domains[caller].space.translate(layout::EVENT_PAGE, PAGE, true);
         let page = page.ok_or(Error::BadState)?;
-        self.note_ready(caller, page, now);
+        self.note_ready(caller, page);
         let set = |word: &AtomicU64| word.load(SeqCst) != 0;
         let pending = (0..event::WORDS as u64)
             .any(|i| self.ram.word64(page.saturating_add(i.saturating_mul(8))).is_ok_and(set));
@@ -183,20 +198,64 @@ impl Node {
         Ok(now)
     }
 
-    /// Notes when a generation first says that it serves.
-    fn note_ready(&mut self, domain: DomainId, event_page: u64, now: u64) {
-        let d = &mut self.domains[domain];
-        let says_so = |w: &AtomicU32| w.load(Acquire) == 1;
-        if d.info.ready != 0
-            || !self.ram.word32(event_page.saturating_add(READY)).is_ok_and(says_so)
-        {
+    /// Notes when a generation first says that it serves, and has served.
+    fn note_ready(&mut self, domain: DomainId, event_page: u64) {
+        let word = self.ram.word32(event_page.saturating_add(READY));
+        let said = word.map_or(0, |w| w.load(Acquire));
+        if !self.domains[domain].advance(said) {
             return;
         }
-        d.info.ready = 1;
-        if let Some(record) = self.deaths.before(domain, d.info.generation) {
-            record.ready_ns = now;
+        self.stamp(domain, |t| &mut t.ready);
+        if said == event::SERVED {
+            self.stamp(domain, |t| &mut t.served);
         }
         self.tell_supervisor();
+    }
+
+    /// Notes in the record of the death before this generation that a step is
+    /// done now.
+    pub(super) fn stamp(&mut self, domain: DomainId, step: fn(&mut Timeline) -> &mut u64) {
+        let generation = self.domains[domain].info.generation;
+        self.deaths.stamp(domain, generation, step, time::now_ns());
+    }
+
+    fn complain(&mut self, caller: DomainId, port: u64, now: u64) -> Answer {
+        let mut all = self.connections.iter_mut();
+        let own =
+            |c: &&mut Connection| c.frontend.domain == caller && u64::from(c.frontend.port) == port;
+        let connection = all.find(own).ok_or(Error::NotFound)?;
+        // A frontend must not keep the supervisor busy.
+        if now < connection.no_complaint_before {
+            return Err(Error::Busy);
+        }
+        connection.no_complaint_before = now.saturating_add(COMPLAINT_NS);
+        let backend = connection.backend.domain;
+        if !self.is_running(backend) {
+            return Err(Error::PeerDead);
+        }
+        let info = &mut self.domains[backend].info;
+        info.complaints = info.complaints.wrapping_add(1);
+        (info.complainant, info.complained_ns) = (caller, now);
+        self.tell_supervisor();
+        Ok(0)
+    }
+
+    fn order_check(&mut self, domain: u64) -> Answer {
+        let domain = self.checked(domain)?;
+        let page = self.event_page(domain)?;
+        let info = &mut self.domains[domain].info;
+        info.check = (info.check.wrapping_add(1) & !event::STUCK).max(1);
+        let number = info.check;
+        self.ram.word32(page.saturating_add(CHECK))?.store(number, SeqCst);
+        self.raise(domain, event::PORT_CHECK);
+        Ok(number.into())
+    }
+
+    /// Machine address of the event page of a domain that is alive.
+    fn event_page(&self, domain: DomainId) -> Result<u64, Error> {
+        let d = &self.domains[domain];
+        let page = d.space.translate(layout::EVENT_PAGE, PAGE, true);
+        page.filter(|_| d.is_alive()).ok_or(Error::BadState)
     }
 
     fn notify(&mut self, caller: DomainId, port: u64) -> Answer {
@@ -240,7 +299,13 @@ impl Node {
 
     fn domain_list(&self, caller: DomainId, gpa: u64, room: u64) -> Answer {
         let cpu_ns = |d: &Domain| self.sched.get(d.info.id).cpu_ns;
-        let records = self.domains.iter().map(|d| d.info(cpu_ns(d)));
+        let health = |d: &Domain| {
+            let page = self.event_page(d.info.id).ok();
+            let word = page.and_then(|page| self.ram.word32(page.saturating_add(HEALTH)).ok());
+            word.map_or(0, |w| w.load(Acquire))
+        };
+        let records =
+            self.domains.iter().map(|d| DomainInfo { health: health(d), ..d.info(cpu_ns(d)) });
         self.write_records(caller, gpa, room, records)
     }
 
@@ -278,23 +343,29 @@ impl Node {
     fn inject(&mut self, domain: u64, kind: u64) -> Answer {
         let domain = self.checked(domain)?;
         let kind = u32::try_from(kind).ok().and_then(Inject::from_raw).ok_or(Error::BadArgument)?;
-        let target = &self.domains[domain];
-        if !target.is_alive() {
-            return Err(Error::BadState);
-        }
-        let page = target.space.translate(layout::EVENT_PAGE, PAGE, true);
-        self.ram
-            .word32(page.ok_or(Error::BadState)?.saturating_add(INJECT))?
-            .store(kind as u32, SeqCst);
+        let page = self.event_page(domain)?;
+        self.ram.word32(page.saturating_add(INJECT))?.store(kind as u32, SeqCst);
         self.wake(domain);
         Ok(0)
     }
 
-    fn log_read(&self, caller: DomainId, cursor: u64, gpa: u64, len: u64) -> Answer {
+    fn log_read(
+        &self,
+        caller: DomainId,
+        cursor: u64,
+        gpa: u64,
+        len: u64,
+        (domain, generation): (u64, u64),
+    ) -> Answer {
+        let wanted = |h: &LogHeader| {
+            domain == EVERY_DOMAIN
+                || u64::from(h.domain) == domain
+                    && (generation == 0 || u64::from(h.generation) == generation)
+        };
         let mut buffer = [0; LOG_CHUNK];
         let room = usize::try_from(len).unwrap_or(usize::MAX).min(LOG_CHUNK);
         let (out, _) = buffer.split_at_mut(room);
-        let (bytes, next) = self.console.copy_out(cursor, out);
+        let (bytes, next) = self.console.copy_out(cursor, out, wanted);
         // The caller finds the end of the entries by a header with length 0.
         let end = bytes.saturating_add(size_of::<LogHeader>()).min(room);
         self.write_caller(caller, gpa, buffer.get(..end).unwrap_or(&[]))?;

@@ -107,6 +107,8 @@ struct Connection {
     config: bundle::Connection,
     frontend: End,
     backend: End,
+    /// When the frontend may complain again, ns.
+    no_complaint_before: u64,
 }
 
 impl Connection {
@@ -415,7 +417,7 @@ impl Node {
             }
             if orders.start {
                 any = true;
-                if let Err(e) = self.domains[id].begin_build() {
+                if let Err(e) = self.begin(id) {
                     log::warn!("{}: not started: {e:?}", self.domains[id].config.name);
                 }
             }

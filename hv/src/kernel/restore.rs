@@ -12,7 +12,10 @@ use hv_core::{domain::Life, memory::Kind};
 use ring_proto::{
     DomainId,
     boot::{self, BarBoot, BootInfo, ConnectionBoot, DeviceBoot},
-    conn, layout,
+    conn,
+    crash::Rebuild,
+    hypercall::Error,
+    layout,
 };
 use x86_64::instructions::random::RdRand;
 use zerocopy::{FromZeros, IntoBytes};
@@ -24,6 +27,13 @@ use crate::{cpu, time, vt::Vcpu};
 const STEP: u64 = 64 << 10;
 
 impl Node {
+    /// Begins a domain's next generation.
+    pub(super) fn begin(&mut self, domain: DomainId) -> Result<(), Error> {
+        self.domains[domain].begin_build()?;
+        self.stamp(domain, |t| &mut t.decided);
+        Ok(())
+    }
+
     /// Restores a piece of one of this core's domains. Returns whether there
     /// was anything to do.
     pub(super) fn restore_step(&mut self, core: u16) -> bool {
@@ -81,10 +91,12 @@ impl Node {
         let now = time::now_ns();
         d.born(now);
         guest.asleep = false;
-        self.sched.start(domain);
+        self.sched.start(domain, now);
         if let Some(record) = self.deaths.before(domain, d.info.generation) {
-            record.restarted_ns = now;
+            record.rebuild = Rebuild::Cold as u16;
         }
+        self.stamp(domain, |t| &mut t.restored);
+        self.stamp(domain, |t| &mut t.entered);
         self.tell_supervisor();
     }
 
@@ -158,7 +170,8 @@ impl Node {
             peer: peer.domain,
             weight: c.config.weight,
             mac: c.config.mac,
-            reserved: [0; 6],
+            reserved: [0; 2],
+            stall_ms: c.config.stall_ms,
             limits: c.config.limits,
             addresses: c.config.addresses,
             volume: [0; 40],

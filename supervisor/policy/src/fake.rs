@@ -8,7 +8,7 @@ use ring_proto::{
     conn::State,
     crash::{CrashRecord, Reason},
     event::Inject,
-    hypercall::{ConnectionInfo, DomainInfo, DomainState, Error, LogHeader, NodeInfo},
+    hypercall::{ConnectionInfo, DomainInfo, DomainState, Error, LogHeader, NOBODY, NodeInfo},
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -100,6 +100,8 @@ impl FakeNode {
                 restart_budget: 5,
                 restart_window_s: 10,
                 restart_automatic: 1,
+                complainant: NOBODY,
+                spare_of: NOBODY,
                 name,
                 ..DomainInfo::default()
             }
@@ -148,7 +150,7 @@ impl FakeNode {
                 info.ready = 1;
                 let record = self.records.iter_mut().rev().find(|r| r.domain == info.id);
                 if let Some(record) = record {
-                    record.ready_ns = ready_at;
+                    record.times.ready = ready_at;
                 }
             }
         }
@@ -176,8 +178,8 @@ impl FakeNode {
         record.sequence = self.records.len() as u64;
         record.domain = domain;
         record.generation = generation;
-        record.detected_ns = self.now;
-        record.quiesced_ns = self.now;
+        record.times.detected = self.now;
+        record.times.quiesced = self.now;
         record.report.reason = reason as u32;
         record.report.backtrace[0] = 0x20_1234;
         let message: String = format!("generation {generation} ended");
@@ -209,7 +211,7 @@ impl FakeNode {
             self.dies_at[index] = Some((now + ns, Reason::Panic));
         }
         if let Some(record) = self.records.iter_mut().rev().find(|r| r.domain == domain) {
-            record.restarted_ns = now;
+            record.times.entered = now;
         }
     }
 

@@ -173,10 +173,10 @@ impl Operation {
         let mut times = Times { ordered: self.ordered_ns, connected: now, ..Times::default() };
         let mut reason = 0;
         if let Some(record) = record {
-            times.detected = record.detected_ns;
-            times.quiesced = record.quiesced_ns;
-            times.restarted = record.restarted_ns;
-            times.ready = record.ready_ns;
+            times.detected = record.times.detected;
+            times.quiesced = record.times.quiesced;
+            times.restarted = record.times.entered;
+            times.ready = record.times.ready;
             reason = record.report.reason;
         }
         if times.restarted == 0 {

@@ -183,7 +183,7 @@ impl Supervisor {
                 }
             }
             if !ordered && let Some(history) = self.history.get_mut(usize::from(domain)) {
-                history.record(record.detected_ns);
+                history.record(record.times.detected);
             }
         }
     }

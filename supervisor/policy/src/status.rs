@@ -99,10 +99,10 @@ pub fn crash(record: &CrashRecord, name: Name) -> CrashEntry {
         exit_code: record.exit_code,
         registers: record.report.registers,
         backtrace,
-        detected_ns: record.detected_ns,
-        quiesced_ns: record.quiesced_ns,
-        restarted_ns: record.restarted_ns,
-        ready_ns: record.ready_ns,
+        detected_ns: record.times.detected,
+        quiesced_ns: record.times.quiesced,
+        restarted_ns: record.times.entered,
+        ready_ns: record.times.ready,
         message: text(&record.report.message),
     }
 }

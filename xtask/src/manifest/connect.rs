@@ -82,12 +82,24 @@ fn label(source: &Source, span: &Span, text: &str) -> Result<heapless::String<36
     })
 }
 
-const CONNECTION_KEYS: &[&str] =
-    &["protocol", "frontend", "backend", "volume", "mac", "addresses", "weight", "limits"];
+const CONNECTION_KEYS: &[&str] = &[
+    "protocol",
+    "frontend",
+    "backend",
+    "volume",
+    "mac",
+    "addresses",
+    "weight",
+    "limits",
+    "stall_ms",
+];
 
 /// Time in which an empty bucket fills, unless the manifest says otherwise. Short, so that what a
 /// guest saved up does not hold up the others; much longer than a turn of the driver's loop.
 const DEFAULT_REFILL_MS: u32 = 100;
+
+/// Time without a completion after which a frontend complains.
+const DEFAULT_STALL_MS: u32 = 2000;
 
 pub(super) fn connections(
     source: &Source,
@@ -184,6 +196,7 @@ fn connection(
         volume,
         mac,
         weight: or(section, "weight", 1..=65_535, u32::from(DEFAULT_WEIGHT))?,
+        stall_ms: or(section, "stall_ms", 1..=MAX_U32, DEFAULT_STALL_MS)?,
         limits: limits(section)?,
         addresses: own_addresses,
     })

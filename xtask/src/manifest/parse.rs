@@ -273,6 +273,7 @@ fn domain(
         restart: restart(label, section)?,
         args,
         autostart: flag(section, "autostart", true)?,
+        spare_of: None,
     };
     Ok(Domain {
         spec,

@@ -18,7 +18,7 @@ const NAME: &str = "forbidden-calls";
 /// Domains that are named. There may be fewer.
 const DOMAINS: u64 = 8;
 /// The first and the last of the supervisor's numbers.
-const NUMBERS: core::ops::RangeInclusive<u64> = Nr::DomainList as u64..=Nr::Shutdown as u64;
+const NUMBERS: core::ops::RangeInclusive<u64> = Nr::DomainList as u64..=Nr::Check as u64;
 
 fn main(_: &'static BootInfo) -> ! {
     begin(NAME);
