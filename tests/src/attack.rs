@@ -34,8 +34,11 @@ pub const UNDER_ATTACK: &str = xtask::without::UNDER_ATTACK;
 pub const DOMAIN: &str = "attack";
 /// For an attack that makes a bounded number of steps.
 pub const LIMIT: Duration = Duration::from_secs(300);
-/// How long clients may go without any answer.
+/// How long clients may go without any answer, a driver's deaths and TCP's
+/// pauses after them included.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// The same if no driver dies: some thousand times what an answer takes.
+const SHORT: Duration = Duration::from_secs(30);
 /// Clients of `kv`.
 const CLIENTS: u64 = 2;
 /// Requests that must be answered after the attack.
@@ -216,14 +219,13 @@ impl Attack {
                     scene.play(judge)
                 });
                 workload.stop();
-                let alone = result.is_err() && !workload.failed();
-                if alone {
+                if result.is_err() {
                     // Clients that the attack cut off would wait for long.
                     node.give_up();
                 }
-                // A client's own error says more than that there was one.
                 match join(threads) {
-                    Err(_) if alone => (result, Ok(Vec::new())),
+                    // The end of the machine, which they were not told of.
+                    Err(_) if result.is_err() => (result, Ok(Vec::new())),
                     reports => (result, reports),
                 }
             });
@@ -370,6 +372,17 @@ impl<'a> Scene<'a> {
         self.workload.wait_progress(count, PATIENCE)
     }
 
+    /// The same while the attack is at its height, where nobody may be kept
+    /// waiting for long.
+    ///
+    /// # Errors
+    ///
+    /// As said.
+    pub fn served_meanwhile(&self, count: u64) -> Result<()> {
+        ensure!(self.clients > 0, "this attack has no clients");
+        self.workload.wait_progress(count, SHORT).context("during the attack")
+    }
+
     /// Lines of the node's log since the attacker was started.
     pub fn lines(&self) -> Vec<String> {
         self.node.machine().log().lines().split_off(self.from)
@@ -423,10 +436,12 @@ impl<'a> Scene<'a> {
     ///
     /// # Errors
     ///
-    /// It lives, or died of something else.
+    /// It lives, died of something else, or reports a breach.
     pub fn ended(&mut self, generation: u32, reason: &str) -> Result<CrashEntry> {
         let what = format!("the end of generation {generation} of {}", self.domain);
+        let (node, name) = (self.node, self.name);
         let entry = crate::runner::wait_for(&what, CONTROL, || {
+            no_breach(node, name)?;
             let mut deaths = self.deaths()?.into_iter();
             Ok(deaths.find(|entry| entry.generation == generation))
         })?;

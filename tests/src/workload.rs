@@ -5,7 +5,10 @@
 //! acknowledged.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread::{Scope, ScopedJoinHandle},
     time::Duration,
 };
@@ -30,7 +33,8 @@ pub struct Workload {
     /// Only small values: for tests that are about something else.
     light: bool,
     stop: AtomicBool,
-    failed: AtomicBool,
+    /// What the first client that failed says of it.
+    failure: OnceLock<String>,
     requests: AtomicU64,
     bytes: AtomicU64,
 }
@@ -68,8 +72,8 @@ impl Workload {
         let client = |number| {
             move || {
                 let result = self.client(node, number).with_context(|| format!("client {number}"));
-                if result.is_err() {
-                    self.failed.store(true, Ordering::SeqCst);
+                if let Err(why) = &result {
+                    let _ = self.failure.set(format!("{why:#}"));
                 }
                 result
             }
@@ -87,29 +91,30 @@ impl Workload {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// Whether a client failed.
-    pub fn failed(&self) -> bool {
-        self.failed.load(Ordering::SeqCst)
-    }
-
     /// Lets the clients finish their request and end.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until `count` more requests were answered.
+    /// Waits until `count` more requests were answered, as long as one is
+    /// within `limit`.
     ///
     /// # Errors
     ///
     /// A client failed, or nothing goes on.
     pub fn wait_progress(&self, count: u64, limit: Duration) -> Result<()> {
-        let goal = self.requests() + count;
-        wait_for("answers to the clients' requests", limit, || {
-            if self.failed() {
-                bail!("a client failed");
-            }
-            Ok((self.requests() >= goal).then_some(()))
-        })
+        let mut now = self.requests();
+        let goal = now + count;
+        while now < goal {
+            let before = now;
+            now = wait_for("an answer to the clients' requests", limit, || {
+                if let Some(why) = self.failure.get() {
+                    bail!("{why}");
+                }
+                Ok(Some(self.requests()).filter(|&now| now > before))
+            })?;
+        }
+        Ok(())
     }
 
     fn client(&self, node: &Node, number: u64) -> Result<Report> {

@@ -266,7 +266,7 @@ fn g1_attack_dma_revoked(bench: &Bench) -> Result<()> {
 fn g2_attack_irq_storm(bench: &Bench) -> Result<()> {
     with_disk(bench, "irq-storm", "")?.run(bench, |scene| {
         // The neighbours are served in the storm.
-        scene.served(4)?;
+        scene.served_meanwhile(4)?;
         let verdict = scene.done(LIMIT)?;
         let (requests, calls) = (verdict.count("requests")?, verdict.count("calls")?);
         let status = scene.control()?.domain(DOMAIN)?.context("the attacker is gone")?;

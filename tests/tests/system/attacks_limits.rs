@@ -81,7 +81,7 @@ fn g5_attack_flood(bench: &Bench) -> Result<()> {
     const BURST: u64 = 64;
     with_victim("flood", "", "").run(bench, |scene| {
         // Answers while the flood is on.
-        scene.served(2)?;
+        scene.served_meanwhile(2)?;
         let verdict = scene.done(LIMIT)?;
         let (sent, ms) = (verdict.count("sent")?, verdict.count("ms")?);
         // A little more for what waits in the rings at both ends.
@@ -117,7 +117,7 @@ fn g5_attack_over_limits(bench: &Bench) -> Result<()> {
     let attack =
         patient(Attack::guest("over-limits")).and(&blk).and(&net).configure(capture::start);
     attack.run(bench, |scene| {
-        scene.served(2)?;
+        scene.served_meanwhile(2)?;
         let verdict = scene.done(LIMIT)?;
         println!("over-limits: {}", verdict.text());
         ensure!(verdict.count("failed")? == 0, "reads failed: {verdict:?}");

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use system_tests::{
-    attack::{Attack, LIMIT, Scene, Verdict},
+    attack::{Attack, LIMIT, Scene, UNDER_ATTACK, Verdict},
     bench::{Bench, Node, RECOVERY},
     runner::Test,
     values::value,
@@ -250,7 +250,13 @@ fn g5_attack_rewrite(bench: &Bench) -> Result<()> {
         verdict.all("tried", "answered", 1000)?;
         served(&verdict, 2)
     })?;
-    let sources = sources(&std::fs::read(&capture).context("the capture")?)?;
+    // Whole, now that QEMU has ended.
+    on_the_wire(&capture).context(UNDER_ATTACK)
+}
+
+/// Fails if the attacker's frames did not all go out with the same source.
+fn on_the_wire(capture: &Path) -> Result<()> {
+    let sources = sources(&std::fs::read(capture).context("the capture")?)?;
     ensure!(sources.len() > 100, "only {} frames of the attacker on the wire", sources.len());
     let first = sources.first().copied().unwrap_or_default();
     let spoofed = sources.iter().filter(|&&source| source != first).count();
@@ -317,8 +323,12 @@ fn play(bench: &Bench, name: &str, least: u64) -> Result<()> {
                 _ => drop(scene.control()?.restart(driver, RECOVERY)),
             }
             let done = format!("[{driver}] attack: {name}: done");
-            log.wait_for_line(from, |line| line.contains(&done), LIMIT)
+            let breach = format!("attack: {name}: BREACH");
+            let told = |line: &str| line.contains(&done) || line.contains(&breach);
+            let (_, line) = log
+                .wait_for_line(from, told, LIMIT)
                 .with_context(|| format!("{driver} did not finish its acts"))?;
+            ensure!(!line.contains(&breach), "{line}");
             scene.served(4).with_context(|| format!("after the acts of {driver}"))?;
         }
         all_right(scene, least)

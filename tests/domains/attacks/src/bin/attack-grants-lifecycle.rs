@@ -14,7 +14,7 @@ use attacks::{
     access::{Access, Kind},
     argument, begin, breach, done,
     grants::{Page, map, offer, pause, wait_for, window, window_address},
-    number,
+    number, rest,
 };
 use domain_rt::hypercall as rt;
 use ring_proto::{
@@ -36,6 +36,7 @@ const READ_ONLY: u32 = 3;
 const REQUEST: usize = 0;
 const ASKED: usize = 1;
 const ANSWERED: usize = 2;
+const ALIVE: usize = 3;
 /// Requests.
 const REWRITE: u64 = 1;
 const REVOKE: u64 = 2;
@@ -45,6 +46,9 @@ const DIE: u64 = 4;
 const JUNK: u64 = 0xbad0_bad0_bad0_bad0;
 /// What the domain never granted; the generation is added.
 const SECRET: u64 = 0x5ec2_e700_0000_0000;
+/// What the victim's pages hold from the first moment on; the generation is
+/// added.
+const LIFE: u64 = 0x11fe_0000_0000_0000;
 /// `ret`, eight times.
 const RETURNS: u64 = 0xc3c3_c3c3_c3c3_c3c3;
 const SECONDS: u64 = 120;
@@ -63,10 +67,12 @@ fn main(boot: &'static BootInfo) -> ! {
 /// Does what it is asked to; never grants a page that holds a secret.
 fn victim(boot: &BootInfo, peer: DomainId) -> ! {
     let secret = SECRET + u64::from(boot.generation);
+    let life = LIFE + u64::from(boot.generation);
     let mailbox = Page::new(0);
+    mailbox.0[ALIVE].store(life, SeqCst);
     let shared = Page::new(RETURNS);
     let private = Page::new(secret);
-    let read_only = Page::new(1);
+    let read_only = Page::new(life);
     let grant = |gref, page: &Page, flags| {
         offer(gref, GrantEntry::new(page.address(), peer, MAP | flags));
     };
@@ -94,7 +100,7 @@ fn victim(boot: &BootInfo, peer: DomainId) -> ! {
             DIE => panic!("asked to die"),
             _ => {}
         }
-        if !private.is(secret) || !read_only.is(1) || revoked && !shared.is(secret) {
+        if !private.is(secret) || !read_only.is(life) || revoked && !shared.is(secret) {
             breach!(NAME, "somebody wrote to a page that is not granted for it");
         }
         answered += 1;
@@ -166,21 +172,25 @@ fn first_life(peer: DomainId) -> ! {
     mailbox.0[REQUEST].store(DIE, SeqCst);
     mailbox.0[ASKED].fetch_add(1, SeqCst);
     // The dead generation's grants are gone: what is written here reaches nobody.
-    wait_for("the victim's death", SECONDS, || !read_only.has(1));
+    wait_for("the victim's death", SECONDS, || !read_only.has(LIFE + 1));
     mailbox.filled(JUNK);
-    let old = window_address(0);
-    wait_for("the victim's next life", SECONDS, || map(peer, MAILBOX, 4, MAP_WRITE).is_ok());
-    if mailbox.has(0) || secret(mailbox) || secret(read_only) {
-        breach!(NAME, "a mapping shows its granter's next generation");
-    }
+    // Nothing but that, or nothing: the place is the victim's, which was cleared for its next life.
+    let empty = |page: &Page| page.0.iter().all(|w| matches!(w.load(SeqCst), 0 | JUNK));
+    wait_for("the victim's next life", SECONDS, || {
+        if !empty(mailbox) || !empty(read_only) {
+            breach!(NAME, "a mapping shows its granter's next generation");
+            rest();
+        }
+        map(peer, MAILBOX, 4, MAP_WRITE).is_ok()
+    });
     mailbox.filled(JUNK);
     // SAFETY: mapped writable.
     let new = unsafe { window(4) };
     ask(new, VERIFY);
-    if new.has(JUNK) {
+    if new.has(JUNK) || !empty(mailbox) || !empty(read_only) {
         breach!(NAME, "a mapping of a dead generation reaches the next");
     }
-    expect("unmapping what is revoked", rt::grant_unmap(old, 1));
+    expect("unmapping what is revoked", rt::grant_unmap(window_address(0), 1));
     expect("unmapping what is revoked", rt::grant_unmap(window_address(3), 1));
     expect("mapping anew", map(peer, READ_ONLY, 5, 0));
     let Tally { tried, refused } = tally;

@@ -82,9 +82,9 @@ pub fn play(
         };
         match outcome == act.wanted {
             true => right += 1,
+            // One is enough, and the next would wait as long.
             false => {
-                log::warn!("attack: {name}: {} was {outcome:?}", act.what);
-                // One is enough, and the next would wait as long.
+                crate::breach!(name, "{} was {outcome:?}", act.what);
                 break;
             }
         }
