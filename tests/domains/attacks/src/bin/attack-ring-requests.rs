@@ -191,6 +191,7 @@ fn receive(front: &mut Front, counts: &mut Counts) {
             match answer.status {
                 2 if answer.len == 0 && answer.id != last => counts.refused += 1,
                 0 if answer.id == last => arrived = true,
+                0 => breach!(NAME, "a frame came into a bad buffer: {answer:?}"),
                 _ => log::warn!("a buffer was answered {answer:?}"),
             }
         }
