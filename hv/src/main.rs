@@ -40,5 +40,3 @@ mod time;
 mod vt;
 
 pub use panic::power_off;
-
-pub use start::ap_main;

@@ -2,7 +2,7 @@
 //!
 //! Frames come from the RAM that the loader reported usable, less the first
 //! MiB, the hypervisor's image and the bundle. The allocator serves the boot
-//! only: [`seal`] closes it and returns what is left for `hv-core` to own.
+//! only: [`seal`] closes it.
 #![allow(unsafe_code)]
 #![expect(
     clippy::arithmetic_side_effects,
@@ -46,6 +46,11 @@ impl Range {
     /// Whether there is no byte in it.
     pub const fn is_empty(self) -> bool {
         self.len() == 0
+    }
+
+    /// All pages that a byte of it is in.
+    pub const fn whole_pages(self) -> Self {
+        Self { start: self.start & !(PAGE - 1), end: round_up(self.end) }
     }
 
     /// Whether a byte is in both.
@@ -100,6 +105,11 @@ impl Boot {
         unsafe {
             core::slice::from_raw_parts(self.bundle.start as *const u8, self.bundle.len() as usize)
         }
+    }
+
+    /// All RAM, whatever it is used for.
+    pub fn ram(&self) -> impl Iterator<Item = Range> {
+        self.regions.iter().filter(|r| r.kind != Kind::Reserved).map(|r| r.range)
     }
 
     /// Value of the word `key=value` on the command line.
@@ -161,16 +171,13 @@ pub fn init(start_info: u64) -> &'static Boot {
     assert!(word(4) >= 1, "PVH start information has no memory map");
     let regions = read_map(address(40), word(48));
     let bundle = if word(12) > 0 { read_module(address(16)) } else { Range { start: 0, end: 0 } };
-    let usable: u64 =
-        regions.iter().filter(|r| r.kind == Kind::Usable).map(|r| r.range.len()).sum();
+    let ram = || regions.iter().filter(|r| r.kind == Kind::Usable).map(|r| r.range);
+    let usable = ram().map(Range::len).sum();
     assert!(usable > 0, "the memory map has no usable RAM");
 
     let mut free = FREE.lock();
-    for region in regions.iter().filter(|r| r.kind == Kind::Usable) {
-        let range = Range {
-            start: round_up(region.range.start).max(LOW_END),
-            end: region.range.end & !(PAGE - 1),
-        };
+    for Range { start, end } in ram() {
+        let range = Range { start: round_up(start).max(LOW_END), end: end & !(PAGE - 1) };
         if !range.is_empty() {
             free.ranges.push(range).expect("as many ranges as regions fit");
         }
@@ -181,7 +188,7 @@ pub fn init(start_info: u64) -> &'static Boot {
         free.remove(region.range);
     }
     free.remove(image());
-    free.remove(Range { start: bundle.start, end: round_up(bundle.end) });
+    free.remove(bundle);
     drop(free);
 
     BOOT.call_once(|| Boot {
@@ -193,7 +200,7 @@ pub fn init(start_info: u64) -> &'static Boot {
     })
 }
 
-fn round_up(address: u64) -> u64 {
+const fn round_up(address: u64) -> u64 {
     address.saturating_add(PAGE - 1) & !(PAGE - 1)
 }
 
@@ -248,8 +255,9 @@ impl Free {
                 i += 1;
                 continue;
             }
-            let below = Range { start: range.start, end: hole.start & !(PAGE - 1) };
-            let above = Range { start: round_up(hole.end), end: range.end };
+            let hole = hole.whole_pages();
+            let below = Range { start: range.start, end: hole.start };
+            let above = Range { start: hole.end, end: range.end };
             self.ranges.swap_remove(i);
             for rest in [below, above] {
                 // Without room the rest is lost, not given out twice.
@@ -317,12 +325,9 @@ pub fn free_bytes() -> u64 {
     FREE.lock().ranges.iter().map(|r| r.len()).sum()
 }
 
-/// Ends the boot: closes the frame allocator and the heap, and returns the
-/// free ranges (page aligned, ascending, not zeroed) for whoever wants to own
-/// them. From now on every allocation is a panic.
-pub fn seal() -> Vec<Range, MAX_REGIONS> {
+/// Ends the boot: from now on every allocation, of frames or of the heap, is a
+/// panic.
+pub fn seal() {
     crate::heap::seal();
-    let mut free = FREE.lock();
-    free.sealed = true;
-    free.ranges.clone()
+    FREE.lock().sealed = true;
 }

@@ -12,7 +12,7 @@
     reason = "boot only: numbers of the firmware or our own, and who cannot go on says so"
 )]
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::Ordering;
 
 use spin::Mutex;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3};
@@ -22,7 +22,7 @@ use crate::cpu::{
     features,
     stack::{ALL, Stack},
 };
-use crate::memmap::{self, Boot, Kind, Range};
+use crate::memmap::{self, Boot, Range};
 use crate::phys::Identity;
 use crate::table::{
     ACCESSED_DIRTY, Format, GLOBAL, NO_EXECUTE, PAGE, PRESENT, PageTable, UNCACHED, WRITE, span,
@@ -47,47 +47,28 @@ pub fn new_table() -> Option<Table> {
     PageTable::new(io, format, &mut memmap::alloc_frames)
 }
 
-/// Rights and cacheability of a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
-    Data,
-    Constant,
-    Code,
-    Device,
-    None,
-}
-
-impl Access {
-    const fn bits(self) -> u64 {
-        const ALWAYS: u64 = PRESENT | GLOBAL | ACCESSED_DIRTY;
-        match self {
-            Access::Data => ALWAYS | WRITE | NO_EXECUTE,
-            Access::Constant => ALWAYS | NO_EXECUTE,
-            Access::Code => ALWAYS,
-            Access::Device => ALWAYS | WRITE | NO_EXECUTE | UNCACHED,
-            Access::None => 0,
-        }
-    }
-}
+/// Bits of a leaf: rights and cacheability.
+const CODE: u64 = PRESENT | GLOBAL | ACCESSED_DIRTY;
+const CONSTANT: u64 = CODE | NO_EXECUTE;
+const DATA: u64 = CONSTANT | WRITE;
+const DEVICE: u64 = DATA | UNCACHED;
 
 /// The final tables; `None` = the early ones are still in use.
 static TABLES: Mutex<Option<Table>> = Mutex::new(None);
-static READY: AtomicBool = AtomicBool::new(false);
 
 /// Whether all RAM is mapped.
 pub fn ready() -> bool {
-    READY.load(Ordering::Acquire)
+    AP_CR3.load(Ordering::Acquire) != 0
 }
 
-fn map(table: &mut Table, virt: u64, phys: u64, len: u64, access: Access) {
+fn map(table: &mut Table, virt: u64, phys: u64, len: u64, bits: u64) {
     let alloc = &mut memmap::alloc_frames;
-    table.map(virt, phys, len, access.bits(), alloc).expect("no memory for page tables");
+    table.map(virt, phys, len, bits, alloc).expect("no memory for page tables");
 }
 
-fn map_identity(table: &mut Table, range: Range, access: Access) {
-    let start = range.start & !(PAGE - 1);
-    let end = range.end.saturating_add(PAGE - 1) & !(PAGE - 1);
-    map(table, start, start, end.saturating_sub(start), access);
+fn map_identity(table: &mut Table, range: Range, bits: u64) {
+    let range = range.whole_pages();
+    map(table, range.start, range.start, range.len(), bits);
 }
 
 /// Builds the final tables and moves this core onto them. Uses the early map.
@@ -108,32 +89,25 @@ pub fn init(boot: &Boot) {
         map_identity(&mut table, Range { start: at, end }, access);
         at = end;
     }
-    for region in boot.regions.iter().filter(|r| r.kind != Kind::Reserved) {
-        let start = region.range.start.max(LOW_END);
-        let end = region.range.end.min(IDENTITY_END);
-        if start < end {
-            map_identity(&mut table, Range { start, end }, Access::Data);
-        }
+    for ram in boot.ram() {
+        let [start, end] = [ram.start, ram.end].map(|at| at.clamp(LOW_END, IDENTITY_END));
+        map_identity(&mut table, Range { start, end }, DATA);
     }
     protect_image(&mut table);
-    if !boot.bundle.is_empty() {
-        map_identity(&mut table, boot.bundle, Access::Constant);
-    }
-    map_identity(&mut table, Range { start: 0, end: PAGE }, Access::None);
+    map_identity(&mut table, boot.bundle, CONSTANT);
+    map_identity(&mut table, Range { start: 0, end: PAGE }, 0);
     map_stacks(&mut table, 0);
     table.for_each(&mut |virt, bits, _, _| {
         assert!(bits & WRITE == 0 || bits & NO_EXECUTE != 0, "{virt:#x} is writable code");
     });
-    AP_CR3.store(table.root(), Ordering::Release);
     enter(table.root());
+    AP_CR3.store(table.root(), Ordering::Release);
     *TABLES.lock() = Some(table);
-    READY.store(true, Ordering::Release);
 }
 
-fn access_of(boot: &Boot, at: u64) -> Access {
+fn access_of(boot: &Boot, at: u64) -> u64 {
     let big = Range { start: at, end: at + BIG };
-    let ram = boot.regions.iter().any(|r| r.kind != Kind::Reserved && r.range.overlaps(big));
-    if ram { Access::Data } else { Access::Device }
+    if boot.ram().any(|ram| ram.overlaps(big)) { DATA } else { DEVICE }
 }
 
 fn protect_image(table: &mut Table) {
@@ -144,19 +118,15 @@ fn protect_image(table: &mut Table) {
         static __rodata_end: u8;
     }
     let range = |start: *const u8, end: *const u8| Range { start: start as u64, end: end as u64 };
-    map_identity(table, range(&raw const __text_start, &raw const __text_end), Access::Code);
-    map_identity(
-        table,
-        range(&raw const __rodata_start, &raw const __rodata_end),
-        Access::Constant,
-    );
+    map_identity(table, range(&raw const __text_start, &raw const __text_end), CODE);
+    map_identity(table, range(&raw const __rodata_start, &raw const __rodata_end), CONSTANT);
 }
 
 fn map_stacks(table: &mut Table, core: usize) {
     for stack in ALL {
         let pages = stack.len() / PAGE;
         let frames = memmap::alloc_frames(pages as usize, PAGE).expect("no memory for stacks");
-        map(table, stack.bottom(core), frames, stack.len(), Access::Data);
+        map(table, stack.bottom(core), frames, stack.len(), DATA);
     }
 }
 
@@ -195,10 +165,9 @@ pub fn map_mmio(start: u64, len: u64) {
         return;
     }
     assert!(end <= IDENTITY_END, "device registers at {start:#x} are out of reach");
-    let ram =
-        memmap::boot().regions.iter().find(|r| r.kind != Kind::Reserved && r.range.overlaps(range));
-    assert!(ram.is_none(), "device registers at {start:#x} overlap RAM");
+    let ram = memmap::boot().ram().any(|ram| ram.overlaps(range));
+    assert!(!ram, "device registers at {start:#x} overlap RAM");
     if let Some(table) = TABLES.lock().as_mut() {
-        map_identity(table, range, Access::Device);
+        map_identity(table, range, DEVICE);
     }
 }

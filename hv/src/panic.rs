@@ -17,10 +17,8 @@ use crate::cpu::exception::Frame;
 use crate::cpu::{self, stack};
 use crate::{apic, boot, say, serial};
 
-/// Exit value: shut down in good order (QEMU ends with 33).
-pub const EXIT_SHUTDOWN: u8 = 0x10;
 /// Exit value: the hypervisor panicked (QEMU ends with 35).
-pub const EXIT_PANIC: u8 = 0x11;
+const EXIT_PANIC: u8 = 0x11;
 
 /// I/O port of QEMU's isa-debug-exit device.
 const DEBUG_EXIT: u16 = 0xf4;

@@ -99,7 +99,7 @@ fn start_one(apic_id: u32, core: usize, page: u64) -> bool {
     true
 }
 
-/// Lets the application processors go on into [`crate::ap_main`].
+/// Lets the application processors go on into [`crate::start::run`].
 pub fn release() {
     RELEASED.store(true, Ordering::Release);
     for core in 1..cpu::MAX_CORES {
@@ -117,5 +117,5 @@ extern "C" fn ap_entry(core: u32) -> ! {
     while !RELEASED.load(Ordering::Acquire) {
         cpu::idle();
     }
-    crate::ap_main(core as usize)
+    crate::start::run(core as usize)
 }

@@ -51,10 +51,6 @@ extern "C" fn on_final_stack() -> ! {
     time::calibrate(platform.pm_timer).expect("the ACPI timer is missing or stands still");
     cpu::this().set_online();
     report();
-    match selftest::timer() {
-        Ok(late) => say!("timer: {late} ns late"),
-        Err(e) => panic!("the local APIC's timer {e}"),
-    }
     let max_cores = boot.option("cores").and_then(|n| n.parse().ok()).unwrap_or(cpu::MAX_CORES);
     let cores = smp::start(&platform.cpus, max_cores);
     for cpu in (0..cores).filter_map(cpu::get) {
@@ -78,8 +74,7 @@ fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(
     svm::prepare(cores)?;
     let ecam = platform.ecam.ok_or("the firmware names no PCI configuration space (MCFG)")?;
     let mut pci = Pci::enumerate(phys, ecam).map_err(|e| format!("PCI: {e:?}"))?;
-    let ram = memmap::boot().regions.iter().filter(|r| r.kind != Kind::Reserved);
-    ram.for_each(|r| pci.withhold(r.range.start, r.range.len()));
+    memmap::boot().ram().for_each(|ram| pci.withhold(ram.start, ram.len()));
     pci.withhold(platform.local_apic, 1 << 20);
     platform.ioapics.iter().for_each(|unit| pci.withhold(unit.address, 1 << 12));
     platform.iommu_registers().for_each(|mmio| pci.withhold(mmio, 1 << 14));
@@ -124,12 +119,8 @@ fn report() {
     log::debug!("{:?}", features::get());
 }
 
-/// Where an application processor goes after its start.
-pub fn ap_main(core: usize) -> ! {
-    run(core)
-}
-
-fn run(core: usize) -> ! {
+/// Where a core goes once it is up.
+pub fn run(core: usize) -> ! {
     svm::enable_on_this_core();
     kernel::run(core as u16)
 }

@@ -174,11 +174,6 @@ pub fn idle() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
-/// For a self-test: the next page fault becomes a double fault.
-pub(crate) fn break_page_fault_gate() {
-    tables::break_page_fault_gate();
-}
-
 /// Stops this core for good.
 pub fn halt() -> ! {
     loop {

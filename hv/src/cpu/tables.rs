@@ -9,7 +9,6 @@
 extern crate alloc;
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
 use x86_64::VirtAddr;
@@ -27,9 +26,9 @@ const VECTORS: usize = 256;
 const CODE: u64 = 8;
 
 /// One table for all cores: the stacks differ by the TSS.
-static IDT: Once<[[AtomicU64; 2]; VECTORS]> = Once::new();
+static IDT: Once<[[u64; 2]; VECTORS]> = Once::new();
 
-fn gate(vector: usize) -> [AtomicU64; 2] {
+fn gate(vector: usize) -> [u64; 2] {
     let stack = match vector {
         2 => Stack::Nmi,
         8 => Stack::DoubleFault,
@@ -42,7 +41,7 @@ fn gate(vector: usize) -> [AtomicU64; 2] {
     // Present, ring 0, 64-bit interrupt gate.
     let kind = 0x8e00 | ist;
     let low = (handler & 0xffff) | CODE << 16 | kind << 32 | (handler >> 16 & 0xffff) << 48;
-    [AtomicU64::new(low), AtomicU64::new(handler >> 32)]
+    [low, handler >> 32]
 }
 
 /// Loads the tables of core `core`.
@@ -75,13 +74,5 @@ pub(super) fn load(core: usize) {
         ES::set_reg(data);
         load_tss(task);
         lidt(&pointer);
-    }
-}
-
-/// Takes away the page fault's gate, so that the next page fault becomes a
-/// double fault.
-pub(super) fn break_page_fault_gate() {
-    if let Some(idt) = IDT.get() {
-        idt[14][0].store(0, Ordering::SeqCst);
     }
 }

@@ -8,8 +8,6 @@ use crate::phys::{PhysIo, Word};
 pub mod register {
     /// Vendor id, 16 bits; all ones = no function.
     pub const VENDOR: u16 = 0x00;
-    /// Device id, 16 bits.
-    pub const DEVICE: u16 = 0x02;
     /// Command, 16 bits.
     pub const COMMAND: u16 = 0x04;
     /// Status, 16 bits.

@@ -69,16 +69,13 @@ fn present<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> bool {
 
 /// Reads one function and takes it off the bus.
 fn read<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> Function {
-    let [_, interface, subclass, class] = ecam.read::<u32>(bdf, register::CLASS).to_le_bytes();
+    let [_, _, subclass, class] = ecam.read::<u32>(bdf, register::CLASS).to_le_bytes();
     let pcie = capability::find(ecam, bdf, PCI_EXPRESS);
     let kind = kind(ecam, bdf, class, subclass, pcie);
     let mut function = Function {
         bdf,
         vendor: ecam.read::<u16>(bdf, register::VENDOR),
-        device: ecam.read::<u16>(bdf, register::DEVICE),
         class,
-        subclass,
-        interface,
         kind,
         bars: [None; BARS],
         msix: None,

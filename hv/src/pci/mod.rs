@@ -102,14 +102,8 @@ pub struct Function {
     pub bdf: Bdf,
     /// Vendor id.
     pub vendor: u16,
-    /// Device id.
-    pub device: u16,
     /// Base class: 1 = storage, 2 = network.
     pub class: u8,
-    /// Subclass.
-    pub subclass: u8,
-    /// Programming interface.
-    pub interface: u8,
     /// What it is to us.
     pub kind: Kind,
     /// Its BARs; one that is absent, unassigned or the upper half of another is `None`.
@@ -140,20 +134,6 @@ impl Function {
     /// bits and must not be mapped into a domain.
     pub fn is_withheld(&self, bar: usize, offset: u64) -> bool {
         self.msix.as_ref().is_some_and(|msix| msix.covers_page(bar, offset))
-    }
-}
-
-impl fmt::Display for Function {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bdf, vendor, device, class, subclass, interface, .. } = self;
-        write!(
-            f,
-            "{bdf} {vendor:04x}:{device:04x} class {class:02x}{subclass:02x}{interface:02x}"
-        )?;
-        match &self.msix {
-            Some(msix) => write!(f, ", {} MSI-X entries", msix.entries),
-            None => Ok(()),
-        }
     }
 }
 
