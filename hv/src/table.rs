@@ -218,22 +218,6 @@ impl<IO: PhysIo> PageTable<IO> {
         Some(old)
     }
 
-    /// The leaf for `virt` without its address; 0 = not mapped.
-    pub fn leaf(&self, virt: u64) -> u64 {
-        let mut table = self.root;
-        for level in (1..=self.format.levels).rev() {
-            let entry = self.io.read::<u64>(entry_address(table, virt, level));
-            if !self.format.is_present(entry) {
-                break;
-            }
-            if self.format.is_leaf(entry, level) {
-                return entry & !ADDRESS;
-            }
-            table = entry & ADDRESS;
-        }
-        0
-    }
-
     /// Shows every leaf to `visit` as (virtual address, bits, physical address,
     /// bytes). Returns whether all entries on the way lead to tables of our
     /// own, as we write them; others are not followed.

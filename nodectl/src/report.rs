@@ -233,7 +233,6 @@ pub fn info(info: &Info) -> String {
         vec!["TLB shootdowns".to_owned(), info.shootdowns.to_string()],
         vec!["TLB flushes".to_owned(), info.tlb_flushes.to_string()],
         vec!["IOTLB flushes".to_owned(), info.iotlb_flushes.to_string()],
-        vec!["spurious faults".to_owned(), info.spurious_faults.to_string()],
         vec!["supervisor".to_owned(), format!("generation {}", info.generation)],
         vec!["bad frames".to_owned(), info.bad_frames.to_string()],
         vec!["lost events".to_owned(), info.lost_events.to_string()],
@@ -246,9 +245,8 @@ pub fn info_json(info: &Info) -> Value {
         "cores": info.cores, "domains": info.domains, "memory": info.memory, "free": info.free,
         "now_ns": info.now_ns, "next_crash": info.next_crash, "shootdowns": info.shootdowns,
         "tlb_flushes": info.tlb_flushes, "iotlb_flushes": info.iotlb_flushes,
-        "spurious_faults": info.spurious_faults, "supervisor": info.supervisor,
-        "supervisor_generation": info.generation, "bad_frames": info.bad_frames,
-        "lost_events": info.lost_events,
+        "supervisor": info.supervisor, "supervisor_generation": info.generation,
+        "bad_frames": info.bad_frames, "lost_events": info.lost_events,
     })
 }
 

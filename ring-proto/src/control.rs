@@ -197,8 +197,6 @@ pub struct Info {
     pub tlb_flushes: u64,
     /// IOTLB invalidations.
     pub iotlb_flushes: u64,
-    /// Nested faults on accesses that the tables allow.
-    pub spurious_faults: u64,
     /// The supervisor's domain.
     pub supervisor: DomainId,
     /// The supervisor's generation.

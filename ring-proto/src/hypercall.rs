@@ -288,8 +288,6 @@ pub struct NodeInfo {
     pub tlb_flushes: u64,
     /// IOTLB invalidations.
     pub iotlb_flushes: u64,
-    /// Nested faults on accesses that the tables allow.
-    pub spurious_faults: u64,
 }
 
 /// Precedes each piece of text that [`Nr::LogRead`] returns.

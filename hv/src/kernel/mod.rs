@@ -40,8 +40,7 @@ use crate::{
     paging::Table,
     serial, time,
     vt::{
-        Exit, Fault, Vcpu,
-        npt::Rights,
+        Exit, Vcpu,
         svm::{self, SvmVcpu},
     },
 };
@@ -272,7 +271,7 @@ impl Node {
         match exit {
             Exit::Resume | Exit::Interrupt => {}
             Exit::Hypercall => self.hypercall(domain, now),
-            Exit::NestedFault(fault) => self.nested_fault(domain, fault, now),
+            Exit::NestedFault(address) => self.fault(domain, Reason::NestedFault, address, 0, now),
             Exit::Shutdown => self.fault(domain, Reason::Shutdown, 0, 0, now),
             Exit::Forbidden(code) => self.fault(domain, Reason::Forbidden, 0, code, now),
         }
@@ -423,20 +422,6 @@ impl Node {
             }
         }
         any
-    }
-
-    /// A fault on what the tables allow is the translation cache's: the access
-    /// is tried again with a clean one. (QEMU 7.2 was seen to do this.) A
-    /// domain that makes no progress that way still meets its watchdog.
-    fn nested_fault(&mut self, domain: DomainId, fault: Fault, now: u64) {
-        let leaf = self.guests[domain].nested.leaf(fault.address);
-        let (write, execute) = Rights::of(leaf);
-        if leaf != 0 && (write || !fault.write) && (execute || !fault.execute) {
-            count(&mut self.info.spurious_faults);
-            self.shoot_down(domain);
-        } else {
-            self.fault(domain, Reason::NestedFault, fault.address, 0, now);
-        }
     }
 
     /// Ends a generation over something that the hypervisor saw.

@@ -15,25 +15,14 @@ pub enum Exit {
     Hypercall,
     /// A physical interrupt arrived.
     Interrupt,
-    /// The nested page tables forbid an access.
-    NestedFault(Fault),
+    /// The nested page tables forbid an access to this guest-physical address.
+    NestedFault(u64),
     /// Triple fault.
     Shutdown,
     /// Something that domains may not do; the hardware's exit code.
     Forbidden(u64),
     /// Handled inside; run again.
     Resume,
-}
-
-/// An access that did not go through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Guest-physical address.
-    pub address: u64,
-    /// It wanted to write.
-    pub write: bool,
-    /// It wanted to execute.
-    pub execute: bool,
 }
 
 /// A hypercall's number and arguments.

@@ -272,7 +272,6 @@ impl Node for FakeNode {
             shootdowns: 3,
             tlb_flushes: 5,
             iotlb_flushes: 4,
-            spurious_faults: 0,
         })
     }
 

@@ -361,7 +361,6 @@ impl Supervisor {
             shootdowns: info.shootdowns,
             tlb_flushes: info.tlb_flushes,
             iotlb_flushes: info.iotlb_flushes,
-            spurious_faults: info.spurious_faults,
             supervisor: self.me,
             generation: self.generation,
             bad_frames: self.bad_frames,

@@ -23,7 +23,7 @@ use x86_64::registers::{
     model_specific::Msr,
 };
 
-use super::{Call, Exit, Fault, Vcpu};
+use super::{Call, Exit, Vcpu};
 use crate::{cpu, memmap, say};
 
 /// Guest registers that VMRUN does not switch, and the FPU.
@@ -280,16 +280,7 @@ impl Vcpu for SvmVcpu {
                 Exit::Hypercall
             }
             exit::INTR | exit::NMI => Exit::Interrupt,
-            exit::NPF => {
-                const WRITE: u64 = 1 << 1;
-                const FETCH: u64 = 1 << 4;
-                let why = self.vmcb.exit_info1;
-                Exit::NestedFault(Fault {
-                    address: self.vmcb.exit_info2,
-                    write: why & WRITE != 0,
-                    execute: why & FETCH != 0,
-                })
-            }
+            exit::NPF => Exit::NestedFault(self.vmcb.exit_info2),
             exit::CPUID => {
                 self.cpuid();
                 Exit::Resume
