@@ -76,7 +76,7 @@ impl<IO: PhysIo> IoApics<IO> {
         line: Line,
         vector: u8,
         apic_id: u32,
-        iommu: Option<&mut (dyn Iommu + 'static)>,
+        iommu: Option<&mut Iommu>,
     ) -> Result<(), Error> {
         const FIRST_VECTOR: u8 = 16;
         let (address, source, pin) = self.pin(gsi)?;

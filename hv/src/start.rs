@@ -87,7 +87,7 @@ fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(
     say!(
         "{} PCI functions, IOMMU {}",
         pci.functions().len(),
-        iommu.as_ref().map_or("none", |(iommu, _)| iommu.name())
+        iommu.as_ref().map_or("none", |(iommu, _)| iommu.name)
     );
     let ioapics = IoApics::new(phys, platform);
     let devices = kernel::Devices::new(phys, platform, pci, iommu, ioapics);

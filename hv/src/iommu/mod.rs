@@ -9,22 +9,19 @@
 //! acts on the old state any more. When one returns [`Error::Hardware`], that
 //! is not known, and all owners of devices must be considered unconfined.
 
-pub mod amd_vi;
+mod amd_vi;
 mod queue;
-pub mod vt_d;
+mod vt_d;
 
-use alloc::boxed::Box;
+use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
-
-use heapless::Vec;
 
 use crate::acpi::Platform;
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
 use crate::table::{AllocFrames, Format};
-use amd_vi::AmdVi;
-use vt_d::VtD;
+use queue::Command;
 
 /// Most functions and I/O APICs that can be attached at a time.
 const MAX_ATTACHED: usize = 16;
@@ -100,54 +97,137 @@ pub enum Opening {
     Odd(u64),
 }
 
+/// What kinds of IOMMUs differ in: their tables and their commands.
+trait Kind: Send {
+    /// Lets `bdf` through: to the memory of a (domain id, root of a page table)
+    /// if there is one, and interrupts by the part of the tables that is its
+    /// slot's, where it finds none.
+    fn open(&mut self, bdf: Bdf, slot: usize, memory: Option<(u16, u64)>);
+
+    /// Blocks `bdf`.
+    fn close(&mut self, bdf: Bdf, slot: usize);
+
+    /// Has an interrupt of `bdf` arrive and returns what it is to send.
+    fn set_interrupt(&mut self, bdf: Bdf, slot: usize, index: u16, to: (u8, u8)) -> Message;
+
+    /// Commands to forget the entry of `bdf`, a domain's translations and the
+    /// interrupts of `bdf`, in this order: a walk that began with the old entry
+    /// must not refill what was just emptied.
+    fn forget(&self, bdf: Bdf, domain_id: u16) -> [Command; 3];
+
+    /// Returns once all units have carried out the commands.
+    fn run(&mut self, commands: &[Command]) -> Result<(), Error>;
+
+    /// See [`Iommu::poll_event`].
+    fn poll_event(&mut self) -> Option<Event>;
+
+    /// See [`Iommu::openings`].
+    fn openings(&self, slots: &Slots, visit: &mut dyn FnMut(Opening));
+}
+
 /// An IOMMU, or several that act as one.
-pub trait Iommu: Send {
+pub struct Iommu {
     /// What it is called.
-    fn name(&self) -> &'static str;
-
+    pub name: &'static str,
     /// How page tables have to look.
-    fn format(&self) -> Format;
+    pub format: Format,
+    /// Invalidations of translations since boot.
+    pub flushes: u64,
+    /// It also remembers what was absent.
+    caches_absent: bool,
+    /// Functions that its tables confine.
+    served: Vec<Bdf>,
+    kind: Box<dyn Kind>,
+    slots: Slots,
+}
 
+impl Iommu {
     /// Confines the DMA of `bdf` to the page table at `root` and gives it
     /// interrupts of its own, none at first. Domain id 0 is not allowed.
-    fn attach(&mut self, bdf: Bdf, domain_id: u16, root: u64) -> Result<(), Error>;
+    pub fn attach(&mut self, bdf: Bdf, domain_id: u16, root: u64) -> Result<(), Error> {
+        if !self.served.contains(&bdf) {
+            return Err(Error::NotServed);
+        }
+        // All IOMMUs have 256 domains (QEMU 7.2's AMD-Vi has no more); VT-d
+        // files blocked functions under 0.
+        if !(1..=255).contains(&domain_id) || root == 0 || !root.is_multiple_of(PAGE) {
+            return Err(Error::BadArgument);
+        }
+        self.occupy(bdf, domain_id, Some((domain_id, root)))
+    }
 
     /// Gives `bdf` interrupts, none at first, but no memory: for I/O APICs.
-    fn attach_interrupts(&mut self, bdf: Bdf) -> Result<(), Error>;
+    pub fn attach_interrupts(&mut self, bdf: Bdf) -> Result<(), Error> {
+        self.occupy(bdf, 0, None)
+    }
+
+    fn occupy(&mut self, bdf: Bdf, id: u16, memory: Option<(u16, u64)>) -> Result<(), Error> {
+        let slot = self.slots.take(bdf, id)?;
+        self.kind.open(bdf, slot, memory);
+        let commands = self.kind.forget(bdf, id);
+        self.kind.run(&commands)
+    }
 
     /// Blocks DMA and interrupts of `bdf`. On `Ok`, none of them is on its way
     /// any more and nothing of its translations is cached.
-    fn detach(&mut self, bdf: Bdf) -> Result<(), Error>;
+    pub fn detach(&mut self, bdf: Bdf) -> Result<(), Error> {
+        let (slot, domain_id) = self.slots.find(bdf)?;
+        self.kind.close(bdf, slot);
+        self.flushes = self.flushes.wrapping_add(1);
+        let commands = self.kind.forget(bdf, domain_id);
+        self.kind.run(&commands)?;
+        // On failure the slot stays taken: its tables may still be read or remembered.
+        self.slots.give_back(slot);
+        Ok(())
+    }
 
     /// After entries of a domain's page table were removed or restricted.
-    fn flush_all(&mut self, domain_id: u16) -> Result<(), Error>;
+    pub fn flush_all(&mut self, domain_id: u16) -> Result<(), Error> {
+        self.flushes = self.flushes.wrapping_add(1);
+        let [_, translations, _] = self.kind.forget(Bdf(0), domain_id);
+        self.kind.run(&[translations])
+    }
 
     /// After entries were added where there were none. Free of charge unless
     /// the IOMMU also remembers what was absent.
-    fn flush_added(&mut self, domain_id: u16) -> Result<(), Error>;
+    pub fn flush_added(&mut self, domain_id: u16) -> Result<(), Error> {
+        if self.caches_absent { self.flush_all(domain_id) } else { Ok(()) }
+    }
 
     /// Has interrupt `index` of `bdf` arrive as `vector` at a core. Returns
     /// the message that the function must be programmed with.
-    fn interrupt_map(
+    pub fn interrupt_map(
         &mut self,
         bdf: Bdf,
         index: u16,
         vector: u8,
         apic_id: u32,
-    ) -> Result<Message, Error>;
+    ) -> Result<Message, Error> {
+        const FIRST_VECTOR: u8 = 16;
+        let (slot, _) = self.slots.find(bdf)?;
+        let apic_id = u8::try_from(apic_id).map_err(|_| Error::Unsupported("APIC id above 255"))?;
+        if index >= INDEXES || vector < FIRST_VECTOR {
+            return Err(Error::BadArgument);
+        }
+        let message = self.kind.set_interrupt(bdf, slot, index, (vector, apic_id));
+        let [_, _, interrupts] = self.kind.forget(bdf, 0);
+        self.kind.run(&[interrupts])?;
+        Ok(message)
+    }
 
     /// The next event that was reported, if any. Never waits for one.
-    fn poll_event(&mut self) -> Option<Event>;
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.kind.poll_event()
+    }
 
     /// Shows all that the tables let through, as they stand in memory.
-    fn openings(&self, visit: &mut dyn FnMut(Opening));
-
-    /// Invalidations of translations since boot.
-    fn flushes(&self) -> u64;
+    pub fn openings(&self, visit: &mut dyn FnMut(Opening)) {
+        self.kind.openings(&self.slots, visit);
+    }
 }
 
 /// An IOMMU, and the memory of its tables and queues: (address, bytes).
-pub type Found = (Box<dyn Iommu>, Vec<(u64, u64), MAX_PIECES>);
+pub type Found = (Iommu, heapless::Vec<(u64, u64), MAX_PIECES>);
 
 /// Finds the IOMMU and has it block every function there can be. `None` if
 /// the platform has none. Bus mastering must be off already.
@@ -159,15 +239,15 @@ pub fn init<IO: PhysIo + Send + 'static>(
     pci: &Pci<IO>,
     alloc: AllocFrames<'_>,
 ) -> Result<Option<Found>, Error> {
-    let mut memory = Vec::new();
+    let mut memory = heapless::Vec::new();
     let mut alloc = |count, align| {
         let at = alloc(count, align)?;
         memory.push((at, (count as u64).saturating_mul(PAGE))).ok().map(|()| at)
     };
-    let mut iommu: Box<dyn Iommu> = match (&*platform.amd_vi, &*platform.vt_d.units) {
+    let mut iommu = match (&*platform.amd_vi, &*platform.vt_d.units) {
         ([], []) => return Ok(None),
-        (units, []) => Box::new(AmdVi::new(io, units, pci, &mut alloc)?),
-        ([], _) => Box::new(VtD::new(io, &platform.vt_d, pci, &mut alloc)?),
+        (units, []) => amd_vi::start(io, units, pci, &mut alloc)?,
+        ([], _) => vt_d::start(io, &platform.vt_d, pci, &mut alloc)?,
         _ => return Err(Error::Unsupported("both IVRS and DMAR")),
     };
     for &(_, source) in &platform.ioapic_sources {
@@ -211,19 +291,4 @@ impl Slots {
             *place = None;
         }
     }
-}
-
-/// Checks what a function is to be attached to. All IOMMUs have 256 domains
-/// (QEMU 7.2's AMD-Vi has no more); VT-d files blocked functions under 0.
-fn check_domain(domain_id: u16, root: u64) -> Result<(), Error> {
-    let good = (1..=255).contains(&domain_id) && root != 0 && root.is_multiple_of(PAGE);
-    if good { Ok(()) } else { Err(Error::BadArgument) }
-}
-
-/// Checks an interrupt's numbers and returns the APIC id as both IOMMUs want it.
-fn check_interrupt(index: u16, vector: u8, apic_id: u32) -> Result<u8, Error> {
-    const FIRST_VECTOR: u8 = 16;
-    let apic_id = u8::try_from(apic_id).map_err(|_| Error::Unsupported("APIC id above 255"))?;
-    let good = index < INDEXES && vector >= FIRST_VECTOR;
-    if good { Ok(apic_id) } else { Err(Error::BadArgument) }
 }

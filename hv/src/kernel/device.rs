@@ -2,7 +2,7 @@
 
 mod audit;
 
-use alloc::{boxed::Box, format, string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 
 use hv_core::memory::{Kind, Space};
 use ring_proto::{
@@ -63,7 +63,7 @@ struct Owned {
 pub struct Devices {
     io: Identity,
     pci: Pci<Identity>,
-    iommu: Option<Box<dyn Iommu>>,
+    iommu: Option<Iommu>,
     /// Memory of its tables and queues.
     iommu_memory: Vec<(u64, u64)>,
     ioapics: IoApics<Identity>,
@@ -167,7 +167,7 @@ impl Devices {
         let short = || format!("no memory for the IOMMU tables of {}", config.name);
         let pool = space.find(Kind::DmaPool);
         let window = u64::from(config.grant_window_pages).saturating_mul(PAGE);
-        let (format, alloc) = (iommu.format(), &mut memmap::alloc_frames);
+        let (format, alloc) = (iommu.format, &mut memmap::alloc_frames);
         let mut table = PageTable::new(self.io, format, alloc).ok_or_else(short)?;
         if let Some(r) = pool {
             table.map(r.gpa, r.hpa, r.len, format.device(true), alloc).ok_or_else(short)?;
@@ -340,7 +340,7 @@ impl Devices {
     pub fn route_uart(&mut self, domain: DomainId, core: u16) -> Result<(), String> {
         let vector = self.free_vector().ok_or("no interrupt vector for the control UART")?;
         let (gsi, line) = self.uart;
-        let iommu = self.iommu.as_deref_mut();
+        let iommu = self.iommu.as_mut();
         self.ioapics
             .route(gsi, line, vector, cpu_apic_id(core), iommu)
             .map_err(|e| format!("control UART's interrupt cannot be routed: {e:?}"))?;
@@ -441,7 +441,7 @@ impl Devices {
 
     /// Invalidations so far.
     pub fn iotlb_flushes(&self) -> u64 {
-        self.iommu.as_ref().map_or(0, |i| i.flushes())
+        self.iommu.as_ref().map_or(0, |i| i.flushes)
     }
 
     /// Shows every page that a domain's devices can reach.

@@ -13,7 +13,7 @@ const DISK_BDF: Bdf = Bdf(DISK);
 const IOVA: u64 = 0x20_0000_0000;
 const PHYS: u64 = 0x4000_0000;
 
-type Booted = (Machine, Platform, Pci<Machine>, Box<dyn Iommu>);
+type Booted = (Machine, Platform, Pci<Machine>, Iommu);
 
 fn boot() -> Booted {
     boot_on(Machine::new())
@@ -46,9 +46,9 @@ fn on_both(test: impl Fn(Booted)) {
     test(boot_on(machine));
 }
 
-fn table(machine: &Machine, iommu: &dyn Iommu) -> PageTable<Machine> {
+fn table(machine: &Machine, iommu: &Iommu) -> PageTable<Machine> {
     let alloc = &mut |n, _| machine.alloc(n);
-    let mut table = PageTable::new(machine.clone(), iommu.format(), alloc).unwrap();
+    let mut table = PageTable::new(machine.clone(), iommu.format, alloc).unwrap();
     table.reserve(IOVA, 1 << 20, alloc).unwrap();
     table
 }
@@ -73,11 +73,11 @@ fn everything_is_blocked_at_first() {
             let forged = |at: u64| Message { address: 0xfee0_0010 | at << 5, data: 0 };
             assert!((0..0x8000).all(|at| machine.interrupt(bdf, forged(at)).is_none()));
         }
-        assert_eq!(openings(&*iommu), []);
+        assert_eq!(openings(&iommu), []);
     });
 }
 
-fn openings(iommu: &dyn Iommu) -> Vec<Opening> {
+fn openings(iommu: &Iommu) -> Vec<Opening> {
     let mut all = Vec::new();
     iommu.openings(&mut |opening| all.push(opening));
     all
@@ -86,7 +86,7 @@ fn openings(iommu: &dyn Iommu) -> Vec<Opening> {
 #[test]
 fn a_device_reaches_its_table_and_nothing_after_detach() {
     on_both(|(machine, _, _, mut iommu)| {
-        let mut table = table(&machine, &*iommu);
+        let mut table = table(&machine, &iommu);
         // Cached by the IOMMU before the device was attached.
         assert_eq!(machine.dma(DISK, IOVA, true), None);
         map(&mut table, IOVA, PHYS, true);
@@ -103,10 +103,10 @@ fn a_device_reaches_its_table_and_nothing_after_detach() {
         assert_eq!(machine.interrupt(NIC, message), None);
         let memory = Opening::Memory { bdf: DISK_BDF, domain_id: 3, root: table.root() };
         let interrupt = Opening::Interrupt { bdf: DISK_BDF, index: 1, vector: 0x40, apic_id: 1 };
-        assert_eq!(openings(&*iommu), [memory, interrupt]);
+        assert_eq!(openings(&iommu), [memory, interrupt]);
 
         iommu.detach(DISK_BDF).unwrap();
-        assert_eq!(openings(&*iommu), []);
+        assert_eq!(openings(&iommu), []);
         assert_eq!(machine.dma(DISK, IOVA, false), None);
         assert_eq!(machine.interrupt(DISK, message), None);
         assert_eq!(iommu.detach(DISK_BDF), Err(Error::BadState));
@@ -123,16 +123,16 @@ fn a_device_reaches_its_table_and_nothing_after_detach() {
 fn an_entry_that_nobody_wrote_is_seen() {
     for machine in [Machine::new(), Machine::intel()] {
         let (mut iommu, pieces) = try_boot(&machine).2.unwrap().unwrap();
-        let table = table(&machine, &*iommu);
+        let table = table(&machine, &iommu);
         iommu.attach(DISK_BDF, 3, table.root()).unwrap();
         iommu.interrupt_map(DISK_BDF, 1, 0x40, 1).unwrap();
-        let sound = openings(&*iommu);
+        let sound = openings(&iommu);
         // In the tables of functions and of interrupts, here and there.
         let seen = pieces.iter().filter(|&&(base, len)| {
             (0..6).map(|i| base + len / 8 * i).any(|at| {
                 let old = machine.read64(at);
                 machine.write64(at, old ^ 1 << 62 ^ 1);
-                let seen = openings(&*iommu) != sound;
+                let seen = openings(&iommu) != sound;
                 machine.write64(at, old);
                 seen
             })
@@ -144,7 +144,7 @@ fn an_entry_that_nobody_wrote_is_seen() {
 #[test]
 fn a_removed_page_is_gone_after_the_flush() {
     on_both(|(machine, _, _, mut iommu)| {
-        let mut table = table(&machine, &*iommu);
+        let mut table = table(&machine, &iommu);
         for page in 0..8 {
             map(&mut table, IOVA + page * 0x1000, PHYS + page * 0x1000, true);
         }
@@ -161,7 +161,7 @@ fn a_removed_page_is_gone_after_the_flush() {
             let reached = machine.dma(DISK, IOVA + page * 0x1000, true).is_some();
             assert_eq!(reached, !(3..6).contains(&page));
         }
-        assert_eq!(iommu.flushes(), 1);
+        assert_eq!(iommu.flushes, 1);
         map(&mut table, IOVA + 0x3000, PHYS, true);
         iommu.flush_added(3).unwrap();
         assert_eq!(machine.dma(DISK, IOVA + 0x3000, true), Some(PHYS));
@@ -171,7 +171,7 @@ fn a_removed_page_is_gone_after_the_flush() {
 #[test]
 fn a_redirected_page_leads_to_the_new_frame_and_never_faults() {
     on_both(|(machine, _, _, mut iommu)| {
-        let mut table = table(&machine, &*iommu);
+        let mut table = table(&machine, &iommu);
         map(&mut table, IOVA, PHYS, false);
         iommu.attach(DISK_BDF, 3, table.root()).unwrap();
         assert_eq!(machine.dma(DISK, IOVA, false), Some(PHYS));
@@ -187,7 +187,7 @@ fn a_redirected_page_leads_to_the_new_frame_and_never_faults() {
 #[test]
 fn an_interrupt_follows_its_owner_to_another_core() {
     on_both(|(machine, _, _, mut iommu)| {
-        let table = table(&machine, &*iommu);
+        let table = table(&machine, &iommu);
         iommu.attach(DISK_BDF, 3, table.root()).unwrap();
         let message = iommu.interrupt_map(DISK_BDF, 2, 0x50, 0).unwrap();
         assert_eq!(machine.interrupt(DISK, message), Some((0x50, 0)));
@@ -204,7 +204,7 @@ fn an_interrupt_follows_its_owner_to_another_core() {
 #[test]
 fn what_cannot_be_confined_is_not_attached() {
     on_both(|(machine, _, _, mut iommu)| {
-        let root = table(&machine, &*iommu).root();
+        let root = table(&machine, &iommu).root();
         assert_eq!(iommu.attach(Bdf(0x200), 3, root), Err(Error::NotServed));
         assert_eq!(iommu.attach(Bdf(0x300), 3, root), Err(Error::NotServed));
         assert_eq!(iommu.attach(DISK_BDF, 0, root), Err(Error::BadArgument));
@@ -228,7 +228,7 @@ fn a_function_that_the_firmware_keeps_using_is_not_attached() {
     let pci = Pci::enumerate(machine.clone(), ECAM).unwrap();
     let booted = init(machine.clone(), &platform, &pci, &mut |n, _| machine.alloc(n));
     let mut iommu = booted.unwrap().unwrap().0;
-    let root = table(&machine, &*iommu).root();
+    let root = table(&machine, &iommu).root();
     for bdf in [NIC, DISK, PORT] {
         assert_eq!(iommu.attach(Bdf(bdf), 3, root), Err(Error::NotServed));
     }
@@ -282,7 +282,7 @@ fn a_unit_that_lacks_what_is_needed_is_refused() {
 #[test]
 fn a_stuck_iommu_is_an_error_and_not_a_hang() {
     on_both(|(machine, _, _, mut iommu)| {
-        let table = table(&machine, &*iommu);
+        let table = table(&machine, &iommu);
         iommu.attach(DISK_BDF, 3, table.root()).unwrap();
         machine.0.write().unwrap().stuck = true;
         assert_eq!(iommu.detach(DISK_BDF), Err(Error::Hardware));
@@ -314,7 +314,7 @@ fn events_are_drained_in_order() {
 #[test]
 fn faults_name_who_where_and_what() {
     let (machine, _, _, mut iommu) = boot_on(Machine::intel());
-    let mut table = table(&machine, &*iommu);
+    let mut table = table(&machine, &iommu);
     map(&mut table, IOVA, PHYS, false);
     iommu.attach(DISK_BDF, 3, table.root()).unwrap();
     let mut fault = |bdf, address, write| {
@@ -368,14 +368,14 @@ fn legacy_interrupts_go_through_the_remapper() {
     on_both(|(machine, platform, _, mut iommu)| {
         let mut ioapics = IoApics::new(machine.clone(), &platform);
         let (gsi, line) = platform.isa_irq(3);
-        ioapics.route(gsi, line, 0x33, 1, Some(&mut *iommu)).unwrap();
+        ioapics.route(gsi, line, 0x33, 1, Some(&mut iommu)).unwrap();
         let sent = machine.ioapic_message(gsi);
         assert_eq!(sent.data, 0x33);
         assert_eq!(machine.interrupt(IOAPIC_ID, sent), Some((0x33, 1)));
         assert_eq!(machine.interrupt(IOAPIC_ID, forged(0x34)), None);
         assert_eq!(machine.interrupt(NIC, sent), None);
         assert_eq!(machine.dma(IOAPIC_ID, 0x1000, false), None);
-        let twice = ioapics.route(4, Line::default(), 0x33, 0, Some(&mut *iommu));
+        let twice = ioapics.route(4, Line::default(), 0x33, 0, Some(&mut iommu));
         assert_eq!(twice, Err(ioapic::Error::VectorInUse));
         assert_eq!(ioapics.route(24, line, 0x35, 0, None), Err(ioapic::Error::NoPin));
         ioapics.set_mask(gsi, false).unwrap();

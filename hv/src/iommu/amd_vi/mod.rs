@@ -14,18 +14,15 @@
 mod entry;
 mod unit;
 
-use heapless::Vec;
+use alloc::{boxed::Box, vec::Vec};
 
 use super::queue::{self, Command};
-use super::{
-    Error, Event, Iommu, MAX_ATTACHED, Opening, PAGE, Slots, check_domain, check_interrupt,
-};
-use crate::acpi::MAX_IOMMUS;
+use super::{Error, Event, Iommu, Kind, MAX_ATTACHED, Opening, PAGE, Slots};
 use crate::acpi::ivrs::AmdViUnit;
 use crate::pci::msix::Message;
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
-use crate::table::{AllocFrames, Format};
+use crate::table::AllocFrames;
 use entry::{DeviceEntry, INTERRUPT_TABLE, IRTE, MESSAGE_ADDRESS};
 use unit::Unit;
 
@@ -35,53 +32,48 @@ const INTERRUPT_TABLE_FRAMES: usize = 2;
 
 /// All AMD-Vi units of the platform.
 #[derive(Debug)]
-pub struct AmdVi<IO> {
+struct AmdVi<IO> {
     io: IO,
-    infos: Vec<AmdViUnit, MAX_IOMMUS>,
-    units: Vec<Unit<IO>, MAX_IOMMUS>,
+    units: Vec<Unit<IO>>,
     device_table: u64,
     /// An interrupt table for each slot, and one in which no entry is valid.
     interrupts: u64,
-    slots: Slots,
-    flushes: u64,
+}
+
+/// Blocks every requester id and switches all units on.
+pub(super) fn start<IO: PhysIo + Send + 'static>(
+    io: IO,
+    infos: &[AmdViUnit],
+    pci: &Pci<IO>,
+    alloc: AllocFrames<'_>,
+) -> Result<Iommu, Error> {
+    let interrupts =
+        alloc((MAX_ATTACHED + 1) * INTERRUPT_TABLE_FRAMES, PAGE).ok_or(Error::Exhausted)?;
+    let device_table = alloc(DEVICE_TABLE_FRAMES, PAGE).ok_or(Error::Exhausted)?;
+    let mut kind = AmdVi { io: io.clone(), units: Vec::new(), device_table, interrupts };
+    let blocked = DeviceEntry::blocked(kind.table(MAX_ATTACHED));
+    for bdf in 0..=u16::MAX {
+        kind.write_entry(Bdf(bdf), blocked, &[0, 1, 2, 3]);
+    }
+    for info in infos {
+        kind.units.push(Unit::start(io.clone(), info, pci, device_table, alloc)?);
+    }
+    // A function that is seen under another id, or under none, would not be
+    // confined by its own entry.
+    let seen_as = |bdf: Bdf| Some(infos.iter().find_map(|i| i.serves(bdf.0))?.unwrap_or(bdf.0));
+    let all = pci.functions().iter().map(|f| f.bdf);
+    Ok(Iommu {
+        name: "AMD-Vi",
+        format: entry::FORMAT,
+        flushes: 0,
+        caches_absent: kind.units.iter().any(|u| u.caches_absent),
+        served: all.filter(|&bdf| seen_as(bdf) == Some(bdf.0)).collect(),
+        kind: Box::new(kind),
+        slots: Slots::default(),
+    })
 }
 
 impl<IO: PhysIo> AmdVi<IO> {
-    /// Blocks every requester id and switches all units on.
-    pub fn new(
-        io: IO,
-        infos: &[AmdViUnit],
-        pci: &Pci<IO>,
-        alloc: AllocFrames<'_>,
-    ) -> Result<Self, Error> {
-        let too_many = |_| Error::Unsupported("so many units");
-        let interrupts =
-            alloc((MAX_ATTACHED + 1) * INTERRUPT_TABLE_FRAMES, PAGE).ok_or(Error::Exhausted)?;
-        let device_table = alloc(DEVICE_TABLE_FRAMES, PAGE).ok_or(Error::Exhausted)?;
-        let mut iommu = Self {
-            io: io.clone(),
-            infos: Vec::from_slice(infos).map_err(too_many)?,
-            units: Vec::new(),
-            device_table,
-            interrupts,
-            slots: Slots::default(),
-            flushes: 0,
-        };
-        let blocked = DeviceEntry::blocked(iommu.table(MAX_ATTACHED));
-        for bdf in 0..=u16::MAX {
-            iommu.write_entry(Bdf(bdf), blocked, &[0, 1, 2, 3]);
-        }
-        for info in infos {
-            let unit = Unit::start(io.clone(), info, pci, device_table, alloc)?;
-            iommu.units.push(unit).map_err(|_| Error::Unsupported("so many units"))?;
-        }
-        Ok(iommu)
-    }
-
-    fn run(&mut self, commands: &[Command]) -> Result<(), Error> {
-        queue::run(&mut self.units, |unit| &mut unit.queue, commands)
-    }
-
     /// The interrupt table of a slot.
     fn table(&self, slot: usize) -> u64 {
         self.interrupts + slot as u64 * INTERRUPT_TABLE
@@ -97,109 +89,60 @@ impl<IO: PhysIo> AmdVi<IO> {
             }
         }
     }
+}
 
-    /// Takes a slot for `bdf` and puts an entry into the device table.
-    fn occupy(
-        &mut self,
-        bdf: Bdf,
-        domain_id: u16,
-        entry: impl FnOnce(u64) -> DeviceEntry,
-    ) -> Result<(), Error> {
-        let slot = self.slots.take(bdf, domain_id)?;
+impl<IO: PhysIo + Send> Kind for AmdVi<IO> {
+    fn open(&mut self, bdf: Bdf, slot: usize, memory: Option<(u16, u64)>) {
         let table = self.table(slot);
         for offset in (0..INTERRUPT_TABLE).step_by(8) {
             self.io.write::<u64>(table + offset, 0);
         }
+        let entry = match memory {
+            Some((domain_id, root)) => DeviceEntry::attached(domain_id, root, table),
+            None => DeviceEntry::interrupts(table),
+        };
         // The word that grants DMA comes last: a half-written entry blocks.
-        self.write_entry(bdf, entry(table), &[3, 1, 2, 0]);
-        self.run(&[
-            entry::invalidate_device(bdf.0),
-            entry::invalidate_domain(domain_id),
-            entry::invalidate_interrupts(bdf.0),
-        ])
-    }
-}
-
-impl<IO: PhysIo + Send> Iommu for AmdVi<IO> {
-    fn name(&self) -> &'static str {
-        "AMD-Vi"
+        self.write_entry(bdf, entry, &[3, 1, 2, 0]);
     }
 
-    fn format(&self) -> Format {
-        entry::FORMAT
-    }
-
-    fn attach(&mut self, bdf: Bdf, domain_id: u16, root: u64) -> Result<(), Error> {
-        // A function that is seen under another id, or under none, would not
-        // be confined by its own entry.
-        match self.infos.iter().find_map(|i| i.serves(bdf.0)) {
-            Some(alias) if alias.is_none_or(|a| a == bdf.0) => {}
-            _ => return Err(Error::NotServed),
-        }
-        check_domain(domain_id, root)?;
-        self.occupy(bdf, domain_id, |table| DeviceEntry::attached(domain_id, root, table))
-    }
-
-    fn attach_interrupts(&mut self, bdf: Bdf) -> Result<(), Error> {
-        self.occupy(bdf, 0, DeviceEntry::interrupts)
-    }
-
-    fn detach(&mut self, bdf: Bdf) -> Result<(), Error> {
-        let (slot, domain_id) = self.slots.find(bdf)?;
+    fn close(&mut self, bdf: Bdf, _: usize) {
         let blocked = DeviceEntry::blocked(self.table(MAX_ATTACHED));
         // DMA first, then interrupts; the domain id last, so that nothing is
         // cached under another one meanwhile.
         self.write_entry(bdf, blocked, &[0, 2, 3, 1]);
-        self.flushes = self.flushes.wrapping_add(1);
-        self.run(&[
-            // The entry before what was reached through it: a walk that began
-            // with the old entry must not refill what was just emptied.
-            entry::invalidate_device(bdf.0),
-            entry::invalidate_domain(domain_id),
-            entry::invalidate_interrupts(bdf.0),
-        ])?;
-        // On failure the slot stays taken: the IOMMU may still read its table.
-        self.slots.give_back(slot);
-        Ok(())
     }
 
-    fn flush_all(&mut self, domain_id: u16) -> Result<(), Error> {
-        self.flushes = self.flushes.wrapping_add(1);
-        self.run(&[entry::invalidate_domain(domain_id)])
-    }
-
-    fn flush_added(&mut self, domain_id: u16) -> Result<(), Error> {
-        if self.units.iter().any(|u| u.caches_absent) { self.flush_all(domain_id) } else { Ok(()) }
-    }
-
-    fn interrupt_map(
-        &mut self,
-        bdf: Bdf,
-        index: u16,
-        vector: u8,
-        apic_id: u32,
-    ) -> Result<Message, Error> {
-        let (slot, _) = self.slots.find(bdf)?;
-        let apic_id = check_interrupt(index, vector, apic_id)?;
+    fn set_interrupt(&mut self, _: Bdf, slot: usize, index: u16, to: (u8, u8)) -> Message {
         // The index travels in bits 10:0 of the message, of which 10:8 are the
         // delivery mode: those stay "fixed".
         let at = self.table(slot) + u64::from(index) * IRTE;
-        self.io.write::<u32>(at, entry::interrupt_entry(vector, apic_id));
-        self.run(&[entry::invalidate_interrupts(bdf.0)])?;
-        Ok(Message { address: MESSAGE_ADDRESS, data: index.into() })
+        self.io.write::<u32>(at, entry::interrupt_entry(to.0, to.1));
+        Message { address: MESSAGE_ADDRESS, data: index.into() }
+    }
+
+    fn forget(&self, bdf: Bdf, domain_id: u16) -> [Command; 3] {
+        [
+            entry::invalidate_device(bdf.0),
+            entry::invalidate_domain(domain_id),
+            entry::invalidate_interrupts(bdf.0),
+        ]
+    }
+
+    fn run(&mut self, commands: &[Command]) -> Result<(), Error> {
+        queue::run(&mut self.units, |unit| &mut unit.queue, commands)
     }
 
     fn poll_event(&mut self) -> Option<Event> {
         self.units.iter_mut().find_map(Unit::poll_event)
     }
 
-    fn openings(&self, visit: &mut dyn FnMut(Opening)) {
+    fn openings(&self, slots: &Slots, visit: &mut dyn FnMut(Opening)) {
         let blocked = DeviceEntry::blocked(self.table(MAX_ATTACHED));
         for bdf in (0..=u16::MAX).map(Bdf) {
             let at = self.device_table + u64::from(bdf.0) * DEVICE_ENTRY;
             let entry = DeviceEntry([0, 8, 16, 24].map(|offset| self.io.read::<u64>(at + offset)));
             let (domain_id, root) = entry.domain();
-            match self.slots.find(bdf).map(|(slot, _)| self.table(slot)) {
+            match slots.find(bdf).map(|(slot, _)| self.table(slot)) {
                 _ if entry == blocked => {}
                 Ok(table) if entry == DeviceEntry::interrupts(table) => {}
                 Ok(table) if entry == DeviceEntry::attached(domain_id, root, table) => {
@@ -208,7 +151,7 @@ impl<IO: PhysIo + Send> Iommu for AmdVi<IO> {
                 _ => visit(Opening::Odd(at)),
             }
         }
-        for (slot, owner) in self.slots.0.iter().chain([&None]).enumerate() {
+        for (slot, owner) in slots.0.iter().chain([&None]).enumerate() {
             for (index, offset) in (0_u16..).zip((0..INTERRUPT_TABLE).step_by(IRTE as usize)) {
                 let at = self.table(slot) + offset;
                 let value = self.io.read::<u32>(at);
@@ -224,9 +167,5 @@ impl<IO: PhysIo + Send> Iommu for AmdVi<IO> {
                 }
             }
         }
-    }
-
-    fn flushes(&self) -> u64 {
-        self.flushes
     }
 }

@@ -49,7 +49,7 @@ impl Devices {
                 complain(format_args!("the IOMMU lets through {opening:x?}"));
             }
         };
-        let Some(iommu) = self.iommu.as_deref() else { return };
+        let Some(iommu) = &self.iommu else { return };
         iommu.openings(&mut check);
         let (owners, bound) =
             (self.owned.iter().filter(attached).count(), self.bindings.iter().flatten().count());
