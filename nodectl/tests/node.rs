@@ -14,6 +14,7 @@ use nodectl::{
     control::{Event, FailureKind, How},
     names, report,
 };
+use ring_proto::{crash::Reason, hypercall::DomainState};
 use supervisor_policy::{
     Supervisor,
     fake::{BLK, FakeNode, SUPERVISOR},
@@ -23,7 +24,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
 
 /// Runs a simulated node until the client hangs up; returns it.
-fn serve(mut stream: UnixStream, mut node: FakeNode) -> JoinHandle<FakeNode> {
+fn serve(stream: UnixStream, node: FakeNode) -> JoinHandle<FakeNode> {
+    serve_with(stream, node, |_| ())
+}
+
+/// The same, with `each` before each step.
+fn serve_with(
+    mut stream: UnixStream,
+    mut node: FakeNode,
+    each: impl Fn(&mut FakeNode) + Send + 'static,
+) -> JoinHandle<FakeNode> {
     std::thread::spawn(move || {
         stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         let (begin, zero) = (Instant::now(), node.now);
@@ -31,6 +41,7 @@ fn serve(mut stream: UnixStream, mut node: FakeNode) -> JoinHandle<FakeNode> {
         let mut generation = 1;
         loop {
             node.now = zero + begin.elapsed().as_nanos() as u64;
+            each(&mut node);
             node.step();
             if node.domains[0].generation != generation {
                 generation = node.domains[0].generation;
@@ -105,6 +116,23 @@ fn a_client_lists_crashes_restarts_audits_and_shuts_down() {
     assert_eq!(died.filter(|e| matches!(e, Event::Died { .. })).count(), 6);
     client.shutdown().unwrap();
     assert!(node.join().unwrap().off);
+}
+
+#[test]
+fn deaths_without_end_do_not_hold_the_client() {
+    const MOST: usize = 10_000;
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let node = serve_with(theirs, FakeNode::new(), |node| {
+        if node.records.len() < MOST {
+            node.domains[usize::from(BLK)].state = DomainState::Running as u32;
+            node.die(BLK, Reason::Panic);
+        }
+    });
+    let mut client = Client::over(ours, PATIENCE).unwrap();
+    let crashes = client.crashes(0).unwrap();
+    drop(client);
+    let died = node.join().unwrap().records.len();
+    assert!(!crashes.is_empty() && crashes.len() < died && died < MOST, "{died} died");
 }
 
 #[test]
