@@ -4,22 +4,9 @@
 use heapless::Vec;
 
 use crate::acpi::{IoApicInfo, Line, MAX_IOAPICS, Platform};
-use crate::iommu::{self, Iommu};
+use crate::iommu::{Error, Iommu};
 use crate::pci::Bdf;
 use crate::phys::PhysIo;
-
-/// Why an interrupt could not be routed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
-    /// No I/O APIC has a pin for it.
-    NoPin,
-    /// The core's APIC id does not fit, or the vector is reserved.
-    BadArgument,
-    /// Another pin uses this vector; the IOMMU could not tell them apart.
-    VectorInUse,
-    /// The IOMMU did not take it.
-    Iommu(iommu::Error),
-}
 
 const SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;
@@ -50,23 +37,19 @@ impl<IO: PhysIo> IoApics<IO> {
         let mut this = Self { io, units: Vec::new() };
         for &info in &platform.ioapics {
             let [_, _, last, _] = this.read(info.address, VERSION).to_le_bytes();
-            let source = platform
-                .ioapic_sources
-                .iter()
-                .find(|&&(id, _)| id == info.id)
-                .map(|&(_, source)| Bdf(source));
+            let source = platform.ioapic_sources.iter().find(|(id, _)| *id == info.id);
             let pins = u32::from(last) + 1;
             for pin in 0..pins {
                 this.write_pin(info.address, pin, MASKED, 0);
             }
             // As many as the platform's list can hold.
-            let _ = this.units.push(Unit { info, pins, source });
+            let _ = this.units.push(Unit { info, pins, source: source.map(|&(_, id)| Bdf(id)) });
         }
         this
     }
 
     /// Has a global system interrupt arrive as `vector` at the core with this
-    /// APIC id. It starts out masked. `iommu` is the node's, if it has one.
+    /// APIC id. `iommu` is the node's, if it has one.
     ///
     /// With an IOMMU the vector is also the index into the interrupt table, so
     /// no two pins may have the same vector, not even on different cores.
@@ -79,53 +62,38 @@ impl<IO: PhysIo> IoApics<IO> {
         iommu: Option<&mut Iommu>,
     ) -> Result<(), Error> {
         const FIRST_VECTOR: u8 = 16;
-        let (address, source, pin) = self.pin(gsi)?;
+        let (address, source, pin) = self.pin(gsi).ok_or(Error::BadArgument)?;
         let destination = u8::try_from(apic_id).map_err(|_| Error::BadArgument)?;
         if vector < FIRST_VECTOR {
             return Err(Error::BadArgument);
         }
         if self.vector_is_taken(vector, address, pin) {
-            return Err(Error::VectorInUse);
+            return Err(Error::BadState);
         }
         let high = match (iommu, source) {
             (Some(iommu), Some(source)) => {
                 // Nothing arrives by the old way while the new one is built.
                 self.write_pin(address, pin, MASKED, 0);
-                let message = iommu
-                    .interrupt_map(source, vector.into(), vector, apic_id)
-                    .map_err(Error::Iommu)?;
+                let message = iommu.interrupt_map(source, vector.into(), vector, apic_id)?;
                 // Bits 19:4 of the address that the pin's message goes to.
                 let [low, high, ..] = (message.address >> 4).to_le_bytes();
                 u32::from_le_bytes([0, 0, low, high])
             }
             // An IOMMU that does not know the I/O APIC blocks it.
-            (Some(_), None) => return Err(Error::Iommu(iommu::Error::NotServed)),
+            (Some(_), None) => return Err(Error::NotServed),
             (None, _) => u32::from(destination) << 24,
         };
         let mode =
             if line.level { LEVEL } else { 0 } | if line.active_low { ACTIVE_LOW } else { 0 };
-        self.write_pin(address, pin, u32::from(vector) | mode | MASKED, high);
+        self.write_pin(address, pin, u32::from(vector) | mode, high);
         Ok(())
     }
 
-    /// Masks or unmasks an interrupt that was routed.
-    pub fn set_mask(&self, gsi: u32, masked: bool) -> Result<(), Error> {
-        let (address, _, pin) = self.pin(gsi)?;
-        let register = FIRST_PIN + 2 * pin;
-        let low = self.read(address, register);
-        let new = if masked { low | MASKED } else { low & !MASKED };
-        self.write(address, register, new);
-        Ok(())
-    }
-
-    fn pin(&self, gsi: u32) -> Result<(u64, Option<Bdf>, u32), Error> {
-        self.units
-            .iter()
-            .find_map(|u| {
-                let pin = gsi.checked_sub(u.info.gsi_base)?;
-                (pin < u.pins).then_some((u.info.address, u.source, pin))
-            })
-            .ok_or(Error::NoPin)
+    fn pin(&self, gsi: u32) -> Option<(u64, Option<Bdf>, u32)> {
+        self.units.iter().find_map(|u| {
+            let pin = gsi.checked_sub(u.info.gsi_base)?;
+            (pin < u.pins).then_some((u.info.address, u.source, pin))
+        })
     }
 
     fn vector_is_taken(&self, vector: u8, address: u64, pin: u32) -> bool {

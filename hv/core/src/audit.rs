@@ -7,7 +7,7 @@
     reason = "addresses within regions, and counts of pages"
 )]
 
-use ring_proto::{PAGE_SIZE, layout};
+use ring_proto::{DomainId, GrantRef, PAGE_SIZE, layout};
 
 use crate::{
     grants::Window,
@@ -72,11 +72,8 @@ pub fn nested_pages(space: &Space, window: &Window) -> u64 {
 /// who has a reference mapped and at which page.
 pub fn window_agrees(
     window: &Window,
-    grantee: ring_proto::DomainId,
-    mapped_at: impl Fn(
-        ring_proto::DomainId,
-        ring_proto::GrantRef,
-    ) -> Option<(ring_proto::DomainId, u32)>,
+    grantee: DomainId,
+    mapped_at: impl Fn(DomainId, GrantRef) -> Option<(DomainId, u32)>,
 ) -> u64 {
     (0..window.len())
         .filter(|&page| {

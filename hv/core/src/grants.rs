@@ -40,114 +40,77 @@ pub struct Source {
     pub gref: GrantRef,
 }
 
-/// What a domain has mapped, by page of its grant window.
+/// Numbered places, each of which is free or taken.
 #[derive(Debug)]
-pub struct Window {
-    slots: Vec<Option<Mapping>>,
-}
+pub struct Places<T>(Vec<Option<T>>);
 
-/// Where a domain's grants are mapped, by reference.
-#[derive(Debug)]
-pub struct Table {
-    active: Vec<Option<(DomainId, u32)>>,
+/// What a domain has mapped, by page of its grant window.
+pub type Window = Places<Mapping>;
+
+/// Where a domain's grants are mapped, by reference: by whom, and at which page
+/// of its window.
+pub type Table = Places<(DomainId, u32)>;
+
+impl<T: Clone> Places<T> {
+    /// So many free places.
+    pub fn new(count: u32) -> Self {
+        Self(vec![None; count as usize])
+    }
+
+    /// What is at a place.
+    pub fn get(&self, place: u32) -> Option<&T> {
+        self.0.get(place as usize)?.as_ref()
+    }
+
+    /// Number of places, free or not.
+    #[expect(clippy::len_without_is_empty, reason = "the manifest has none without places")]
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Takes a free place.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such place, [`Error::Busy`] if it is taken.
+    pub fn insert(&mut self, place: u32, item: T) -> Result<(), Error> {
+        let slot = self.0.get_mut(place as usize).ok_or(Error::NotFound)?;
+        if slot.is_some() {
+            return Err(Error::Busy);
+        }
+        *slot = Some(item);
+        Ok(())
+    }
+
+    /// Frees a place and returns what was there.
+    pub fn remove(&mut self, place: u32) -> Option<T> {
+        self.0.get_mut(place as usize)?.take()
+    }
 }
 
 impl Window {
-    /// A window of `pages` free pages.
-    pub fn new(pages: u32) -> Self {
-        Self { slots: vec![None; pages as usize] }
-    }
-
-    /// The mapping at window page `page`.
-    pub fn get(&self, page: u32) -> Option<&Mapping> {
-        self.slots.get(page as usize)?.as_ref()
-    }
-
-    /// Pages of the window.
-    pub fn len(&self) -> u32 {
-        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
-    }
-
-    /// Whether it has no pages.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
     /// Whether `pages` exist and are free.
     ///
     /// # Errors
     /// [`Error::Exhausted`] past the window's end, [`Error::Busy`] if some page
     /// is in use.
     pub fn check_free(&self, pages: Range<u32>) -> Result<(), Error> {
-        let slots = self.slots.get(pages.start as usize..pages.end as usize);
+        let slots = self.0.get(pages.start as usize..pages.end as usize);
         let free = slots.ok_or(Error::Exhausted)?.iter().all(Option::is_none);
         if free { Ok(()) } else { Err(Error::Busy) }
-    }
-
-    /// Records a mapping at a free page.
-    pub fn insert(&mut self, page: u32, mapping: Mapping) -> Result<(), Error> {
-        let slot = self.slots.get_mut(page as usize).ok_or(Error::BadArgument)?;
-        if slot.is_some() {
-            return Err(Error::Busy);
-        }
-        *slot = Some(mapping);
-        Ok(())
-    }
-
-    /// Forgets the mapping at `page` and returns it.
-    pub fn remove(&mut self, page: u32) -> Option<Mapping> {
-        self.slots.get_mut(page as usize)?.take()
     }
 
     /// Marks the mapping at `page` as revoked: it leads to `scratch`, writable,
     /// from now on. It stays one for DMA: the device, too, finds the scratch
     /// page there. Returns what it is now.
     pub fn revoke(&mut self, page: u32, scratch: u64) -> Option<Mapping> {
-        let mapping = self.slots.get_mut(page as usize)?.as_mut()?;
+        let mapping = self.0.get_mut(page as usize)?.as_mut()?;
         *mapping = Mapping { source: None, frame: scratch, write: true, ..*mapping };
         Some(*mapping)
     }
 
     /// Pages in use.
     pub fn used(&self) -> usize {
-        self.slots.iter().filter(|s| s.is_some()).count()
-    }
-}
-
-impl Table {
-    /// A table of `entries` references, none mapped.
-    pub fn new(entries: u32) -> Self {
-        Self { active: vec![None; entries as usize] }
-    }
-
-    /// References of the table.
-    pub fn len(&self) -> u32 {
-        u32::try_from(self.active.len()).unwrap_or(u32::MAX)
-    }
-
-    /// Whether it has no references.
-    pub fn is_empty(&self) -> bool {
-        self.active.is_empty()
-    }
-
-    /// Who has `gref` mapped, and at which window page.
-    pub fn get(&self, gref: GrantRef) -> Option<(DomainId, u32)> {
-        *self.active.get(gref as usize)?
-    }
-
-    /// Records that `grantee` mapped `gref` at `page`.
-    pub fn insert(&mut self, gref: GrantRef, grantee: DomainId, page: u32) -> Result<(), Error> {
-        let slot = self.active.get_mut(gref as usize).ok_or(Error::NotFound)?;
-        if slot.is_some() {
-            return Err(Error::Busy);
-        }
-        *slot = Some((grantee, page));
-        Ok(())
-    }
-
-    /// Forgets that `gref` is mapped.
-    pub fn remove(&mut self, gref: GrantRef) -> Option<(DomainId, u32)> {
-        self.active.get_mut(gref as usize)?.take()
+        self.0.iter().flatten().count()
     }
 }
 

@@ -36,7 +36,7 @@ proptest! {
                 Op::Map { gref, page } => {
                     let taken = model.values().any(|g| *g == Some(gref));
                     let expect = page < 8 && gref < 8 && !model.contains_key(&page) && !taken;
-                    let ok = window.check_free(page..page + 1).is_ok() && table.insert(gref, 3, page).is_ok();
+                    let ok = window.check_free(page..page + 1).is_ok() && table.insert(gref, (3, page)).is_ok();
                     if ok {
                         let source = Some(Source { granter: 1, gref });
                         let mapping = Mapping { source, frame: 0x1000, write: true, dma: false };
@@ -68,7 +68,7 @@ proptest! {
             prop_assert_eq!(window.used(), model.len());
             let live = model.values().filter(|g| g.is_some()).count();
             prop_assert_eq!((0..8).filter(|&g| table.get(g).is_some()).count(), live);
-            prop_assert_eq!(hv_core::audit::window_agrees(&window, 3, |_, gref| table.get(gref)), 0);
+            prop_assert_eq!(hv_core::audit::window_agrees(&window, 3, |_, gref| table.get(gref).copied()), 0);
         }
     }
 

@@ -64,7 +64,7 @@ impl Node {
             }
         }
         bad += audit::window_agrees(window, domain, |granter, gref| {
-            self.domains.named(granter).and_then(|g| g.table.get(gref))
+            self.domains.named(granter).and_then(|g| g.table.get(gref).copied())
         });
         bad += self.guests[domain].leftovers;
         if domain == 0 {

@@ -48,7 +48,7 @@ struct Binding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     MsiX { bdf: Bdf, entry: u16 },
-    Uart { gsi: u32 },
+    Uart,
 }
 
 /// One function that a domain owns.
@@ -345,17 +345,16 @@ impl Devices {
             .route(gsi, line, vector, cpu_apic_id(core), iommu)
             .map_err(|e| format!("control UART's interrupt cannot be routed: {e:?}"))?;
         if let Some(place) = self.bindings.get_mut(usize::from(vector)) {
-            let source = Source::Uart { gsi };
             *place = Some(Binding {
                 domain,
                 port: event::PORT_UART,
-                source,
+                source: Source::Uart,
                 message: None,
                 open: true,
                 throttled: false,
             });
         }
-        self.ioapics.set_mask(gsi, false).map_err(|e| format!("control UART's interrupt: {e:?}"))
+        Ok(())
     }
 
     fn free_vector(&self) -> Option<u8> {
@@ -364,16 +363,12 @@ impl Devices {
     }
 
     fn set_mask(&mut self, source: Source, masked: bool) {
-        match source {
-            Source::MsiX { bdf, entry } => {
-                if let Some(function) = self.pci.function(bdf) {
-                    // The entry was checked when it was bound.
-                    let _ = self.pci.msix_set_mask(function, entry, masked);
-                }
-            }
-            Source::Uart { gsi } => {
-                let _ = self.ioapics.set_mask(gsi, masked);
-            }
+        // The UART's line is always open: masked, it would lose its edge.
+        if let Source::MsiX { bdf, entry } = source
+            && let Some(function) = self.pci.function(bdf)
+        {
+            // The entry was checked when it was bound.
+            let _ = self.pci.msix_set_mask(function, entry, masked);
         }
     }
 

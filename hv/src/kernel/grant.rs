@@ -132,7 +132,7 @@ impl Node {
         // If the granter changed its mind meanwhile, this grant is not valid.
         word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed)
             .map_err(|_| Error::PeerGrant)?;
-        self.domains[granter].table.insert(gref, caller, page)?;
+        self.domains[granter].table.insert(gref, (caller, page))?;
         let mapping = Mapping { source: Some(Source { granter, gref }), frame, write, dma };
         self.domains[caller].window.insert(page, mapping)?;
         let (address, rights) = (window_address(page), Rights { write, ..SCRATCH });

@@ -36,7 +36,7 @@ impl Devices {
                         let right = match b.source {
                             Source::MsiX { bdf: owner, entry } => (owner, entry) == (bdf, index),
                             // An I/O APIC's entries are counted by vectors.
-                            Source::Uart { .. } => {
+                            Source::Uart => {
                                 self.pci.function(bdf).is_none() && index == u16::from(vector)
                             }
                         };
