@@ -160,16 +160,11 @@ fn command(apic_id: u32, low: u32) {
     }
 }
 
-/// Interrupts core `core` at vector `vector`.
-pub fn send(core: usize, vector: u8) {
-    if let Some(cpu) = cpu::get(core).filter(|cpu| cpu.online()) {
-        command(cpu.apic_id(), COMMAND_ASSERT | u32::from(vector));
-    }
-}
-
 /// Has core `core` leave its guest or its sleep, at vector [`irq::KICK`].
 pub fn send_kick(core: usize) {
-    send(core, irq::KICK);
+    if let Some(cpu) = cpu::get(core).filter(|cpu| cpu.online()) {
+        command(cpu.apic_id(), COMMAND_ASSERT | u32::from(irq::KICK));
+    }
 }
 
 /// Sends every other core a non-maskable interrupt.

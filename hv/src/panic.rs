@@ -7,7 +7,7 @@
 )]
 
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use x86_64::instructions::port::Port;
 use x86_64::registers::control::Cr2;
@@ -25,13 +25,12 @@ const DEBUG_EXIT: u16 = 0xf4;
 /// Frames of a backtrace.
 const FRAMES: usize = 24;
 
-static STOPPING: AtomicBool = AtomicBool::new(false);
 /// Core that panics, plus one.
 static PANICKING: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether a core panics and has the others stop.
 pub fn stopping() -> bool {
-    STOPPING.load(Ordering::Acquire)
+    PANICKING.load(Ordering::Acquire) != 0
 }
 
 /// Ends the machine: QEMU exits with `code << 1 | 1`; without its exit device
@@ -61,7 +60,6 @@ fn begin() {
         }
         Err(_) => cpu::halt(),
     }
-    STOPPING.store(true, Ordering::Release);
     if apic::ready() {
         apic::send_nmi_to_others();
     }

@@ -53,8 +53,8 @@ extern "C" fn on_final_stack() -> ! {
     report();
     let max_cores = boot.option("cores").and_then(|n| n.parse().ok()).unwrap_or(cpu::MAX_CORES);
     let cores = smp::start(&platform.cpus, max_cores);
-    for cpu in (0..cores).filter_map(cpu::get) {
-        say!("core {}: APIC id {}", cpu.number(), cpu.apic_id());
+    for (core, cpu) in (0..cores).filter_map(|core| Some((core, cpu::get(core)?))) {
+        say!("core {core}: APIC id {}", cpu.apic_id());
     }
     if let Some(order) = boot.option("selftest") {
         selftest::run(order);

@@ -78,11 +78,6 @@ pub fn core() -> usize {
 }
 
 impl PerCpu {
-    /// Its number.
-    pub fn number(&self) -> u32 {
-        self.core.load(Ordering::Relaxed)
-    }
-
     /// Makes it known as up; to be called by itself.
     pub(crate) fn set_online(&self) {
         self.online.store(true, Ordering::Release);

@@ -46,13 +46,7 @@ impl Stack {
 
     /// Index in the TSS (from 0), for those that are in it.
     pub(super) const fn ist(self) -> Option<usize> {
-        match self {
-            Stack::Main => None,
-            Stack::Nmi => Some(0),
-            Stack::DoubleFault => Some(1),
-            Stack::MachineCheck => Some(2),
-            Stack::Other => Some(3),
-        }
+        (self as usize).checked_sub(1)
     }
 
     /// Lowest address on core `core`.

@@ -262,20 +262,14 @@ impl Devices {
 
     /// `irq_unmask`.
     pub fn unmask(&mut self, domain: DomainId, port: u64) -> Result<u64, Error> {
-        let found = self
-            .bindings
-            .iter()
-            .flatten()
-            .position(|b| b.domain == domain && u64::from(b.port) == port);
-        let index = found.ok_or(Error::NotFound)?;
-        let Some(binding) = self.bindings.iter_mut().flatten().nth(index) else {
-            return Err(Error::NotFound);
-        };
+        let mut all = self.bindings.iter_mut().flatten();
+        let found = all.find(|b| b.domain == domain && u64::from(b.port) == port);
+        let binding = found.ok_or(Error::NotFound)?;
         binding.open = true;
+        let source = binding.source;
         if core::mem::take(&mut binding.throttled) {
             self.throttled = self.throttled.saturating_sub(1);
         }
-        let source = binding.source;
         self.set_mask(source, false);
         Ok(0)
     }

@@ -34,8 +34,7 @@ pub struct Vmcb {
     pub exit_info2: u64,
     pub exit_int_info: u64,
     pub nested_control: u64,
-    _r1: [u8; 0x10],
-    pub event_injection: u64,
+    _r1: [u8; 0x18],
     pub nested_cr3: u64,
     pub lbr_control: u64,
     pub clean: u64,
@@ -51,11 +50,9 @@ pub struct Vmcb {
     pub ldtr: Segment,
     pub idtr: Segment,
     pub tr: Segment,
-    _r3: [u8; 0x2b],
-    pub cpl: u8,
-    _r4: u32,
+    _r3: [u8; 0x30],
     pub efer: u64,
-    _r5: [u8; 0x70],
+    _r4: [u8; 0x70],
     pub cr4: u64,
     pub cr3: u64,
     pub cr0: u64,
@@ -63,18 +60,11 @@ pub struct Vmcb {
     pub dr6: u64,
     pub rflags: u64,
     pub rip: u64,
-    _r6: [u8; 0x58],
+    _r5: [u8; 0x58],
     pub rsp: u64,
-    _r7: [u8; 0x18],
+    _r6: [u8; 0x18],
     pub rax: u64,
-    pub star: u64,
-    pub lstar: u64,
-    pub cstar: u64,
-    pub sfmask: u64,
-    pub kernel_gs_base: u64,
-    pub sysenter_cs: u64,
-    pub sysenter_esp: u64,
-    pub sysenter_eip: u64,
+    _r7: [u8; 0x40],
     pub cr2: u64,
     _r8: [u8; 0x20],
     pub pat: u64,
@@ -86,11 +76,9 @@ const _: () = {
     assert!(offset_of!(Vmcb, asid) == 0x58);
     assert!(offset_of!(Vmcb, exit_code) == 0x70);
     assert!(offset_of!(Vmcb, nested_control) == 0x90);
-    assert!(offset_of!(Vmcb, event_injection) == 0xa8);
     assert!(offset_of!(Vmcb, next_rip) == 0xc8);
     assert!(offset_of!(Vmcb, es) == 0x400);
     assert!(offset_of!(Vmcb, tr) == 0x490);
-    assert!(offset_of!(Vmcb, cpl) == 0x4cb);
     assert!(offset_of!(Vmcb, efer) == 0x4d0);
     assert!(offset_of!(Vmcb, cr4) == 0x548);
     assert!(offset_of!(Vmcb, rip) == 0x578);
