@@ -70,19 +70,10 @@ pub enum Kind {
     Reserved,
 }
 
-/// An entry of the memory map.
-#[derive(Clone, Copy, Debug)]
-pub struct Region {
-    /// Where.
-    pub range: Range,
-    /// What.
-    pub kind: Kind,
-}
-
 /// What the boot loader handed over, copied and checked.
 pub struct Boot {
     /// The memory map, ascending.
-    pub regions: Vec<Region, MAX_REGIONS>,
+    pub regions: Vec<(Range, Kind), MAX_REGIONS>,
     /// The bundle, empty if there is none.
     pub bundle: Range,
     /// The ACPI root pointer's address; 0 = not told.
@@ -109,7 +100,7 @@ impl Boot {
 
     /// All RAM, whatever it is used for.
     pub fn ram(&self) -> impl Iterator<Item = Range> {
-        self.regions.iter().filter(|r| r.kind != Kind::Reserved).map(|r| r.range)
+        self.regions.iter().filter(|r| r.1 != Kind::Reserved).map(|r| r.0)
     }
 
     /// Value of the word `key=value` on the command line.
@@ -171,7 +162,7 @@ pub fn init(start_info: u64) -> &'static Boot {
     assert!(word(4) >= 1, "PVH start information has no memory map");
     let regions = read_map(address(40), word(48));
     let bundle = if word(12) > 0 { read_module(address(16)) } else { Range { start: 0, end: 0 } };
-    let ram = || regions.iter().filter(|r| r.kind == Kind::Usable).map(|r| r.range);
+    let ram = || regions.iter().filter(|r| r.1 == Kind::Usable).map(|r| r.0);
     let usable = ram().map(Range::len).sum();
     assert!(usable > 0, "the memory map has no usable RAM");
 
@@ -184,8 +175,8 @@ pub fn init(start_info: u64) -> &'static Boot {
     }
     // What is reserved or overlaps another entry is not free, and neither is
     // what the hypervisor itself keeps.
-    for region in regions.iter().filter(|r| r.kind != Kind::Usable) {
-        free.remove(region.range);
+    for (range, _) in regions.iter().filter(|r| r.1 != Kind::Usable) {
+        free.remove(*range);
     }
     free.remove(image());
     free.remove(bundle);
@@ -204,7 +195,7 @@ const fn round_up(address: u64) -> u64 {
     address.saturating_add(PAGE - 1) & !(PAGE - 1)
 }
 
-fn read_map(address: u64, count: u32) -> Vec<Region, MAX_REGIONS> {
+fn read_map(address: u64, count: u32) -> Vec<(Range, Kind), MAX_REGIONS> {
     let mut regions = Vec::new();
     for i in 0..u64::from(count) {
         let entry = structure(address + i * 24, 24);
@@ -215,10 +206,10 @@ fn read_map(address: u64, count: u32) -> Vec<Region, MAX_REGIONS> {
             _ => Kind::Reserved,
         };
         if !range.is_empty() {
-            regions.push(Region { range, kind }).expect("too many memory map entries");
+            regions.push((range, kind)).expect("too many memory map entries");
         }
     }
-    regions.sort_unstable_by_key(|r: &Region| r.range.start);
+    regions.sort_unstable_by_key(|r: &(Range, _)| r.0.start);
     regions
 }
 
@@ -314,9 +305,9 @@ pub fn low_page() -> Option<u64> {
     let regions = &boot().regions;
     (1..0xa0).rev().map(|n| n * PAGE).find(|&page| {
         let range = Range { start: page, end: page + PAGE };
-        let inside = |r: &Region| r.range.start <= range.start && range.end <= r.range.end;
-        regions.iter().any(|r| r.kind == Kind::Usable && inside(r))
-            && !regions.iter().any(|r| r.kind != Kind::Usable && r.range.overlaps(range))
+        let inside = |r: Range| r.start <= range.start && range.end <= r.end;
+        regions.iter().any(|&(r, kind)| kind == Kind::Usable && inside(r))
+            && !regions.iter().any(|&(r, kind)| kind != Kind::Usable && r.overlaps(range))
     })
 }
 

@@ -99,10 +99,8 @@ fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(
 fn report() {
     let boot = memmap::boot();
     say!("Bulkhead {}", env!("CARGO_PKG_VERSION"));
-    for region in &boot.regions {
-        if region.kind != Kind::Reserved {
-            say!("RAM {:#012x}..{:#012x} {:?}", region.range.start, region.range.end, region.kind);
-        }
+    for (range, kind) in boot.regions.iter().filter(|r| r.1 != Kind::Reserved) {
+        say!("RAM {:#012x}..{:#012x} {kind:?}", range.start, range.end);
     }
     let image = memmap::image();
     say!(

@@ -56,23 +56,16 @@ pub fn now_ns() -> u64 {
     ((u128::from(ticks) * u128::from(tsc_mult())) >> 32) as u64
 }
 
-/// A value that was read at TSC `at`.
-#[derive(Clone, Copy)]
-struct Reading {
-    at: u64,
-    value: u32,
-}
-
-/// The quickest of some readings: the least disturbed by interruptions from
-/// below.
-fn reading(mut read: impl FnMut() -> u32) -> Reading {
-    let mut best = (u64::MAX, Reading { at: 0, value: 0 });
+/// The quickest of some readings, which is the least disturbed by
+/// interruptions from below: the TSC when it was taken, and its value.
+fn reading(mut read: impl FnMut() -> u32) -> (u64, u32) {
+    let mut best = (u64::MAX, (0, 0));
     for _ in 0..READINGS {
         let before = tsc();
         let value = read();
         let took = tsc().wrapping_sub(before);
         if took < best.0 {
-            best = (took, Reading { at: before.wrapping_add(took / 2), value });
+            best = (took, (before.wrapping_add(took / 2), value));
         }
     }
     best.1
@@ -91,8 +84,8 @@ pub fn calibrate(pm: Option<PmTimer>) -> Option<()> {
     let mult = u64::try_from(mult).unwrap_or(u64::MAX).max(1);
     MULT.store(mult, Ordering::Relaxed);
 
-    let apic_ticks = u128::from(apic_start.value.wrapping_sub(apic_end.value));
-    let apic_tsc = u128::from(apic_end.at.wrapping_sub(apic_start.at));
+    let apic_ticks = u128::from(apic_start.1.wrapping_sub(apic_end.1));
+    let apic_tsc = u128::from(apic_end.0.wrapping_sub(apic_start.0));
     // ticks per ns = ticks / (tsc × mult), all in 32.32.
     let rate = (apic_ticks << 64) / (apic_tsc * u128::from(mult)).max(1);
     apic::set_timer_rate(u64::try_from(rate).unwrap_or(u64::MAX).max(1));
@@ -109,14 +102,14 @@ fn pm_window(pm: PmTimer) -> Option<(u64, u64)> {
     let want = (WINDOW_NS * PM_HZ / 1_000_000_000) as u32;
     let start = reading(&mut read);
     let mut polls = 0;
-    while read().wrapping_sub(start.value) & mask < want {
+    while read().wrapping_sub(start.1) & mask < want {
         polls += 1;
         // A timer that stands still, or reads as all ones, shows itself soon.
-        if polls == POLLS || (polls == 1000 && read() == start.value) {
+        if polls == POLLS || (polls == 1000 && read() == start.1) {
             return None;
         }
     }
     let end = reading(&mut read);
-    let ticks = u64::from(end.value.wrapping_sub(start.value) & mask);
-    Some((end.at.wrapping_sub(start.at), ticks * 1_000_000_000 / PM_HZ))
+    let ticks = u64::from(end.1.wrapping_sub(start.1) & mask);
+    Some((end.0.wrapping_sub(start.0), ticks * 1_000_000_000 / PM_HZ))
 }

@@ -196,7 +196,7 @@ impl Node {
         for slot in 0..ring_proto::MAX_DOMAIN_DEVICES {
             let Some(function) = self.devices.function(domain, slot) else { break };
             for (bar, found) in function.bars.iter().enumerate() {
-                let Some(found) = found.as_ref().filter(|b| b.is_memory()) else { continue };
+                let Some(found) = found else { continue };
                 let window = layout::BARS
                     + slot as u64 * layout::BAR_SLOT_STRIDE
                     + bar as u64 * layout::BAR_STRIDE;

@@ -106,7 +106,7 @@ pub struct Function {
     pub class: u8,
     /// What it is to us.
     pub kind: Kind,
-    /// Its BARs; one that is absent, unassigned or the upper half of another is `None`.
+    /// Its memory BARs; one that is absent, unassigned or the upper half of another is `None`.
     pub bars: [Option<Bar>; BARS],
     /// Its MSI-X capability, if its tables lie wholly in a memory BAR.
     pub msix: Option<MsiX>,
@@ -127,7 +127,7 @@ impl Function {
 
     /// Its memory BARs.
     pub fn memory(&self) -> impl Iterator<Item = &Bar> {
-        self.bars.iter().flatten().filter(|bar| bar.is_memory())
+        self.bars.iter().flatten()
     }
 
     /// The page at byte `offset` of BAR `bar` holds MSI-X table or pending

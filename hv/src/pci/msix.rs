@@ -26,14 +26,8 @@ pub struct MsiX {
     pub capability: u16,
     /// Entries of the table.
     pub entries: u16,
-    /// BAR that holds the table.
-    pub table_bar: u8,
-    /// Byte offset of the table in that BAR.
-    pub table_offset: u32,
-    /// BAR that holds the pending bits.
-    pub pba_bar: u8,
-    /// Byte offset of the pending bits in that BAR.
-    pub pba_offset: u32,
+    /// Where table and pending bits are: BAR, byte offset in it, bytes.
+    parts: [(usize, u64, u64); 2],
     /// Physical address of the table.
     table: u64,
 }
@@ -59,28 +53,21 @@ impl MsiX {
         let capability = capability::find(ecam, bdf, MSI_X)?;
         let entries = (ecam.read::<u16>(bdf, capability + CONTROL) & SIZE) + 1;
         let place = |offset: u16, len: u64| {
-            let value = ecam.read::<u32>(bdf, capability + offset);
-            let [index, ..] = (value & BIR).to_le_bytes();
-            let start = value & !BIR;
-            let bar = bars.get(usize::from(index)).copied().flatten()?;
-            Some((index, start, bar.slice(start.into(), len)?))
+            let value: u32 = ecam.read(bdf, capability + offset);
+            let (bar, start) = ((value & BIR) as usize, u64::from(value & !BIR));
+            let address = bars.get(bar).copied().flatten()?.slice(start, len)?;
+            Some((address, (bar, start, len)))
         };
-        let (table_bar, table_offset, table) = place(4, u64::from(entries) * ENTRY)?;
-        let (pba_bar, pba_offset, _) = place(8, u64::from(entries).div_ceil(64) * 8)?;
-        Some(Self { capability, entries, table_bar, table_offset, pba_bar, pba_offset, table })
+        let (table, table_part) = place(4, u64::from(entries) * ENTRY)?;
+        let (_, pending_part) = place(8, u64::from(entries).div_ceil(64) * 8)?;
+        Some(Self { capability, entries, parts: [table_part, pending_part], table })
     }
 
     /// The page at `offset` of BAR `bar` holds a part of table or pending bits.
     pub(super) fn covers_page(&self, bar: usize, offset: u64) -> bool {
-        let entries = u64::from(self.entries);
-        let parts = [
-            (self.table_bar, self.table_offset, entries * ENTRY),
-            (self.pba_bar, self.pba_offset, entries.div_ceil(64) * 8),
-        ];
-        parts.iter().any(|&(in_bar, start, len)| {
-            let start = u64::from(start);
+        self.parts.iter().any(|&(in_bar, start, len)| {
             let last = (start + len - 1) / PAGE;
-            usize::from(in_bar) == bar && (start / PAGE..=last).contains(&(offset / PAGE))
+            in_bar == bar && (start / PAGE..=last).contains(&(offset / PAGE))
         })
     }
 
