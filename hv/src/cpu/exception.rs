@@ -17,28 +17,16 @@ const STUB: usize = 16;
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct Frame {
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
     pub rbp: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rbx: u64,
-    pub rax: u64,
+    /// R15 to R8, RDI, RSI, RDX, RCX, RBX, RAX.
+    general: [u64; 14],
     pub vector: u64,
     pub error: u64,
     pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
 }
 
 // Vectors 8, 10–14, 17, 21, 29 and 30 push an error code; the other stubs push
@@ -69,7 +57,7 @@ global_asm!(
 global_asm!(
     ".pushsection .text.vectors, \"ax\"",
     "exception_common:",
-    ".irp r, rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15",
+    ".irp r, rax, rbx, rcx, rdx, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, rbp",
     "push \\r",
     ".endr",
     "cld",
@@ -116,8 +104,8 @@ extern "C" fn exception_entry(frame: &Frame) -> ! {
 impl Frame {
     /// Says what is in the registers.
     pub fn say(&self) {
-        let Self { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, rflags, .. } = *self;
-        let Self { r8, r9, r10, r11, r12, r13, r14, r15, .. } = *self;
+        let Self { rsp, rip, rbp, rflags, .. } = *self;
+        let [r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rbx, rax] = self.general;
         say!("rip {rip:016x} rsp {rsp:016x} rbp {rbp:016x} rfl {rflags:016x}");
         say!("rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}");
         say!("rsi {rsi:016x} rdi {rdi:016x}  r8 {r8:016x}  r9 {r9:016x}");

@@ -14,8 +14,6 @@ pub struct Features {
     pub asids: u32,
     /// Nested paging.
     pub nested_paging: bool,
-    /// The exit stores the next instruction's address.
-    pub nrip_save: bool,
     /// Flush of a single ASID.
     pub flush_by_asid: bool,
     /// 1 GiB pages.
@@ -65,7 +63,6 @@ fn probe() -> Features {
     if let Some(svm) = leaf(0x8000_000a).filter(|_| f.svm) {
         f.asids = svm.ebx;
         f.nested_paging = bit(svm.edx, 0);
-        f.nrip_save = bit(svm.edx, 3);
         f.flush_by_asid = bit(svm.edx, 6);
     }
     f

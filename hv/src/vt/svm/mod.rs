@@ -168,10 +168,10 @@ impl SvmVcpu {
 
     /// Length of the instruction that exited, for those we skip.
     fn skip(&mut self, len: u64) {
-        self.vmcb.rip = if cpu::features::get().nrip_save && self.vmcb.next_rip != 0 {
-            self.vmcb.next_rip
-        } else {
-            self.vmcb.rip.wrapping_add(len)
+        self.vmcb.rip = match self.vmcb.next_rip {
+            // This CPU does not say.
+            0 => self.vmcb.rip.wrapping_add(len),
+            next => next,
         };
     }
 

@@ -92,35 +92,17 @@ const _: () = {
 /// Intercept bits of `intercept_misc1`: everything that a domain has no
 /// business with, and external interrupts.
 pub const MISC1: u32 = {
-    const INTR: u32 = 1 << 0;
-    const NMI: u32 = 1 << 1;
-    const SMI: u32 = 1 << 2;
-    const INIT: u32 = 1 << 3;
+    const INTR_NMI_SMI_INIT: u32 = 0xf;
     const RDPMC: u32 = 1 << 15;
-    const CPUID: u32 = 1 << 18;
-    const RSM: u32 = 1 << 19;
+    const CPUID_RSM: u32 = 3 << 18;
     const INVD: u32 = 1 << 22;
     const HLT: u32 = 1 << 24;
     const INVLPGA: u32 = 1 << 26;
-    const IOIO: u32 = 1 << 27;
-    const MSR: u32 = 1 << 28;
-    const TASK_SWITCH: u32 = 1 << 29;
-    const FERR_FREEZE: u32 = 1 << 30;
+    const IOIO_MSR: u32 = 3 << 27;
+    const TASK_SWITCH_FERR_FREEZE: u32 = 3 << 29;
     const SHUTDOWN: u32 = 1 << 31;
-    INTR | NMI
-        | SMI
-        | INIT
-        | RDPMC
-        | CPUID
-        | RSM
-        | INVD
-        | HLT
-        | INVLPGA
-        | IOIO
-        | MSR
-        | TASK_SWITCH
-        | FERR_FREEZE
-        | SHUTDOWN
+    let instructions = RDPMC | CPUID_RSM | INVD | HLT | INVLPGA | IOIO_MSR;
+    INTR_NMI_SMI_INIT | instructions | TASK_SWITCH_FERR_FREEZE | SHUTDOWN
 };
 
 /// Intercept bits of `intercept_misc2`: all of the SVM instructions, WBINVD,
