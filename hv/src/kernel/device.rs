@@ -34,6 +34,7 @@ const VECTORS: usize = (irq::DEVICE_LAST - irq::DEVICE_FIRST) as usize;
 /// Where a vector's interrupt comes from and goes to.
 #[derive(Clone, Copy, Debug)]
 struct Binding {
+    vector: u8,
     domain: DomainId,
     port: Port,
     source: Source,
@@ -49,6 +50,18 @@ struct Binding {
 enum Source {
     MsiX { bdf: Bdf, entry: u16 },
     Uart,
+}
+
+impl Source {
+    /// The UART's line is always open: masked, it would lose its edge.
+    fn set_mask(self, pci: &Pci<Identity>, masked: bool) {
+        if let Source::MsiX { bdf, entry } = self
+            && let Some(function) = pci.function(bdf)
+        {
+            // The entry was checked when it was bound.
+            let _ = pci.msix_set_mask(function, entry, masked);
+        }
+    }
 }
 
 /// One function that a domain owns.
@@ -73,10 +86,8 @@ pub struct Devices {
     owned: Vec<Owned>,
     /// By domain.
     tables: Vec<Option<PageTable<Identity>>>,
-    /// By vector.
-    bindings: Vec<Option<Binding>>,
-    /// Bindings that are throttled now.
-    throttled: usize,
+    /// One for each vector in use. It never grows.
+    bindings: Vec<Binding>,
 }
 
 /// The IOMMU's number for a domain; 0 is not allowed.
@@ -98,8 +109,6 @@ impl Devices {
         iommu: Option<Found>,
         ioapics: IoApics<Identity>,
     ) -> Self {
-        let mut bindings = Vec::new();
-        bindings.resize(256, None);
         let (iommu, memory) = iommu.unzip();
         Self {
             io,
@@ -111,8 +120,7 @@ impl Devices {
             named: Vec::new(),
             owned: Vec::new(),
             tables: Vec::new(),
-            bindings,
-            throttled: 0,
+            bindings: Vec::with_capacity(256),
         }
     }
 
@@ -231,7 +239,7 @@ impl Devices {
         }
         let source = Source::MsiX { bdf, entry };
         let same_port = |b: &&Binding| b.domain == domain && b.port == port;
-        match self.bindings.iter().flatten().find(|b| b.source == source || same_port(b)) {
+        match self.bindings.iter().find(|b| b.source == source || same_port(b)) {
             // A driver that resets its device binds anew.
             Some(b) if b.source == source && same_port(&b) => return Ok(0),
             Some(_) => return Err(Error::Busy),
@@ -240,7 +248,7 @@ impl Devices {
         // No function can take the vectors that others need.
         let from_here =
             |b: &&Binding| matches!(b.source, Source::MsiX { bdf: from, .. } if from == bdf);
-        let taken = self.bindings.iter().flatten().filter(from_here).count();
+        let taken = self.bindings.iter().filter(from_here).count();
         if VECTORS.checked_div(self.owned.len()).is_none_or(|share| taken >= share) {
             return Err(Error::Exhausted);
         }
@@ -253,24 +261,18 @@ impl Devices {
         self.pci.msix_program(function, entry, message).map_err(|_| Error::Hardware)?;
         self.pci.msix_enable(function).map_err(|_| Error::Hardware)?;
         let message = Some(message);
-        let binding = Binding { domain, port, source, message, open: false, throttled: false };
-        if let Some(place) = self.bindings.get_mut(usize::from(vector)) {
-            *place = Some(binding);
-        }
+        let (open, throttled) = (false, false);
+        self.bindings.push(Binding { vector, domain, port, source, message, open, throttled });
         Ok(0)
     }
 
     /// `irq_unmask`.
     pub fn unmask(&mut self, domain: DomainId, port: u64) -> Result<u64, Error> {
-        let mut all = self.bindings.iter_mut().flatten();
+        let mut all = self.bindings.iter_mut();
         let found = all.find(|b| b.domain == domain && u64::from(b.port) == port);
         let binding = found.ok_or(Error::NotFound)?;
-        binding.open = true;
-        let source = binding.source;
-        if core::mem::take(&mut binding.throttled) {
-            self.throttled = self.throttled.saturating_sub(1);
-        }
-        self.set_mask(source, false);
+        (binding.open, binding.throttled) = (true, false);
+        binding.source.set_mask(&self.pci, false);
         Ok(0)
     }
 
@@ -321,13 +323,7 @@ impl Devices {
                 panic!("IOMMU cannot block {}: {error:?}", owned.bdf);
             }
         }
-        for place in &mut self.bindings {
-            if place.is_some_and(|b| b.domain == domain && matches!(b.source, Source::MsiX { .. }))
-                && place.take().is_some_and(|b| b.throttled)
-            {
-                self.throttled = self.throttled.saturating_sub(1);
-            }
-        }
+        self.bindings.retain(|b| b.domain != domain || b.source == Source::Uart);
     }
 
     /// Routes the control UART's interrupt to its owner, for good.
@@ -338,69 +334,37 @@ impl Devices {
         self.ioapics
             .route(gsi, line, vector, cpu_apic_id(core), iommu)
             .map_err(|e| format!("control UART's interrupt cannot be routed: {e:?}"))?;
-        if let Some(place) = self.bindings.get_mut(usize::from(vector)) {
-            *place = Some(Binding {
-                domain,
-                port: event::PORT_UART,
-                source: Source::Uart,
-                message: None,
-                open: true,
-                throttled: false,
-            });
-        }
+        let (port, source, message) = (event::PORT_UART, Source::Uart, None);
+        let (open, throttled) = (true, false);
+        self.bindings.push(Binding { vector, domain, port, source, message, open, throttled });
         Ok(())
     }
 
     fn free_vector(&self) -> Option<u8> {
         (irq::DEVICE_FIRST..=irq::DEVICE_LAST)
-            .find(|v| self.bindings.get(usize::from(*v)).is_some_and(Option::is_none))
-    }
-
-    fn set_mask(&mut self, source: Source, masked: bool) {
-        // The UART's line is always open: masked, it would lose its edge.
-        if let Source::MsiX { bdf, entry } = source
-            && let Some(function) = self.pci.function(bdf)
-        {
-            // The entry was checked when it was bound.
-            let _ = self.pci.msix_set_mask(function, entry, masked);
-        }
+            .find(|&vector| self.bindings.iter().all(|b| b.vector != vector))
     }
 
     /// Who gets the interrupt that arrived as `vector`.
     pub fn fired(&self, vector: u8) -> Option<(DomainId, Port)> {
-        let binding = self.bindings.get(usize::from(vector))?.as_ref()?;
-        Some((binding.domain, binding.port))
+        self.bindings.iter().find(|b| b.vector == vector).map(|b| (b.domain, b.port))
     }
 
     /// The interrupt came again before its domain looked: mask it until the
     /// domain's next `wait`, so that a storm costs no more than one interrupt
     /// a turn.
     pub fn throttle(&mut self, vector: u8) {
-        let Some(Some(binding)) = self.bindings.get_mut(usize::from(vector)) else { return };
-        // A masked ISA line would lose its edge.
-        if let Source::MsiX { .. } = binding.source {
-            if core::mem::replace(&mut binding.throttled, true) {
-                return;
-            }
-            self.throttled = self.throttled.saturating_add(1);
-            let source = binding.source;
-            self.set_mask(source, true);
+        let Some(b) = self.bindings.iter_mut().find(|b| b.vector == vector) else { return };
+        if b.source != Source::Uart && !core::mem::replace(&mut b.throttled, true) {
+            b.source.set_mask(&self.pci, true);
         }
     }
 
     /// Unmasks what [`Self::throttle`] masked.
     pub fn rearm(&mut self, domain: DomainId) {
-        if self.throttled == 0 {
-            return;
-        }
-        for i in 0..self.bindings.len() {
-            let Some(Some(binding)) = self.bindings.get_mut(i) else { continue };
-            if binding.domain == domain && binding.open && binding.throttled {
-                binding.throttled = false;
-                self.throttled = self.throttled.saturating_sub(1);
-                let source = binding.source;
-                self.set_mask(source, false);
-            }
+        for b in self.bindings.iter_mut().filter(|b| b.domain == domain && b.open && b.throttled) {
+            b.throttled = false;
+            b.source.set_mask(&self.pci, false);
         }
     }
 

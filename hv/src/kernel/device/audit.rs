@@ -31,7 +31,7 @@ impl Devices {
                 }
                 Opening::Interrupt { bdf, index, vector, apic_id } => {
                     interrupts += 1;
-                    let binding = self.bindings.get(usize::from(vector)).and_then(Option::as_ref);
+                    let binding = self.bindings.iter().find(|b| b.vector == vector);
                     binding.is_some_and(|b| {
                         let right = match b.source {
                             Source::MsiX { bdf: owner, entry } => (owner, entry) == (bdf, index),
@@ -51,8 +51,7 @@ impl Devices {
         };
         let Some(iommu) = &self.iommu else { return };
         iommu.openings(&mut check);
-        let (owners, bound) =
-            (self.owned.iter().filter(attached).count(), self.bindings.iter().flatten().count());
+        let (owners, bound) = (self.owned.iter().filter(attached).count(), self.bindings.len());
         if (memory, interrupts) != (owners, bound) {
             complain(format_args!(
                 "{memory} functions and {interrupts} interrupts are let through, not {owners} and {bound}"
@@ -67,7 +66,7 @@ impl Devices {
             }
             for (entry, message) in self.pci.msix_unmasked(function).filter(|_| sends) {
                 let source = Source::MsiX { bdf, entry };
-                let binding = self.bindings.iter().flatten().find(|b| b.source == source);
+                let binding = self.bindings.iter().find(|b| b.source == source);
                 if binding.is_none_or(|b| b.message != Some(message) || !b.open || b.throttled) {
                     complain(format_args!("MSI-X entry {entry} of {bdf} sends {message:x?}"));
                 }
