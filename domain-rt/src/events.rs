@@ -21,7 +21,7 @@ use ring_proto::{
     layout,
 };
 
-use crate::{hypercall, panic::give_up, time};
+use crate::{hypercall, misbehave, time};
 
 /// Bits that were moved out of the page and not yet handed to anybody.
 static TAKEN: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
@@ -133,23 +133,9 @@ pub fn breathe() {
 /// Misbehaves if the operator ordered it.
 fn obey() {
     let word = &page().inject;
-    if word.load(Ordering::Relaxed) == 0 {
-        return;
+    if word.load(Ordering::Relaxed) != 0
+        && let Some(kind) = Inject::from_raw(word.swap(0, Ordering::Relaxed))
+    {
+        misbehave::carry_out(kind);
     }
-    match Inject::from_raw(word.swap(0, Ordering::Relaxed)) {
-        Some(Inject::Panic) => give_up(format_args!("ordered by the operator")),
-        Some(Inject::NullWrite) => null_write(),
-        Some(Inject::Loop) => loop {
-            core::hint::spin_loop();
-        },
-        None => {}
-    }
-}
-
-fn null_write() {
-    // SAFETY: not sound by any rule of Rust, and meant so: address 0 is never
-    // mapped in a domain, so the store ends this generation with a nested fault
-    // and nothing runs after it. In assembly, as the compiler may assume that
-    // a null store does not happen.
-    unsafe { core::arch::asm!("mov dword ptr [{0}], 0", in(reg) 0u64, options(nostack)) };
 }

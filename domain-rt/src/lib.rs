@@ -33,6 +33,7 @@ pub mod exec;
 pub mod fault;
 pub mod heap;
 pub mod hypercall;
+mod misbehave;
 pub mod panic;
 pub mod ranges;
 pub mod refuse;

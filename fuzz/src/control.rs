@@ -39,7 +39,7 @@ impl Ask<'_> {
         let name = known.get(usize::from(self.kind >> 4)).copied().unwrap_or(self.name);
         let domain = Name::try_from(name).unwrap_or_default();
         let timeout_ms = self.number as u32;
-        let how = [How::Panic, How::NullWrite, How::Loop][(self.number % 3) as usize];
+        let how = How::ALL[self.number as usize % How::ALL.len()];
         let command = match self.kind % 11 {
             0 => Command::Info,
             1 => Command::List { first: self.number as u16 },

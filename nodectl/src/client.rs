@@ -13,8 +13,8 @@ use ring_proto::{
     bundle::Name,
     control::{
         Answer, Command, ConnectionStatus, CrashEntry, Decoder, DomainAudit, DomainStatus, Event,
-        FrameError, FromNode, How, Info, LogPage, MAX_TIMEOUT_MS, Page, Recovery, Request, Times,
-        encode,
+        FailureKind, FrameError, FromNode, How, Info, LogPage, MAX_TIMEOUT_MS, Page, Recovery,
+        Request, Times, encode,
     },
 };
 
@@ -333,6 +333,45 @@ impl Client {
             }
         }
         Ok(recoveries)
+    }
+
+    /// Has a domain misbehave, and once it is on its way back, again: its next
+    /// generation dies before it serves, if the order comes in time. Returns
+    /// once one serves.
+    pub fn crash_twice(
+        &mut self,
+        domain: &str,
+        ways: [How; 2],
+        timeout: Duration,
+    ) -> Result<Recovery, Error> {
+        let begin = Instant::now();
+        let deadline = begin + timeout + MARGIN;
+        let timeout_ms = millis(timeout);
+        let command = |domain, how| Command::Crash { domain, how, timeout_ms };
+        let [first, second] = ways;
+        let first = self.send(&command(name(domain)?, first), deadline)?;
+        let again = command(name(domain)?, second);
+        let mut ask = self.send(&again, deadline)?;
+        let mut recovered = None;
+        loop {
+            let (seq, result) = self.next_reply(deadline, begin)?;
+            match result {
+                Ok(Answer::Serving(recovery)) if seq == first => recovered = Some(recovery),
+                Ok(Answer::Serving(recovery)) if seq == ask => return Ok(recovery),
+                // The first death is still to come, or nothing runs yet that could die.
+                Err(Error::Refused(failure))
+                    if seq == ask
+                        && matches!(failure.kind, FailureKind::Busy | FailureKind::BadState) =>
+                {
+                    match recovered {
+                        Some(recovery) => return Ok(recovery),
+                        None => ask = self.send(&again, deadline)?,
+                    }
+                }
+                Err(why) => return Err(why),
+                Ok(_) => return Err(Error::Unexpected("about a recovery")),
+            }
+        }
     }
 
     fn recover(

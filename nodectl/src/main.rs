@@ -111,6 +111,14 @@ enum Way {
     NullWrite,
     /// An endless loop, which the watchdog ends.
     Loop,
+    /// An undefined instruction.
+    Exception,
+    /// Calls without end, until the stack meets its guard page.
+    StackOverflow,
+    /// An exception without a handler, which shuts the CPU down.
+    TripleFault,
+    /// Allocations until one fails.
+    OutOfMemory,
 }
 
 impl From<Way> for How {
@@ -119,6 +127,10 @@ impl From<Way> for How {
             Way::Panic => Self::Panic,
             Way::NullWrite => Self::NullWrite,
             Way::Loop => Self::Loop,
+            Way::Exception => Self::Exception,
+            Way::StackOverflow => Self::StackOverflow,
+            Way::TripleFault => Self::TripleFault,
+            Way::OutOfMemory => Self::OutOfMemory,
         }
     }
 }

@@ -124,7 +124,7 @@ pub fn list_json(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> 
                 "last_reason": names::reason(d.last_reason), "memory": d.memory,
                 "started_ns": d.started_ns, "died_ns": d.died_ns, "cpu_ns": d.cpu_ns,
                 "exits": d.exits, "hypercalls": d.hypercalls, "notifies": d.notifies,
-                "interrupts": d.interrupts,
+                "interrupts": d.interrupts, "mapped": d.mapped, "granted": d.granted,
             })
         })
         .collect();

@@ -89,7 +89,7 @@ fn a_client_lists_crashes_restarts_audits_and_shuts_down() {
     assert!(text.contains("supervisor") && text.contains("connected"), "{text}");
 
     for (how, reason) in
-        [(How::Panic, "panic"), (How::NullWrite, "exception"), (How::Loop, "watchdog")]
+        [(How::Panic, "panic"), (How::NullWrite, "nested-fault"), (How::Loop, "watchdog")]
     {
         let recovery = client.crash("blk", how, PATIENCE).unwrap();
         assert_eq!(names::reason(recovery.reason), reason);
@@ -225,7 +225,7 @@ fn the_command_line_prints_tables_and_json_and_exits_with_meaning() {
     let (code, out, _) = run(FakeNode::new(), &["crash", "blk", "--how", "null-write", "--json"]);
     assert_eq!(code, Some(0));
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((&json["generation"], &json["reason"]), (&2.into(), &"exception".into()));
+    assert_eq!((&json["generation"], &json["reason"]), (&2.into(), &"nested-fault".into()));
     let (code, out, _) = run(FakeNode::new(), &["log"]);
     assert_eq!(code, Some(0));
     assert!(out.contains("[hv] simulated node"), "{out}");

@@ -106,7 +106,7 @@ pub enum Command {
     Shutdown,
 }
 
-/// Ways to misbehave; see [`crate::event::Inject`].
+/// Ways to misbehave; see [`crate::event::Inject`]. New ones go to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum How {
     /// A Rust panic.
@@ -115,6 +115,27 @@ pub enum How {
     NullWrite,
     /// An endless loop that never waits.
     Loop,
+    /// An undefined instruction.
+    Exception,
+    /// Calls without end.
+    StackOverflow,
+    /// An exception without a handler.
+    TripleFault,
+    /// Allocations without end.
+    OutOfMemory,
+}
+
+impl How {
+    /// All there are.
+    pub const ALL: [Self; 7] = [
+        Self::Panic,
+        Self::NullWrite,
+        Self::Loop,
+        Self::Exception,
+        Self::StackOverflow,
+        Self::TripleFault,
+        Self::OutOfMemory,
+    ];
 }
 
 /// What the node sends.
@@ -243,6 +264,10 @@ pub struct DomainStatus {
     pub notifies: u64,
     /// Device interrupts delivered.
     pub interrupts: u64,
+    /// Pages of its grant window that are in use.
+    pub mapped: u32,
+    /// Its grants that others have mapped.
+    pub granted: u32,
 }
 
 /// A connection; states are those of [`crate::conn::State`], the protocol that

@@ -64,5 +64,13 @@ numbered! {
         NullWrite = 2,
         /// An endless loop that never calls `wait`.
         Loop = 3,
+        /// An undefined instruction, which the domain's own handler reports.
+        Exception = 4,
+        /// Calls without end, until the stack meets its guard page.
+        StackOverflow = 5,
+        /// An exception that nothing can handle: the CPU shuts down.
+        TripleFault = 6,
+        /// Allocations until one fails.
+        OutOfMemory = 7,
     }
 }

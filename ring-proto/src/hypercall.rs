@@ -242,6 +242,10 @@ pub struct DomainInfo {
     pub check: u32,
     /// What [`crate::event::EventPage::health`] says now.
     pub health: u32,
+    /// Pages of its grant window that are in use.
+    pub mapped: u32,
+    /// Its grants that others have mapped.
+    pub granted: u32,
     /// Padding.
     pub reserved: u32,
     /// Name from the manifest, NUL-padded.

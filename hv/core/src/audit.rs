@@ -61,7 +61,7 @@ pub fn iommu_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
 
 /// Pages that a domain's nested table should have.
 pub fn nested_pages(space: &Space, window: &Window) -> u64 {
-    space.regions().iter().map(|r| r.len / PAGE).sum::<u64>() + window.used() as u64
+    space.regions().iter().map(|r| r.len / PAGE).sum::<u64>() + u64::from(window.used())
 }
 
 /// Whether the window agrees with the granters' tables: `mapped_at` answers

@@ -139,7 +139,8 @@ impl Domain {
             Life::Stopped => DomainState::Stopped,
             Life::Dead => DomainState::Dead,
         };
-        DomainInfo { state: state as u32, cpu_ns, ..self.info }
+        let (mapped, granted) = (self.window.used(), self.table.used());
+        DomainInfo { state: state as u32, cpu_ns, mapped, granted, ..self.info }
     }
 }
 

@@ -42,7 +42,10 @@ pub struct Source {
 
 /// Numbered places, each of which is free or taken.
 #[derive(Debug)]
-pub struct Places<T>(Vec<Option<T>>);
+pub struct Places<T> {
+    places: Vec<Option<T>>,
+    used: u32,
+}
 
 /// What a domain has mapped, by page of its grant window.
 pub type Window = Places<Mapping>;
@@ -54,18 +57,18 @@ pub type Table = Places<(DomainId, u32)>;
 impl<T: Clone> Places<T> {
     /// So many free places.
     pub fn new(count: u32) -> Self {
-        Self(vec![None; count as usize])
+        Self { places: vec![None; count as usize], used: 0 }
     }
 
     /// What is at a place.
     pub fn get(&self, place: u32) -> Option<&T> {
-        self.0.get(place as usize)?.as_ref()
+        self.places.get(place as usize)?.as_ref()
     }
 
     /// Number of places, free or not.
     #[expect(clippy::len_without_is_empty, reason = "the manifest has none without places")]
     pub fn len(&self) -> u32 {
-        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.places.len()).unwrap_or(u32::MAX)
     }
 
     /// Takes a free place.
@@ -73,17 +76,25 @@ impl<T: Clone> Places<T> {
     /// # Errors
     /// [`Error::NotFound`] if there is no such place, [`Error::Busy`] if it is taken.
     pub fn insert(&mut self, place: u32, item: T) -> Result<(), Error> {
-        let slot = self.0.get_mut(place as usize).ok_or(Error::NotFound)?;
+        let slot = self.places.get_mut(place as usize).ok_or(Error::NotFound)?;
         if slot.is_some() {
             return Err(Error::Busy);
         }
         *slot = Some(item);
+        self.used = self.used.saturating_add(1);
         Ok(())
     }
 
     /// Frees a place and returns what was there.
     pub fn remove(&mut self, place: u32) -> Option<T> {
-        self.0.get_mut(place as usize)?.take()
+        let item = self.places.get_mut(place as usize)?.take()?;
+        self.used = self.used.saturating_sub(1);
+        Some(item)
+    }
+
+    /// Places that are taken.
+    pub fn used(&self) -> u32 {
+        self.used
     }
 }
 
@@ -94,7 +105,7 @@ impl Window {
     /// [`Error::Exhausted`] past the window's end, [`Error::Busy`] if some page
     /// is in use.
     pub fn check_free(&self, pages: Range<u32>) -> Result<(), Error> {
-        let slots = self.0.get(pages.start as usize..pages.end as usize);
+        let slots = self.places.get(pages.start as usize..pages.end as usize);
         let free = slots.ok_or(Error::Exhausted)?.iter().all(Option::is_none);
         if free { Ok(()) } else { Err(Error::Busy) }
     }
@@ -103,14 +114,14 @@ impl Window {
     /// from now on. It stays one for DMA: the device, too, finds the scratch
     /// page there. Returns what it is now.
     pub fn revoke(&mut self, page: u32, scratch: u64) -> Option<Mapping> {
-        let mapping = self.0.get_mut(page as usize)?.as_mut()?;
+        let mapping = self.places.get_mut(page as usize)?.as_mut()?;
         *mapping = Mapping { source: None, frame: scratch, write: true, ..*mapping };
         Some(*mapping)
     }
 
-    /// Pages in use.
-    pub fn used(&self) -> usize {
-        self.0.iter().flatten().count()
+    /// Mappings that were not revoked.
+    pub fn live(&self) -> usize {
+        self.places.iter().flatten().filter(|mapping| mapping.source.is_some()).count()
     }
 }
 

@@ -65,8 +65,10 @@ proptest! {
                     }
                 }
             }
-            prop_assert_eq!(window.used(), model.len());
+            prop_assert_eq!(window.used() as usize, model.len());
             let live = model.values().filter(|g| g.is_some()).count();
+            prop_assert_eq!(window.live(), live);
+            prop_assert_eq!(table.used() as usize, live);
             prop_assert_eq!((0..8).filter(|&g| table.get(g).is_some()).count(), live);
             prop_assert_eq!(hv_core::audit::window_agrees(&window, 3, |_, gref| table.get(gref).copied()), 0);
         }

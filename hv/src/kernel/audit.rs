@@ -82,6 +82,12 @@ impl Node {
                 log::error!("audit: {what}");
             }
         };
+        // With `window_agrees`, which finds a record for each mapping: and none without one.
+        let mapped: usize = self.domains.iter().map(|d| d.window.live()).sum();
+        let granted: u32 = self.domains.iter().map(|d| d.table.used()).sum();
+        if mapped != granted as usize {
+            complain(format_args!("{mapped} grants mapped, {granted} in the granters' books"));
+        }
         self.devices
             .audit(|domain| self.domains.named(domain).map_or(0, |d| d.info.core), &mut complain);
         let nested =

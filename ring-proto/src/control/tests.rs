@@ -56,6 +56,8 @@ fn largest_answers() -> Vec<Answer> {
         hypercalls: u64::MAX,
         notifies: u64::MAX,
         interrupts: u64::MAX,
+        mapped: u32::MAX,
+        granted: u32::MAX,
     };
     let mut domains = Page { entries: heapless::Vec::new(), next: Some(u16::MAX) };
     while domains.entries.push(domain.clone()).is_ok() {}

@@ -320,7 +320,10 @@ impl Node for FakeNode {
         let after = self.habits[usize::from(domain)].dies_after_ns;
         let (after, reason) = match kind {
             Inject::Panic => (after, Reason::Panic),
-            Inject::NullWrite => (after, Reason::Exception),
+            Inject::OutOfMemory => (after, Reason::Memory),
+            Inject::Exception => (after, Reason::Exception),
+            Inject::NullWrite | Inject::StackOverflow => (after, Reason::NestedFault),
+            Inject::TripleFault => (after, Reason::Shutdown),
             Inject::Loop => (100 * after, Reason::Watchdog),
         };
         self.dies_at[usize::from(domain)] = Some((self.now + after, reason));

@@ -40,7 +40,7 @@ pub struct Operation {
     pub name: Name,
     /// What was ordered.
     pub order: Order,
-    /// The generation that was alive and is to end; `None` if none was.
+    /// The generation that ran and is to end; `None` if none did.
     pub ends: Option<Generation>,
     /// When the order came.
     pub ordered_ns: u64,

@@ -398,9 +398,11 @@ impl Supervisor {
         let info = self.find(name)?;
         let bad_state = |text| Err(Failure::new(FailureKind::BadState, text));
         let alive = is(&info, DomainState::Running);
+        // One whose memory is still being restored counts as running.
+        let begun = alive && info.started_ns >= info.died_ns;
         match order {
-            Order::Crash(_) if !alive || info.ready == 0 => {
-                return bad_state(format_args!("{name} does not serve, so it cannot be crashed"));
+            Order::Crash(_) if !begun => {
+                return bad_state(format_args!("{name} does not run, so it cannot be crashed"));
             }
             Order::Restart if is(&info, DomainState::Held) => {
                 return bad_state(format_args!("{name} is held; `release` it"));
@@ -424,7 +426,10 @@ impl Supervisor {
             );
             return Ok(Some(Answer::Leaving { generation: self.generation, sequence }));
         }
-        if self.operations.is_full() || self.operations.iter().any(|o| o.domain == info.id) {
+        // Once the generation that an earlier command ends is over, the next may
+        // be ordered to go, too: both commands end with the one that serves.
+        let same = |o: &Operation| o.domain == info.id && o.ends == Some(info.generation);
+        if self.operations.is_full() || self.operations.iter().any(same) {
             return Err(Failure::new(
                 FailureKind::Busy,
                 format_args!("an earlier command on {name} or others is still under way"),
@@ -454,7 +459,7 @@ impl Supervisor {
             domain: info.id,
             name: name.clone(),
             order,
-            ends: alive.then_some(info.generation),
+            ends: begun.then_some(info.generation),
             ordered_ns: now,
             deadline_ns: now.saturating_add(timeout_ns),
             record: None,
@@ -514,6 +519,10 @@ fn inject(how: How) -> Inject {
         How::Panic => Inject::Panic,
         How::NullWrite => Inject::NullWrite,
         How::Loop => Inject::Loop,
+        How::Exception => Inject::Exception,
+        How::StackOverflow => Inject::StackOverflow,
+        How::TripleFault => Inject::TripleFault,
+        How::OutOfMemory => Inject::OutOfMemory,
     }
 }
 

@@ -62,6 +62,8 @@ pub fn domain(info: &DomainInfo) -> DomainStatus {
         hypercalls: info.hypercalls,
         notifies: info.notifies,
         interrupts: info.interrupts,
+        mapped: info.mapped,
+        granted: info.granted,
     }
 }
 

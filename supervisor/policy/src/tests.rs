@@ -72,6 +72,19 @@ impl Bench {
         }
     }
 
+    fn run_until(&mut self, state: DomainState) {
+        for _ in 0..1_000 {
+            if self.node.domains[usize::from(BLK)].state == state as u32 {
+                return;
+            }
+            self.supervisor.poll(&mut self.node);
+            self.drain();
+            self.node.now += MS / 20;
+            self.node.step();
+        }
+        panic!("blk is not {state:?} after 50 ms");
+    }
+
     fn send(&mut self, command: Command) -> u32 {
         self.seq += 1;
         for &byte in &encode(&Request { seq: self.seq, command }).unwrap() {
@@ -118,8 +131,12 @@ fn a_crash_is_answered_once_the_next_generation_serves() {
     let mut bench = Bench::new();
     for (how, reason, generation) in [
         (How::Panic, Reason::Panic, 2),
-        (How::NullWrite, Reason::Exception, 3),
+        (How::NullWrite, Reason::NestedFault, 3),
         (How::Loop, Reason::Watchdog, 4),
+        (How::Exception, Reason::Exception, 5),
+        (How::StackOverflow, Reason::NestedFault, 6),
+        (How::TripleFault, Reason::Shutdown, 7),
+        (How::OutOfMemory, Reason::Memory, 8),
     ] {
         let recovery = recovery(bench.ask(crash("blk", how), 100));
         assert_eq!(recovery.generation, generation);
@@ -214,6 +231,23 @@ fn a_second_command_on_the_same_domain_has_to_wait() {
     assert_eq!(failure.kind, FailureKind::Busy);
     bench.run_ms(100);
     assert!(bench.reply(first).unwrap().result.is_ok());
+}
+
+#[test]
+fn a_domain_may_be_ordered_to_die_before_it_is_back() {
+    let mut bench = Bench::new();
+    let first = bench.send(crash("blk", How::Panic));
+    bench.run_until(DomainState::Dead);
+    let refused = bench.ask(crash("blk", How::Panic), 0).result.unwrap_err();
+    assert_eq!(refused.kind, FailureKind::BadState, "{refused:?}");
+    bench.run_until(DomainState::Running);
+    assert_eq!(bench.node.domains[usize::from(BLK)].ready, 0);
+    let second = bench.send(crash("blk", How::Panic));
+    bench.run_ms(100);
+    for (number, ended) in [(first, 1), (second, 2)] {
+        let recovery = recovery(bench.reply(number).unwrap());
+        assert_eq!((recovery.generation, recovery.ended), (3, ended));
+    }
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn on_machine(bench: &Bench, cores: u16, cpu: &str, memory: u64) -> Result<()> {
         is_the_machine(node, cores, memory)?;
         smoke(node)?;
         let mut client = node.control()?;
-        for how in [How::Panic, How::NullWrite, How::Loop] {
+        for how in How::ALL {
             for domain in ["blk", "net"] {
                 crash(&mut client, domain, how)?;
                 smoke(node)?;

@@ -84,7 +84,10 @@ pub fn g8_every_death_leaves_a_record(bench: &Bench) -> Result<()> {
 pub fn is_reason(how: How, reason: &str) -> bool {
     match how {
         How::Panic => reason == "panic",
-        How::NullWrite => matches!(reason, "exception" | "nested-fault"),
+        How::OutOfMemory => reason == "memory",
+        How::NullWrite | How::StackOverflow => reason == "nested-fault",
+        How::Exception => reason == "exception",
+        How::TripleFault => reason == "shutdown",
         How::Loop => reason == "watchdog",
     }
 }

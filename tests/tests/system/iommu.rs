@@ -17,7 +17,7 @@ pub fn machine_vt_d(bench: &Bench) -> Result<()> {
             ensure!(lines.iter().any(|line| line.ends_with("IOMMU VT-d")), "VT-d is not in use");
             smoke(node)?;
             let mut client = node.control()?;
-            for how in [How::Panic, How::NullWrite, How::Loop] {
+            for how in How::ALL {
                 for domain in ["blk", "net"] {
                     crash(&mut client, domain, how)?;
                     smoke(node)?;

@@ -15,6 +15,7 @@ mod attacks_rings;
 mod configurations;
 mod control;
 mod durability;
+mod endurance;
 mod hypervisor;
 mod iommu;
 mod recovery;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         recovery::g2_an_endless_loop_is_ended_by_the_watchdog,
         recovery::g3_no_request_fails_over_100_driver_crashes,
         recovery::g3_both_drivers_die_at_once,
+        endurance::g3_deaths_leave_nothing_behind,
         recovery::g6_clients_of_a_held_driver_wait_for_its_release,
         recovery::g7_the_supervisor_may_crash_too,
     ];

@@ -14,7 +14,7 @@ use crate::{control::is_reason, serving::smoke};
 const WAYS: [How; 3] = [How::Panic, How::NullWrite, How::Loop];
 /// How long clients may go without any answer. A crash is a pause of
 /// milliseconds; the rest is the host's.
-const PATIENCE: Duration = Duration::from_secs(240);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Crashes a domain and checks that it died of that and came back.
 pub fn crash(client: &mut Client, domain: &str, how: How) -> Result<()> {
@@ -37,7 +37,16 @@ fn under_load(
     clients: u64,
     disturb: impl FnOnce(&Workload, &mut Client) -> Result<()>,
 ) -> Result<()> {
-    let workload = Workload::default();
+    under(Workload::default(), node, clients, disturb)
+}
+
+/// The same with clients of another kind.
+pub fn under(
+    workload: Workload,
+    node: &Node,
+    clients: u64,
+    disturb: impl FnOnce(&Workload, &mut Client) -> Result<()>,
+) -> Result<()> {
     let reports = std::thread::scope(|scope| {
         let threads = workload.start(scope, node, clients);
         let disturbed = workload

@@ -1,0 +1,73 @@
+#![allow(unsafe_code)]
+//! The misbehaviour that an operator may order, to see a domain die of it.
+//!
+//! Each kind is the real thing, not a report of it: what detects it in earnest
+//! detects it here.
+
+use alloc::vec;
+use core::hint::black_box;
+
+use ring_proto::event::Inject;
+
+use crate::panic::give_up;
+
+/// Bytes that [`exhaust_memory`] takes at a time.
+const CHUNK: usize = 64 << 10;
+
+/// Does what was ordered. It does not return.
+pub(crate) fn carry_out(kind: Inject) {
+    match kind {
+        Inject::Panic => give_up(format_args!("ordered by the operator")),
+        Inject::NullWrite => null_write(),
+        Inject::Loop => endless_loop(),
+        Inject::Exception => undefined_instruction(),
+        Inject::StackOverflow => {
+            black_box(overflow_stack(0));
+        }
+        Inject::TripleFault => triple_fault(),
+        Inject::OutOfMemory => exhaust_memory(),
+    }
+}
+
+fn null_write() {
+    // SAFETY: not sound by any rule of Rust, and meant so: address 0 is never
+    // mapped in a domain, so the store ends this generation with a nested fault
+    // and nothing runs after it. In assembly, as the compiler may assume that
+    // a null store does not happen.
+    unsafe { core::arch::asm!("mov dword ptr [{0}], 0", in(reg) 0u64, options(nostack)) };
+}
+
+/// Without a pause instruction, which a hypervisor could notice.
+fn endless_loop() -> ! {
+    // SAFETY: touches nothing.
+    unsafe { core::arch::asm!("2: jmp 2b", options(noreturn, nomem, nostack)) }
+}
+
+fn undefined_instruction() -> ! {
+    // SAFETY: the exception leads to the domain's handler, which does not return.
+    unsafe { core::arch::asm!("ud2", options(noreturn, nomem, nostack)) }
+}
+
+#[inline(never)]
+fn overflow_stack(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    // The compiler must not see that it has no end.
+    let deeper = if black_box(true) { overflow_stack(depth.wrapping_add(1)) } else { 0 };
+    // Used after the call, which therefore is no jump.
+    deeper.wrapping_add(black_box(frame).iter().sum())
+}
+
+fn triple_fault() -> ! {
+    let empty = [0u16; 5];
+    // SAFETY: with an empty table no exception finds a handler, so the next
+    // instruction shuts the CPU down and nothing runs after it.
+    unsafe { core::arch::asm!("lidt [{}]", "ud2", in(reg) &raw const empty, options(noreturn)) }
+}
+
+fn exhaust_memory() -> ! {
+    loop {
+        // Touched, as a driver's own leak would be; and seen, or the compiler
+        // would leave it out.
+        black_box(vec![0x5au8; CHUNK].leak());
+    }
+}
