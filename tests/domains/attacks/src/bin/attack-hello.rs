@@ -7,7 +7,7 @@
 #![no_main]
 
 use attacks::{
-    done,
+    breach, done,
     rings::{
         LIMIT, WATCH,
         front::{Answer, Front},
@@ -45,7 +45,8 @@ fn main(boot: &'static BootInfo) -> ! {
             match is_right {
                 true => right += 1,
                 false => {
-                    log::warn!("{}: {what} was answered {:?}", front.name(), front.answer(0));
+                    let (name, answer) = (front.name(), front.answer(0));
+                    breach!(NAME, "{name}: {what} was answered {answer:?}");
                     // One is enough, and the next might wait as long.
                     parts::end(NAME, tried, right);
                 }

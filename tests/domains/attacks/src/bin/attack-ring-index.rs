@@ -55,7 +55,7 @@ fn main(boot: &'static BootInfo) -> ! {
                 match front.dropped(LIMIT) {
                     true => dropped += 1,
                     false => {
-                        log::warn!("{} queue {queue}: {what} was borne", front.name());
+                        breach!(NAME, "{} queue {queue}: {what} was borne", front.name());
                         // One is enough, and the next would wait as long.
                         parts::end(NAME, tried, dropped);
                     }
