@@ -1,0 +1,93 @@
+//! The end of a generation, in the order of `hv/src/kernel/death.rs`.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use hv_core::domain::Life;
+use ring_proto::conn::State;
+use ring_proto::crash::{CrashRecord, Reason, Timeline};
+use ring_proto::hypercall::Error;
+use ring_proto::{DomainId, boot};
+use zerocopy::FromZeros;
+
+use super::{Answer, Hv};
+use crate::report::trace;
+
+/// Offsets in `conn::EndPage`.
+const STATE: u64 = 0;
+const GENERATION: u64 = 4;
+
+impl Hv {
+    /// Ends a running domain's generation.
+    pub(crate) fn end(&mut self, domain: DomainId, reason: Reason) {
+        if !self.is_running(domain) {
+            return;
+        }
+        let name = self.domains[domain].config.name.clone();
+        let died = match reason {
+            Reason::Watchdog => self.sched.get(domain).fed_ns,
+            _ => self.now,
+        };
+        self.sched.stop(domain);
+        let ended = self.domains[domain].died(reason, self.now);
+        trace!("{name}: generation {ended} ended: {reason:?}");
+        self.show_closed(domain);
+        self.quiesce(domain);
+        self.unmap_everything(domain);
+        self.withdraw_everything(domain);
+        self.tell_peers(domain);
+        self.tell_supervisor();
+        let mut record = CrashRecord::new_zeroed();
+        (record.domain, record.generation) = (domain, ended);
+        let (detected, quiesced, told) = (self.now, self.now, self.now);
+        record.times = Timeline { died, detected, quiesced, told, ..Timeline::default() };
+        record.report.reason = reason as u32;
+        self.deaths.push(record);
+        // There is nobody else to restart the supervisor.
+        if self.domains[domain].config.capabilities & boot::CAP_SUPERVISOR != 0 {
+            let _ = self.begin(domain);
+        }
+        self.guests[domain].asleep = false;
+    }
+
+    pub(super) fn show_closed(&self, domain: DomainId) {
+        let generation = self.domains[domain].info.generation;
+        for (own, _) in self.connections.iter().filter_map(|c| c.ends(domain)) {
+            for (offset, value) in [(GENERATION, generation), (STATE, State::Closed as u32)] {
+                self.ram.at(own.page + offset, 4).write_u32(0, value, SeqCst);
+            }
+        }
+    }
+
+    fn tell_peers(&mut self, domain: DomainId) {
+        for i in 0..self.connections.len() {
+            if let Some((_, peer)) = self.connections[i].ends(domain) {
+                self.raise(peer.domain, peer.port);
+            }
+        }
+    }
+
+    pub(super) fn end_on_order(&mut self, domain: DomainId, reason: Reason) {
+        match self.domains[domain].life {
+            Life::Running => self.end(domain, reason),
+            Life::Building(_) if reason == Reason::Operator => {
+                self.domains[domain].life = Life::Dead;
+            }
+            Life::Building(_) | Life::Dead | Life::Stopped => {}
+        }
+    }
+
+    /// `start`, `stop` and `restart`: has a domain ended and perhaps begun
+    /// anew, on its own core.
+    pub(crate) fn order(&mut self, domain: DomainId, end: bool, start: bool) -> Answer {
+        let domain = self.checked(domain)?;
+        if start && self.domains[domain].held {
+            return Err(Error::BadState);
+        }
+        let orders = &mut self.guests[domain].orders;
+        if end {
+            orders.end = Some(Reason::Operator);
+        }
+        orders.start |= start;
+        Ok(0)
+    }
+}
