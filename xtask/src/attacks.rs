@@ -97,9 +97,7 @@ impl Attacks {
             let cell = line.strip_prefix("| `").and_then(|rest| rest.split_once("` |"));
             this.rows.extend(cell.map(|(name, _)| name.to_owned()));
         }
-        for path in files(&root.join(PATCHES), "patch")? {
-            this.patches.push(Patch { name: stem(&path), path });
-        }
+        this.patches = patches(&root.join(PATCHES))?;
         Ok(this)
     }
 
@@ -139,6 +137,16 @@ impl Attacks {
         let test = tests.and_then(|tests| tests.first());
         test.map(String::as_str).ok_or_else(|| anyhow!("attack `{attack}` has no test in {TESTS}"))
     }
+}
+
+/// The patches of a folder, by name.
+///
+/// # Errors
+///
+/// The folder can't be read.
+pub fn patches(dir: &Path) -> Result<Vec<Patch>> {
+    let paths = files(dir, "patch")?;
+    Ok(paths.into_iter().map(|path| Patch { name: stem(&path), path }).collect())
 }
 
 /// The name of an attack's test, if a line begins its function.

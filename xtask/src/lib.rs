@@ -12,6 +12,7 @@
 //! | [`qemu`] | a running node and its verdict |
 //! | [`run`], [`test`](mod@test), [`check`], [`deny`], [`sizes`], [`mod@bench`] | the commands |
 //! | [`attacks`], [`without`] | attacks on a node, and their tests without the defence |
+//! | [`sim`](mod@sim) | deterministic simulation, and bugs planted for it |
 //! | [`figures`] | what measuring commands print and write |
 
 pub mod attacks;
@@ -29,6 +30,7 @@ pub mod http;
 pub mod manifest;
 pub mod qemu;
 pub mod run;
+pub mod sim;
 pub mod size;
 pub mod sizes;
 pub mod test;

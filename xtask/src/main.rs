@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::manifest::{self, Manifest, ManifestError};
-use xtask::{bench, build, check, fuzz, run, sizes, test, workspace};
+use xtask::{bench, build, check, fuzz, run, sim, sizes, test, workspace};
 
 /// Builds, runs, tests and measures Bulkhead
 #[derive(Parser)]
@@ -32,6 +32,8 @@ enum Command {
     Check(check::Options),
     /// Search the parsers of foreign bytes for inputs that break them
     Fuzz(fuzz::Options),
+    /// Simulate nodes, one for each seed, with faults at every step
+    Sim(sim::Options),
     /// Measure blk and net through driver domains, beside the drivers linked into the guest
     Bench(bench::Options),
     /// Print sizes of images and of the hypervisor against their budgets
@@ -67,6 +69,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Test(options) => test::test(&options),
         Command::Check(options) => check::check(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
+        Command::Sim(options) => sim::sim(&options),
         Command::Bench(options) => bench::bench(&options),
         Command::Sizes(options) => sizes::sizes(&options),
     }

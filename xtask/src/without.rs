@@ -58,8 +58,7 @@ pub fn without(names: &[String]) -> Result<()> {
         }
         chosen.extend(found);
     }
-    let dir = workspace::target_dir().join("without");
-    let copy = Copy { tree: dir.join("tree"), target: dir.join("target"), tests: tests()? };
+    let copy = Copy { of: Tree::new(), tests: tests()? };
     let mut rows = Vec::new();
     for patch in chosen {
         let test = attacks.test(patch.attack())?;
@@ -94,20 +93,47 @@ fn tests() -> Result<PathBuf> {
 }
 
 /// The copy of the tree that patches are applied to.
+pub struct Tree {
+    /// Where it is.
+    pub tree: PathBuf,
+    /// The target directory of its builds.
+    pub target: PathBuf,
+}
+
+impl Tree {
+    /// The copy, which may not be there yet.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "there is one")]
+    pub fn new() -> Self {
+        let dir = workspace::target_dir().join("without");
+        Self { tree: dir.join("tree"), target: dir.join("target") }
+    }
+
+    /// Makes it a copy of the present tree with `patch` applied.
+    ///
+    /// # Errors
+    ///
+    /// It can't be written, or the patch does not apply.
+    pub fn patch(&self, patch: &Patch) -> Result<()> {
+        sync(workspace::root(), &self.tree)?;
+        patch.apply(&self.tree, false)
+    }
+}
+
+/// The copy, and what tests it.
 struct Copy {
-    tree: PathBuf,
-    target: PathBuf,
+    of: Tree,
     /// The program of the system tests.
     tests: PathBuf,
 }
 
 impl Copy {
     fn run(&self, patch: &Patch, test: &str) -> Result<Outcome> {
-        sync(workspace::root(), &self.tree)?;
-        patch.apply(&self.tree, false)?;
+        self.of.patch(patch)?;
+        let Tree { tree, target } = &self.of;
         let mut command = Command::new(&self.tests);
-        command.args(["--exact", test]).current_dir(&self.tree);
-        command.env(workspace::TREE, &self.tree).env("CARGO_TARGET_DIR", &self.target);
+        command.args(["--exact", test]).current_dir(tree);
+        command.env(workspace::TREE, tree).env("CARGO_TARGET_DIR", target);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().context("can't run the system tests")?;
         let output = child.stdout.take().context("the system tests have no output")?;
