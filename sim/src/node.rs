@@ -32,8 +32,8 @@ pub(crate) const RX_BUFFERS: u64 = 4;
 pub(crate) const WINDOW: u32 = 8;
 pub(crate) const WINDOW_POOL: u32 = 2;
 /// Window pages that are mapped while a connection is up.
-pub(crate) const BLK_MAPPED: usize = (BLK_RING.1 + BLK_POOL.1) as usize;
-pub(crate) const NET_MAPPED: usize = (TX_RING.1 + RX_RING.1 + NET_POOL.1) as usize;
+pub(crate) const BLK_MAPPED: u32 = BLK_RING.1 + BLK_POOL.1;
+pub(crate) const NET_MAPPED: u32 = TX_RING.1 + RX_RING.1 + NET_POOL.1;
 
 /// Pages of a domain's memory.
 const MEMORY: u64 = 26;

@@ -497,7 +497,7 @@ impl World {
         let guests = self.guests();
         for (driver, pages) in [(node::BLK, node::BLK_MAPPED), (node::NET, node::NET_MAPPED)] {
             let used = self.hv.domains[driver].window.used();
-            let want = pages * guests;
+            let want = pages * guests as u32;
             rule!(used == want, "domain {driver} has {used} pages mapped, {want} are in use");
         }
         for number in 0..guests {

@@ -27,7 +27,7 @@ impl Hv {
         bad += nested.iter().filter(|leaf| !audit::nested_leaf(space, window, **leaf)).count();
         let reachable = leaves(&guest.iommu);
         bad += reachable.iter().filter(|leaf| !audit::iommu_leaf(space, window, **leaf)).count();
-        bad += usize::from(nested.len() != window.used());
+        bad += usize::from(nested.len() as u32 != window.used());
         let agrees = audit::window_agrees(window, domain, |granter, gref| {
             self.domains.named(granter).and_then(|g| g.table.get(gref).copied())
         });
