@@ -9,6 +9,10 @@ pub(crate) enum Mode {
     Fused,
     /// Is measured against.
     Peer,
+    /// Keeps the disk busy and watches its driver die.
+    RecoveryBlk,
+    /// The same with the NIC.
+    RecoveryNet,
 }
 
 /// What the manifest says.
@@ -28,6 +32,8 @@ impl Args {
                 Some(("mode", "ring")) => args.mode = Mode::Ring,
                 Some(("mode", "fused")) => args.mode = Mode::Fused,
                 Some(("mode", "peer")) => args.mode = Mode::Peer,
+                Some(("mode", "recovery-blk")) => args.mode = Mode::RecoveryBlk,
+                Some(("mode", "recovery-net")) => args.mode = Mode::RecoveryNet,
                 Some(("only", names)) => args.only = names,
                 _ => return Err(word),
             }

@@ -10,6 +10,7 @@
 //! | word | |
 //! |---|---|
 //! | `mode=ring`, `mode=fused` | how the devices are reached |
+//! | `mode=recovery-blk`, `mode=recovery-net` | requests without end, and a line for each death of the driver |
 //! | `mode=peer` | the other end of the wire, see [`net::peer`] |
 //! | `only=A,B` | cases whose name contains one of these; all by default |
 #![no_std]
@@ -20,6 +21,7 @@ extern crate alloc;
 mod args;
 mod blk;
 mod net;
+mod outage;
 mod record;
 mod region;
 
@@ -36,6 +38,8 @@ fn main(boot: &'static BootInfo) -> ! {
     };
     let outcome = match args.mode {
         Mode::Peer => net::peer::serve(),
+        Mode::RecoveryBlk => blk::recovery(),
+        Mode::RecoveryNet => net::recovery(),
         Mode::Ring => blk::ring(&args).and_then(|()| net::ring(&args)),
         Mode::Fused => blk::fused(&args).and_then(|()| net::fused(&args)),
     };

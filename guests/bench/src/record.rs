@@ -67,6 +67,15 @@ pub(crate) fn case(name: &str, work: &Work, before: &Snapshot, after: &Snapshot)
     ));
 }
 
+/// Writes the line of one outage: `first_ns` is when the first request after
+/// it was answered.
+pub(crate) fn outage(load: &str, number: u64, first_ns: u64, replayed: u64, lost: u64) {
+    line(&format!(
+        "{{\"outage\":{number},\"load\":\"{load}\",\"first_ns\":{first_ns},\
+         \"replayed\":{replayed},\"lost\":{lost}}}"
+    ));
+}
+
 /// Says that there are no more cases.
 pub(crate) fn end() {
     line("{\"end\":true}");

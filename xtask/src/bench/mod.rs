@@ -36,6 +36,7 @@
 //! hundredths. Figures of net repeat more closely.
 
 mod disk;
+mod recovery;
 mod table;
 
 use std::ffi::OsString;
@@ -70,13 +71,23 @@ const CASES: [&str; 11] = [
 
 /// Options.
 #[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
+    /// Instead of speed
+    #[command(subcommand)]
+    what: Option<What>,
     /// Only cases whose name contains one of these, such as `rand4k` or `net`
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum What {
+    /// Measure how long guests wait when drivers die
+    Recovery(recovery::Options),
 }
 
 /// What the guest counted in one case.
@@ -135,6 +146,9 @@ impl Mode {
 ///
 /// A node does not build, run or end in order, or a name fits no case.
 pub fn bench(options: &Options) -> Result<()> {
+    if let Some(What::Recovery(options)) = &options.what {
+        return recovery::bench(options);
+    }
     let fits = |case: &str| options.names.iter().any(|name| case.contains(name.as_str()));
     if !options.names.is_empty() && !CASES.iter().any(|case| fits(case)) {
         bail!("no case is named so; there is {}", CASES.join(", "));

@@ -6,6 +6,7 @@
 //! of it, once; this is part of the workload in both modes.
 
 mod fused;
+mod recovery;
 mod ring;
 
 use alloc::{boxed::Box, format, vec};
@@ -22,6 +23,7 @@ use crate::{
 };
 
 pub(crate) use fused::run as fused;
+pub(crate) use recovery::run as recovery;
 pub(crate) use ring::run as ring;
 
 /// Buffers, and most requests at a time.

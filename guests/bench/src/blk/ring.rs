@@ -16,8 +16,8 @@ use ring_proto::{
 use super::{BUFFER, BUFFERS, Disk, SECTORS};
 use crate::{args::Args, region::region};
 
-struct Ring {
-    front: Frontend,
+pub(super) struct Ring {
+    pub(super) front: Frontend,
     env: DomainEnv,
     memory: SharedMem,
     progress: Progress,
@@ -28,7 +28,8 @@ pub(crate) fn run(args: &Args) -> Result<(), &'static str> {
     super::run_all(args, open)
 }
 
-fn open() -> Result<Ring, &'static str> {
+/// The volume, once a driver answered.
+pub(super) fn open() -> Result<Ring, &'static str> {
     let connection = conn::all(Protocol::Blk, Role::Frontend).next().ok_or("no blk connection")?;
     let pool = region((BUFFERS * BUFFER / PAGE_SIZE) as u32)?;
     let config = FrontendConfig {

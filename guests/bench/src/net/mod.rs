@@ -4,6 +4,7 @@
 
 mod fused;
 pub(crate) mod peer;
+mod recovery;
 mod ring;
 mod stack;
 
@@ -19,6 +20,7 @@ use crate::{
 };
 
 pub(crate) use fused::run as fused;
+pub(crate) use recovery::run as recovery;
 pub(crate) use ring::run as ring;
 
 /// Addresses of the two ends, both /24.
@@ -28,6 +30,8 @@ const PEER: Ipv4Address = Ipv4Address::new(10, 9, 0, 2);
 const SINK: u16 = 9001;
 const SOURCE: u16 = 9002;
 const ECHO: u16 = 9003;
+/// UDP port of the peer at which each datagram comes back.
+const DATAGRAMS: u16 = 9004;
 
 /// Bytes of a bulk transfer, and of the one before it that opens windows.
 const BULK: u64 = 16 << 20;

@@ -17,8 +17,8 @@ use crate::{args::Args, region::region};
 /// A tx and an rx buffer for each slot.
 const POOL_PAGES: u32 = SLOTS * 2 * BUFFER as u32 / PAGE_SIZE as u32;
 
-struct Ring {
-    front: Frontend,
+pub(super) struct Ring {
+    pub(super) front: Frontend,
     env: DomainEnv,
     mac: [u8; 6],
     progress: Progress,
@@ -29,7 +29,8 @@ pub(crate) fn run(args: &Args) -> Result<(), &'static str> {
     super::run_all(args, open)
 }
 
-fn open() -> Result<Ring, &'static str> {
+/// The vif, once a driver answered.
+pub(super) fn open() -> Result<Ring, &'static str> {
     let connection = conn::all(Protocol::Net, Role::Frontend).next().ok_or("no net connection")?;
     let config = FrontendConfig {
         pages: connection.pages(),

@@ -10,7 +10,7 @@ use ring_proto::net::MAX_FRAME;
 use smoltcp::{
     iface::{Config, Interface, SocketHandle, SocketSet},
     phy::{self, Device, DeviceCapabilities, Medium},
-    socket::tcp,
+    socket::{tcp, udp},
     time::Instant,
     wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr},
 };
@@ -63,6 +63,11 @@ impl<N: Nic> Stack<N> {
         let mut sockets = SocketSet::new(Vec::new());
         let client = sockets.add(socket());
         Self { device, interface, sockets, client, next_port: 50_000 }
+    }
+
+    /// What is below the stack.
+    pub(super) fn nic(&self) -> &N {
+        &self.device.nic
     }
 
     /// One turn: frames in and out. Returns when to be back.
@@ -149,6 +154,15 @@ pub(super) fn socket() -> tcp::Socket<'static> {
     let mut socket = tcp::Socket::new(buffer(), buffer());
     socket.set_nagle_enabled(false);
     socket
+}
+
+/// A datagram socket with room for `count` datagrams of `len` bytes each way.
+pub(super) fn datagrams(count: usize, len: usize) -> udp::Socket<'static> {
+    let buffer = || {
+        let slots = vec![udp::PacketMetadata::EMPTY; count];
+        udp::PacketBuffer::new(slots, vec![0; count.saturating_mul(len)])
+    };
+    udp::Socket::new(buffer(), buffer())
 }
 
 fn now() -> Instant {
