@@ -44,4 +44,4 @@ pub mod virtio;
 
 pub use embassy_executor;
 pub use ring_proto;
-pub use start::{boot, set_in_flight, set_ready, set_served};
+pub use start::{boot, set_in_flight, set_ready, set_served, stand_by};

@@ -5,11 +5,11 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use ring_proto::{
     boot::BootInfo,
-    event::{READY, SERVED},
+    event::{PORT_TAKEOVER, READY, SERVED, STANDBY},
     layout,
 };
 
-use crate::{console, events, fault, heap, hypercall};
+use crate::{console, events, fault, heap, hypercall, time::NEVER};
 
 // RDI holds the address of the boot information. RSP is undefined.
 core::arch::global_asm!(
@@ -82,6 +82,19 @@ pub fn init(heap: &heap::Heap) -> &'static BootInfo {
     heap.init(layout::HEAP, boot.heap_len);
     console::init();
     boot
+}
+
+/// In a warm spare: says that it stands by, and returns once it is in its
+/// principal's place. Before that it owns no device and no connection. Returns
+/// at once in any other domain.
+pub fn stand_by() {
+    if boot().flags & ring_proto::boot::STANDBY == 0 {
+        return;
+    }
+    events::page().ready.store(STANDBY, Ordering::Release);
+    while !events::take_all().has(PORT_TAKEOVER) {
+        events::wait(NEVER);
+    }
 }
 
 /// Tells the hypervisor that this generation serves; it hears of it at the next

@@ -37,13 +37,16 @@ const IDENTITY_END: u64 = 512 << 30;
 /// A page table in the processor's format.
 pub type Table = PageTable<Identity>;
 
-/// An empty page table; `None` if memory is short.
-pub fn new_table() -> Option<Table> {
+/// An empty page table, whose leaves may be `large`; `None` if memory is short.
+pub fn new_table(large: bool) -> Option<Table> {
     // SAFETY: the early map reaches all frames that are given out before the
     // final one is in use, and that one reaches all; a table touches only the
     // frames that it was given.
     let io = unsafe { Identity::new() };
-    let format = Format::long_mode(features::get().gib_pages);
+    let mut format = Format::long_mode(features::get().gib_pages);
+    if !large {
+        format.largest = 1;
+    }
     PageTable::new(io, format, &mut memmap::alloc_frames)
 }
 
@@ -77,7 +80,7 @@ fn map_identity(table: &mut Table, range: Range, bits: u64) {
 /// Where memory is short, or the tables would make anything writable and
 /// executable.
 pub fn init(boot: &Boot) {
-    let mut table = new_table().expect("no memory for page tables");
+    let mut table = new_table(true).expect("no memory for page tables");
     // The first 4 GiB in steps of 2 MiB: RAM wherever there is any, else registers.
     let mut at = 0;
     while at < LOW_END {

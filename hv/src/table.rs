@@ -20,7 +20,9 @@ pub const PRESENT: u64 = 1 << 0;
 pub const WRITE: u64 = 1 << 1;
 pub const USER: u64 = 1 << 2;
 pub const UNCACHED: u64 = 1 << 3 | 1 << 4;
-pub const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
+pub const ACCESSED_DIRTY: u64 = 1 << 5 | DIRTY;
+/// In a leaf: something was written there.
+const DIRTY: u64 = 1 << 6;
 pub const GLOBAL: u64 = 1 << 8;
 pub const NO_EXECUTE: u64 = 1 << 63;
 /// A leaf above the lowest level. An IOMMU's table has none.
@@ -216,6 +218,48 @@ impl<IO: PhysIo> PageTable<IO> {
         let old = self.io.read::<u64>(slot);
         self.write(slot, entry);
         Some(old)
+    }
+
+    /// The leaf for `virt`, if it is mapped: where it is, what it says, and its
+    /// level.
+    fn find(&self, virt: u64) -> Option<(u64, u64, u8)> {
+        let mut table = self.root;
+        for level in (1..=self.format.levels).rev() {
+            let at = entry_address(table, virt, level);
+            let entry = self.io.read::<u64>(at);
+            if !self.format.is_present(entry) {
+                break;
+            }
+            if self.format.is_leaf(entry, level) {
+                return Some((at, entry, level));
+            }
+            table = entry & ADDRESS;
+        }
+        None
+    }
+
+    /// Whether the processor wrote through the leaf for `virt`, or
+    /// [`Self::mark`] says so, since it was last clean.
+    pub fn is_dirty(&self, virt: u64) -> bool {
+        self.find(virt).is_some_and(|(_, entry, _)| entry & DIRTY != 0)
+    }
+
+    /// Marks the leaf for `virt` as written to. Nothing that the processor
+    /// stores there meanwhile can get lost: it only ever sets the same bit.
+    pub fn mark(&self, virt: u64) {
+        if let Some((at, entry, _)) = self.find(virt) {
+            self.write(at, entry | DIRTY);
+        }
+    }
+
+    /// Takes the mark away, with the last page of a leaf; the earlier ones of a
+    /// large leaf leave it. For tables that nobody walks now; the caller flushes.
+    pub fn clean(&self, virt: u64) {
+        if let Some((at, entry, level)) = self.find(virt)
+            && (virt + PAGE).is_multiple_of(span(level))
+        {
+            self.write(at, entry & !DIRTY);
+        }
     }
 
     /// Shows every leaf to `visit` as (virtual address, bits, physical address,

@@ -71,6 +71,7 @@ pub fn list(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> Strin
     for d in domains {
         let state = match names::domain_state(d.state) {
             state if state == "running" && !d.ready => "starting".to_owned(),
+            state if state == "running" && d.spare_of.is_some() => "standby".to_owned(),
             state => state,
         };
         rows.push(vec![
@@ -125,6 +126,7 @@ pub fn list_json(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> 
                 "started_ns": d.started_ns, "died_ns": d.died_ns, "cpu_ns": d.cpu_ns,
                 "exits": d.exits, "hypercalls": d.hypercalls, "notifies": d.notifies,
                 "interrupts": d.interrupts, "mapped": d.mapped, "granted": d.granted,
+                "interrupts": d.interrupts, "spare_of": d.spare_of,
             })
         })
         .collect();

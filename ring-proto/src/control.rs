@@ -268,6 +268,8 @@ pub struct DomainStatus {
     pub mapped: u32,
     /// Its grants that others have mapped.
     pub granted: u32,
+    /// It is the warm spare of this domain; ready means that it stands by.
+    pub spare_of: Option<DomainId>,
 }
 
 /// A connection; states are those of [`crate::conn::State`], the protocol that

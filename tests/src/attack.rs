@@ -248,14 +248,17 @@ impl Attack {
     }
 }
 
-/// The text of the demo node's manifest.
+/// The text of the demo node's manifest, without spares: an attack runs in the
+/// one domain that it names, and its neighbours stay as they were.
 ///
 /// # Errors
 ///
 /// It can't be read.
 pub fn demo() -> Result<String> {
     let path = workspace::root().join("nodes/demo.toml");
-    fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))
+    let text = fs::read_to_string(&path);
+    let text = text.with_context(|| format!("can't read {}", path.display()))?;
+    Ok(text.replace("spare = true\n", ""))
 }
 
 /// An attack under way.

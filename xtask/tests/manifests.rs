@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use ring_proto::boot::{CAP_CONTROL_UART, CAP_SUPERVISOR, Limits};
-use ring_proto::bundle::Select;
+use ring_proto::bundle::{self, Select};
 use xtask::manifest::{Manifest, ManifestError};
 
 fn folder() -> PathBuf {
@@ -115,8 +115,15 @@ size = "64MiB"
     let manifest = parse("node.toml", text).unwrap();
     assert_eq!(manifest.cores, 2);
     assert_eq!(manifest.image_names(), ["net", "kv", "blk", "supervisor"]);
-    let [net, kv, blk, supervisor] = manifest.domains.as_slice() else { panic!() };
+    let [net, kv, blk, supervisor, spare] = manifest.domains.as_slice() else { panic!() };
     assert!(net.spare && !kv.spare);
+    let like_net = bundle::Domain {
+        name: "net-spare".try_into().unwrap(),
+        devices: heapless::Vec::new(),
+        spare_of: Some(0),
+        ..net.spec.clone()
+    };
+    assert_eq!((&spare.spec, spare.image.as_str()), (&like_net, "net"));
     assert_eq!(net.spec.devices.as_slice(), [0]);
     assert_eq!(net.spec.restart.backoff_percent, 200);
     assert_eq!((kv.spec.memory, kv.spec.dma_pool, kv.spec.weight), (16 << 20, 0, 128));
@@ -138,10 +145,7 @@ size = "64MiB"
     assert_eq!(addresses, ["::ffff:10.0.2.15/128", "fd00::5/128", "fd00:1::/64"]);
     assert_eq!((wire.addresses.checked, disk.addresses.checked), (1, 0));
     assert_eq!(manifest.volumes[0].size, 64 << 20);
-    assert_eq!(
-        manifest.warnings,
-        ["`spare = true` in [domain.net] has no effect yet: warm spares are still to come"]
-    );
+    assert!(manifest.warnings.is_empty(), "{:?}", manifest.warnings);
 }
 
 #[test]

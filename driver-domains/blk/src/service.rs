@@ -13,7 +13,7 @@ use domain_rt::{
     events,
     panic::{give_up, stalled},
     refuse::{Refusal, Why, why},
-    set_in_flight, set_ready, set_served,
+    set_in_flight, set_ready, set_served, stand_by,
     time::{NEVER, now_ns},
     virtio::{Error, queue::Misbehaved},
 };
@@ -77,6 +77,8 @@ struct Work {
 
 /// Serves the domain's first device for ever.
 pub fn run(boot: &'static BootInfo) -> ! {
+    // Nearly all that comes before service is the disk's or the guests'.
+    stand_by();
     let mut disk = match VirtioBlk::open(0) {
         Ok(disk) => disk,
         // The supervisor restarts this domain, and holds it if that does not

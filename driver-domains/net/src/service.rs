@@ -13,7 +13,7 @@ use domain_rt::{
     events,
     panic::{give_up, stalled},
     refuse::{Refusal, Why, why},
-    set_in_flight, set_ready, set_served,
+    set_in_flight, set_ready, set_served, stand_by,
     time::{MS, NEVER, now_ns},
 };
 use io_limits::{Bucket, Limiter, Turns};
@@ -86,6 +86,8 @@ struct Client {
 
 /// Serves the domain's first device for ever.
 pub fn run(boot: &'static BootInfo) -> ! {
+    // Nearly all that comes before service is the NIC's or the guests'.
+    stand_by();
     let nic = match VirtioNet::open(0) {
         Ok(nic) => nic,
         // The supervisor restarts this domain, and holds it if that does not

@@ -5,7 +5,7 @@
 
 use ring_proto::{
     MAX_DOMAIN_CONNECTIONS, PAGE_SIZE, boot,
-    bundle::{Connection, Node, Select},
+    bundle::{Connection, Domain, Node, Select},
     conn::Protocol,
     layout,
 };
@@ -141,7 +141,16 @@ fn check_domain(node: &Node, index: usize) -> Result<(), Problem> {
     }
     let is_end = |c: &&Connection| [c.frontend, c.backend].map(usize::from).contains(&index);
     let ends = node.connections.iter().filter(is_end).count();
-    demand(ends <= MAX_DOMAIN_CONNECTIONS, "the domain has too many connections")
+    demand(ends <= MAX_DOMAIN_CONNECTIONS, "the domain has too many connections")?;
+    let Some(principal) = domain.spare_of else { return Ok(()) };
+    // Its body takes the place of the other's, which must fit in every way.
+    let like = before().nth(principal.into()).is_some_and(|p| {
+        let (name, devices) = (p.name.clone(), p.devices.clone());
+        *p == Domain { name, devices, spare_of: None, ..domain.clone() }
+    });
+    let own = domain.devices.is_empty() && domain.capabilities == 0 && ends == 0;
+    let only = before().all(|o| o.spare_of != domain.spare_of);
+    demand(like && own && only, "a spare is one of one other domain, like it, without anything")
 }
 
 fn check_connection(node: &Node, index: usize) -> Result<(), Problem> {

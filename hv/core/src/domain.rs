@@ -20,7 +20,7 @@ use crate::{
 pub enum Life {
     /// Never started, exited or stopped.
     Stopped,
-    /// Its memory is being restored; bytes done.
+    /// Its memory is being restored; the guest-physical address to go on at.
     Building(u64),
     /// Running or waiting.
     Running,
@@ -79,18 +79,31 @@ impl Domain {
         self.life == Life::Running
     }
 
+    /// Whether it is a spare that could take over now.
+    pub fn stands_by(&self) -> bool {
+        self.is_alive() && self.info.ready == event::STANDBY
+    }
+
+    /// Whether it can be a peer: a spare has the place of none.
+    pub fn is_peer(&self) -> bool {
+        self.is_alive() && self.config.spare_of.is_none()
+    }
+
+    /// Whether a next generation may begin.
+    pub fn may_begin(&self) -> bool {
+        matches!(self.life, Life::Stopped | Life::Dead) && !self.held
+    }
+
     /// Begins a new life: its memory is to be restored.
     ///
     /// # Errors
     /// [`Error::BadState`] if it is alive, being built, or held.
     pub fn begin_build(&mut self) -> Result<(), Error> {
-        match self.life {
-            Life::Stopped | Life::Dead if !self.held => {
-                self.life = Life::Building(0);
-                Ok(())
-            }
-            _ => Err(Error::BadState),
+        if !self.may_begin() {
+            return Err(Error::BadState);
         }
+        self.life = Life::Building(0);
+        Ok(())
     }
 
     /// The memory is restored: the present generation begins.
@@ -144,6 +157,20 @@ impl Domain {
     }
 }
 
+/// A spare that stands by takes the place of its principal, which is not alive:
+/// they exchange their memory. The principal's next generation runs, as if just
+/// born; the spare has the dead one's memory and it is to be restored. What
+/// belongs to the number (name, ports, grants, statistics) stays with it.
+pub fn take_over(principal: &mut Domain, spare: &mut Domain, now: u64) {
+    let base = principal.space.base;
+    principal.space.rebase(spare.space.base);
+    spare.space.rebase(base);
+    principal.born(now);
+    let info = &mut spare.info;
+    (info.generation, info.ready) = (info.generation.wrapping_add(1).max(1), 0);
+    spare.life = Life::Building(0);
+}
+
 /// One value for each domain of the node, in order of their numbers.
 ///
 /// An index must be the number of a domain that exists: from a walk over the
@@ -166,6 +193,12 @@ impl<T> ByDomain<T> {
     /// That of a domain that there may not be.
     pub fn named(&self, id: DomainId) -> Option<&T> {
         self.0.get(usize::from(id))
+    }
+
+    /// Those of two domains, unless they are the same.
+    pub fn pair(&mut self, a: DomainId, b: DomainId) -> Option<(&mut T, &mut T)> {
+        let [a, b] = self.0.get_disjoint_mut([usize::from(a), usize::from(b)]).ok()?;
+        Some((a, b))
     }
 
     /// One after the other.

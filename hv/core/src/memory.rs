@@ -67,6 +67,12 @@ impl Region {
         !matches!(self.kind, Kind::Connection | Kind::Bar)
     }
 
+    /// Whether everybody who writes there leaves a mark in the nested table:
+    /// not the domain's device, and not the hypervisor where it writes often.
+    pub fn is_marked(&self) -> bool {
+        !matches!(self.kind, Kind::DmaPool | Kind::BootInfo | Kind::Event | Kind::PageTables)
+    }
+
     /// Whether pages of it may be granted.
     pub fn is_grantable(&self) -> bool {
         match self.kind {
@@ -152,6 +158,16 @@ impl Space {
         self.regions.insert(at, Region { gpa, hpa, len, write, execute: false, kind });
     }
 
+    /// Moves to another extent of the same size: own memory lies there from now
+    /// on; foreign frames stay where they are.
+    pub fn rebase(&mut self, base: u64) {
+        let old = core::mem::replace(&mut self.base, base);
+        for r in self.regions.iter_mut().filter(|r| r.is_own_memory()) {
+            r.hpa = r.hpa - old + base;
+        }
+        self.scratch = self.scratch - old + base;
+    }
+
     /// All regions in order of guest-physical address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
@@ -162,6 +178,11 @@ impl Space {
         let at = self.regions.partition_point(|r| r.gpa <= gpa);
         let r = self.regions.get(at.checked_sub(1)?)?;
         (gpa - r.gpa < r.len).then_some(r)
+    }
+
+    /// The region of the domain's own memory that holds `gpa`, or the next one.
+    pub fn own_from(&self, gpa: u64) -> Option<&Region> {
+        self.regions.iter().find(|r| r.is_own_memory() && gpa < r.gpa + r.len)
     }
 
     /// Machine address of `len` bytes at `gpa`, if they lie in one region of

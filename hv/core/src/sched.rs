@@ -106,6 +106,14 @@ impl Scheduler {
         self.fed(domain, now);
     }
 
+    /// Makes a domain runnable whose work can wait: behind all others.
+    pub fn start_behind(&mut self, domain: DomainId, now: u64) {
+        self.start(domain, now);
+        let e = &mut self.entities[domain];
+        let clock = self.clocks.get(usize::from(e.core)).copied().unwrap_or(0);
+        e.vruntime = e.vruntime.max(clock);
+    }
+
     /// Takes a domain off its core for good.
     pub fn stop(&mut self, domain: DomainId) {
         self.entities[domain].activity = Activity::Off;

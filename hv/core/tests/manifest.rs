@@ -180,6 +180,54 @@ fn bad_domains() {
 }
 
 #[test]
+fn g6_a_spare_is_like_its_principal_and_has_nothing() {
+    let spared = |change: fn(&mut Node)| {
+        let mut node = good();
+        let name = "spare".try_into().unwrap();
+        let spare = Domain {
+            name,
+            devices: Default::default(),
+            spare_of: Some(0),
+            ..node.domains[0].clone()
+        };
+        node.domains.push(spare).unwrap();
+        change(&mut node);
+        validate(&node, TOTAL)
+    };
+    assert_eq!(spared(|_| ()), Ok(()));
+    let problem = "a spare is one of one other domain, like it, without anything";
+    let changes: [fn(&mut Node); 9] = [
+        |n| {
+            n.domains[1].weight = 1;
+            n.domains[2].spare_of = Some(1)
+        },
+        |n| n.domains[2].spare_of = Some(2),
+        |n| n.domains[2].spare_of = Some(u16::MAX),
+        |n| n.domains[2].memory += 4096,
+        |n| n.domains[2].dma_pool = 0,
+        |n| n.domains[2].core = Some(0),
+        |n| n.domains[2].grant_window_pages += 512,
+        |n| n.domains[2].watchdog_ms += 1,
+        |n| n.connections[0].frontend = 2,
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let error = ManifestError { item: Item::Domain, index: 2, problem };
+        assert_eq!(spared(change), Err(error), "change {number}");
+    }
+    let error = spared(|n| {
+        let second = Domain { name: "second".try_into().unwrap(), ..n.domains[2].clone() };
+        n.domains.push(second).unwrap();
+    });
+    assert_eq!(error, Err(ManifestError { item: Item::Domain, index: 3, problem }));
+    let error = spared(|n| {
+        let of_spare = Some(2);
+        let name = "second".try_into().unwrap();
+        n.domains.push(Domain { name, spare_of: of_spare, ..n.domains[2].clone() }).unwrap();
+    });
+    assert_eq!(error, Err(ManifestError { item: Item::Domain, index: 3, problem }));
+}
+
+#[test]
 fn bad_connections() {
     use Item::Connection;
     bad(Connection, 0, "the protocol is unknown", |n| n.connections[0].protocol = 7);

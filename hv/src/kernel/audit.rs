@@ -1,17 +1,10 @@
 //! The audit: every mapping that the hardware's tables hold, against what
 //! `hv-core` says should be there.
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    reason = "counts, and addresses within regions"
-)]
+#![expect(clippy::arithmetic_side_effects, reason = "counts, and addresses within regions")]
 
 use core::fmt;
 
-use hv_core::{
-    audit::{self, Leaf},
-    memory::Kind,
-};
+use hv_core::audit::{self, Leaf};
 use ring_proto::{DomainId, PAGE_SIZE};
 
 use super::Node;
@@ -98,37 +91,5 @@ impl Node {
             }
         }
         bad
-    }
-
-    /// Pages of a domain's memory that are not what the next generation is to
-    /// find there, just before it gets it: its image where there is one, else
-    /// zero. Of each page one line is looked at, the next one each time, so
-    /// that it costs little and no page that was forgotten stays unseen.
-    pub(super) fn leftovers(&self, domain: DomainId) -> u64 {
-        const LINE: u64 = 64;
-        let d = &self.domains[domain];
-        let image = self.images.get(usize::from(d.config.image));
-        let filled = |at: u64| {
-            image.is_some_and(|image| {
-                image.segments.iter().enumerate().any(|(i, segment)| {
-                    let region = d.space.find(Kind::Image(i));
-                    region.is_some_and(|r| r.hpa < at + LINE && at < r.hpa + segment.file_len)
-                })
-            })
-        };
-        let salts = u64::from(d.info.generation).wrapping_mul(17)..;
-        let pages = (d.space.base..d.space.base + d.space.len).step_by(PAGE_SIZE);
-        // It never finds its scratch page, where grantees of an earlier life may still write.
-        let scratch = d.space.scratch;
-        let at =
-            pages.zip(salts).map(|(page, salt)| page + salt % (PAGE_SIZE as u64 / LINE) * LINE);
-        let dirty = at.filter(|&at| {
-            let mut line = [0; LINE as usize];
-            let scratch = (scratch..scratch + PAGE_SIZE as u64).contains(&at);
-            !filled(at)
-                && !scratch
-                && (self.ram.read(at, &mut line).is_err() || line != [0; LINE as usize])
-        });
-        dirty.count() as u64
     }
 }

@@ -26,13 +26,13 @@ use zerocopy::{FromBytes, FromZeros};
 use super::{Connection, End, Guest, Node, Orders, PAGE, device::Devices, ram::Ram};
 use crate::{
     cpu, memmap, paging,
-    vt::{
-        npt::Rights,
-        svm::{Maps, SvmVcpu},
-    },
+    vt::svm::{Maps, SvmVcpu},
 };
 
 const HUGE: u64 = 2 << 20;
+/// A domain of so many bytes is mapped page by page, so that few are restored
+/// after its death: drivers write to a fraction of theirs.
+const SMALL: u64 = 16 << 20;
 /// Death records kept.
 const DEATHS: usize = 64;
 /// Bytes of console log kept.
@@ -94,7 +94,10 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
     node.info.memory = memmap::boot().usable;
     node.devices.resolve(&manifest)?;
     for (id, config) in (0..).zip(&manifest.domains) {
-        node.add_domain(id, config, maps)?;
+        // Their foreign pages change tables one by one.
+        let spared =
+            config.spare_of.is_some() || manifest.domains.iter().any(|d| d.spare_of == Some(id));
+        node.add_domain(id, config, maps, spared)?;
     }
     for (number, config) in (0..).zip(&manifest.connections) {
         node.add_connection(number, config).ok_or("no memory for connection pages")?;
@@ -108,6 +111,7 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
         let d = &mut node.domains[id];
         if d.config.autostart {
             d.life = Life::Building(0);
+            node.sched.start(id, 0);
         }
         if Devices::wants_uart(&d.config) {
             node.devices.route_uart(id, d.info.core)?;
@@ -123,6 +127,7 @@ impl Node {
         id: DomainId,
         config: &bundle::Domain,
         maps: Maps,
+        spared: bool,
     ) -> Result<(), String> {
         let short = || {
             format!(
@@ -137,8 +142,10 @@ impl Node {
         let base = self.ram.alloc(pages, HUGE).ok_or_else(short)?;
         let image = self.images.get(usize::from(config.image)).ok_or("image missing")?;
         let space = Space::new(config, image, base).ok_or("memory layout does not fit")?;
-        let core = config.core.unwrap_or(id) % self.info.cores.max(1) as u16;
-        let nested = paging::new_table().ok_or_else(short)?;
+        // A spare takes over on its principal's core, where neither runs meanwhile.
+        let home = config.spare_of.unwrap_or(id);
+        let core = config.core.unwrap_or(home) % self.info.cores.max(1) as u16;
+        let nested = paging::new_table(config.memory > SMALL && !spared).ok_or_else(short)?;
         let uart = config.capabilities & boot::CAP_CONTROL_UART != 0;
         // ASID 0 is the host's own.
         if u32::from(id) + 1 >= cpu::features::get().asids {
@@ -217,8 +224,12 @@ impl Node {
         let alloc = &mut memmap::alloc_frames;
         let (d, nested) = (&self.domains[domain], &mut self.guests[domain].nested);
         for r in d.space.regions() {
-            let rights = Rights { write: r.write, execute: r.execute, device: r.kind == Kind::Bar };
-            nested.map(r.gpa, r.hpa, r.len, rights.bits(), alloc)?;
+            nested.map(r.gpa, r.hpa, r.len, super::rights(r).bits(), alloc)?;
+        }
+        // A spare gets the tables for what it will take over.
+        let principal = d.config.spare_of.and_then(|id| self.domains.named(id));
+        for r in principal.iter().flat_map(|p| p.space.regions()).filter(|r| !r.is_own_memory()) {
+            nested.reserve(r.gpa, r.len, alloc)?;
         }
         let window = u64::from(d.config.grant_window_pages) * PAGE;
         nested.reserve(layout::GRANT_WINDOW, window, alloc)

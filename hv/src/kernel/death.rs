@@ -163,6 +163,7 @@ impl Node {
             }
             Life::Building(_) if matches!(reason, Reason::Operator | Reason::Stalled) => {
                 self.domains[domain].life = Life::Dead;
+                self.sched.stop(domain);
             }
             Life::Building(_) | Life::Dead | Life::Stopped => {}
         }

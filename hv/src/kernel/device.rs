@@ -164,7 +164,8 @@ impl Devices {
             self.pci.set_bus_master(function, false);
             self.owned.push(Owned { domain, bdf, attached: false });
         }
-        let Some(iommu) = self.iommu.as_ref().filter(|_| !config.devices.is_empty()) else {
+        let confined = !config.devices.is_empty() || config.spare_of.is_some();
+        let Some(iommu) = self.iommu.as_ref().filter(|_| confined) else {
             self.tables.push(None);
             return Ok(());
         };
@@ -362,6 +363,11 @@ impl Devices {
             b.throttled = false;
             b.source.set_mask(&self.pci, false);
         }
+    }
+
+    /// Exchanges the IOMMU tables of two domains that have no device attached.
+    pub fn swap_tables(&mut self, a: DomainId, b: DomainId) {
+        self.tables.swap(a.into(), b.into());
     }
 
     /// Has a page of a domain's IOMMU table lead to `hpa`, or nowhere. False if

@@ -83,7 +83,7 @@ impl Node {
     /// The granter that a caller named, if it can be one.
     fn granter(&self, number: u64) -> Result<DomainId, Error> {
         let granter = self.checked(number)?;
-        if self.is_running(granter) { Ok(granter) } else { Err(Error::PeerDead) }
+        if self.domains[granter].is_peer() { Ok(granter) } else { Err(Error::PeerDead) }
     }
 
     pub(super) fn grant_map(&mut self, caller: DomainId, args: [u64; 5]) -> Answer {
@@ -129,6 +129,10 @@ impl Node {
         grants::check_map(GrantEntry(seen), caller, write, dma)?;
         let address = GrantEntry(seen).address();
         let frame = self.domains[granter].space.grantable_page(address).ok_or(Error::PeerGrant)?;
+        if write {
+            // What the grantee and its devices write leaves no mark of its own.
+            self.guests[granter].nested.mark(address);
+        }
         // If the granter changed its mind meanwhile, this grant is not valid.
         word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed)
             .map_err(|_| Error::PeerGrant)?;
@@ -238,8 +242,11 @@ impl Node {
         if !in_page || op.to_grant > 1 {
             return Err(Error::BadArgument);
         }
-        let space = &self.domains[caller].space;
-        let own = space.translate(op.local, len, !to_grant).ok_or(Error::BadAddress)?;
+        let own = match to_grant {
+            true => self.domains[caller].space.translate(op.local, len, false),
+            false => self.writable(caller, op.local, len),
+        };
+        let own = own.ok_or(Error::BadAddress)?;
         let granter = self.granter(op.peer.into())?;
         let entry = GrantEntry(self.grant_word(granter, op.gref)?.load(Ordering::Acquire));
         let need = VALID | COPY | if to_grant { WRITE } else { 0 };
@@ -248,6 +255,9 @@ impl Node {
         }
         let page = self.domains[granter].space.grantable_page(entry.address());
         let theirs = page.ok_or(Error::PeerGrant)?.saturating_add(op.offset.into());
+        if to_grant {
+            self.guests[granter].nested.mark(entry.address());
+        }
         let (from, to) = if to_grant { (own, theirs) } else { (theirs, own) };
         self.ram.copy(from, to, len)
     }

@@ -69,6 +69,11 @@ impl Node {
                 return Some(Err(Error::NotPermitted));
             }
         }
+        // A spare must be as bare as the body that it changes places with.
+        let modest = matches!(nr, Nr::ConsoleWrite | Nr::Wait | Nr::Yield | Nr::Exit | Nr::Crash);
+        if self.domains[caller].config.spare_of.is_some() && !modest {
+            return Some(Err(Error::BadState));
+        }
         Some(match nr {
             Nr::ConsoleWrite => self.console_write(caller, a, b, now),
             Nr::Wait => self.wait(caller, a, now),
@@ -135,9 +140,19 @@ impl Node {
     }
 
     fn write_caller(&self, caller: DomainId, gpa: u64, data: &[u8]) -> Result<(), Error> {
-        let space = &self.domains[caller].space;
-        let at = space.translate(gpa, data.len() as u64, true).ok_or(Error::BadAddress)?;
+        let at = self.writable(caller, gpa, data.len() as u64).ok_or(Error::BadAddress)?;
         self.ram.write(at, data)
+    }
+
+    /// Machine address of `len` bytes (at most a page) of a domain's own memory
+    /// that are about to be written for it.
+    pub(super) fn writable(&self, domain: DomainId, gpa: u64, len: u64) -> Option<u64> {
+        let at = self.domains[domain].space.translate(gpa, len, true)?;
+        let nested = &self.guests[domain].nested;
+        nested.mark(gpa);
+        // It lies in one region, so this does not overflow.
+        nested.mark(gpa.saturating_add(len.saturating_sub(1)));
+        Some(at)
     }
 
     /// Writes the records that there is room for, one after the other.

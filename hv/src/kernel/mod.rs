@@ -14,6 +14,7 @@ mod grant;
 mod hypercall;
 mod ram;
 mod restore;
+mod takeover;
 
 use alloc::vec::Vec;
 use core::{
@@ -23,6 +24,7 @@ use core::{
 
 use hv_core::{
     domain::{ByDomain, Domain, Life},
+    memory::{Kind, Region},
     records::{Console, Deaths, LineQuota},
     sched::{Decision, Scheduler},
 };
@@ -41,6 +43,7 @@ use crate::{
     serial, time,
     vt::{
         Exit, Vcpu,
+        npt::Rights,
         svm::{self, SvmVcpu},
     },
 };
@@ -118,6 +121,11 @@ impl Connection {
             _ => None,
         }
     }
+}
+
+/// What a domain may do with a region of its own address space.
+fn rights(r: &Region) -> Rights {
+    Rights { write: r.write, execute: r.execute, device: r.kind == Kind::Bar }
 }
 
 /// Everything that the hypervisor knows.
@@ -239,12 +247,18 @@ impl Node {
             self.next_event_poll = now.saturating_add(EVENT_POLL);
             self.take_iommu_events();
         }
-        if self.carry_out_orders(core, now) || self.restore_step(core) {
+        if self.carry_out_orders(core, now) {
             return Step::Again;
         }
         match self.sched.pick(core, now) {
             Decision::Idle(until) => Step::Idle(until.min(now.saturating_add(IDLE_EVENT_POLL))),
             Decision::Run(domain, until) => {
+                if let Life::Building(at) = self.domains[domain].life {
+                    self.restore_step(domain, at);
+                    let end = time::now_ns();
+                    self.sched.charge(domain, end.saturating_sub(now), end);
+                    return Step::Again;
+                }
                 let guest = &mut self.guests[domain];
                 let Some(mut vcpu) = guest.vcpu.take() else {
                     // Cannot be: a vCPU is bound to one core, and this core runs none now.

@@ -54,6 +54,13 @@ impl Ram {
         shared.copy_from(0, out).map_err(|_| Error::BadAddress)
     }
 
+    /// Whether `N` bytes are those of `expected`, and zero beyond.
+    pub fn holds<const N: usize>(&self, hpa: u64, expected: &[u8]) -> bool {
+        let (mut is, mut should) = ([0; N], [0; N]);
+        should.iter_mut().zip(expected).for_each(|(to, from)| *to = *from);
+        self.read(hpa, &mut is).is_ok() && is == should
+    }
+
     /// Copies into domain memory.
     pub fn write(&self, hpa: u64, data: &[u8]) -> Result<(), Error> {
         let to = self.check(hpa, data.len() as u64)?;

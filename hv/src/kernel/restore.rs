@@ -1,4 +1,10 @@
-//! Restoring a domain's memory to the pristine image, in bounded steps.
+//! Restoring a domain's memory to the pristine image, in bounded steps that
+//! take the place of its running: they are CPU time of its own.
+//!
+//! Only pages that were written to are restored. The processor marks them in
+//! the nested table (APM vol. 2, 5.4.2 and 15.25); the hypervisor marks those
+//! that it writes for the domain ([`Node::writable`]) and those that it lets
+//! others write ([`Node::grant_map`]). A first life finds every page marked.
 //!
 //! Nobody else reaches the memory meanwhile: a domain's grants are withdrawn
 //! and its device is blocked before its generation counts as ended.
@@ -8,7 +14,10 @@
     reason = "regions of a validated manifest; no domain has a say"
 )]
 
-use hv_core::{domain::Life, memory::Kind};
+use hv_core::{
+    domain::Life,
+    memory::{Kind, Region},
+};
 use ring_proto::{
     DomainId,
     boot::{self, BarBoot, BootInfo, ConnectionBoot, DeviceBoot},
@@ -23,61 +32,96 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{Connection, End, Node, PAGE};
 use crate::{cpu, time, vt::Vcpu};
 
-/// Bytes restored in one step: bounds how long the core's other domains wait.
-const STEP: u64 = 64 << 10;
+/// Pages that one step looks at, at most: bounds how long the core's other
+/// domains wait.
+const STEP: u64 = 256;
+/// How many of those a page counts for that has to be restored.
+const DIRTY_COST: u64 = 16;
+/// Bytes of a page that are compared with what they should be.
+const LINE: u64 = 64;
 
 impl Node {
-    /// Begins a domain's next generation.
+    /// Begins a domain's next generation: its spare takes over, or from here on
+    /// its share of CPU time goes into [`Node::restore_step`]. Called on its own
+    /// core.
     pub(super) fn begin(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.domains[domain].begin_build()?;
         self.stamp(domain, |t| &mut t.decided);
+        if self.domains[domain].may_begin()
+            && let Some(spare) = self.spare_of(domain)
+        {
+            self.take_over(domain, spare);
+            return Ok(());
+        }
+        self.domains[domain].begin_build()?;
+        self.sched.start(domain, time::now_ns());
         Ok(())
     }
 
-    /// Restores a piece of one of this core's domains. Returns whether there
-    /// was anything to do.
-    pub(super) fn restore_step(&mut self, core: u16) -> bool {
-        let next = self.domains.iter().find_map(|d| match d.life {
-            Life::Building(done) if d.info.core == core => Some((d.info.id, done)),
-            _ => None,
-        });
-        let Some((domain, done)) = next else { return false };
-        let (base, len) = (self.domains[domain].space.base, self.domains[domain].space.len);
-        let step = STEP.min(len.saturating_sub(done));
-        if step > 0 {
-            // The extent was registered when the node was built.
-            let _ = self.ram.zero(base + done, step);
-            self.overlay_image(domain, base + done, step);
-            self.domains[domain].life = Life::Building(done + step);
-        } else {
-            self.birth(domain);
+    /// Restores what of a domain's memory was written to, from guest-physical
+    /// address `from` on, and looks at all of it; or begins the next life if
+    /// there is no more.
+    ///
+    /// A page's dirty bit goes only after the page was restored, and the domain
+    /// does not run before all of them were: so a build that is given up, at
+    /// whichever step, is done right when it begins anew.
+    pub(super) fn restore_step(&mut self, domain: DomainId, from: u64) {
+        let Some(region) = self.domains[domain].space.own_from(from).copied() else {
+            // The extent was registered when the node was built. Grantees of an
+            // earlier life may still write here, and nobody reads it.
+            let _ = self.ram.zero(self.domains[domain].space.scratch, PAGE);
+            return self.birth(domain);
+        };
+        let pristine = self.pristine(domain, &region);
+        // Devices and the hypervisor write here without a mark in the table.
+        let always = !region.is_marked();
+        let (mut at, mut work, mut restored) = (from.max(region.gpa), 0, 0);
+        let salt = u64::from(self.domains[domain].info.generation) * 17;
+        let guest = &mut self.guests[domain];
+        while at < region.gpa + region.len && work < STEP {
+            let offset = (at - region.gpa) as usize;
+            let page = region.hpa + offset as u64;
+            let bytes = pristine.get(offset..).unwrap_or(&[]);
+            let dirty = guest.nested.is_dirty(at);
+            if dirty || always {
+                let bytes = bytes.get(..PAGE as usize).unwrap_or(bytes);
+                let _ = self.ram.write(page, bytes);
+                let _ = self.ram.zero(page + bytes.len() as u64, PAGE - bytes.len() as u64);
+                (work, restored) = (work + DIRTY_COST, restored + 1);
+            }
+            // Of each page one line, the next one each time.
+            let line = (salt + at / PAGE) % (PAGE / LINE) * LINE;
+            let bytes = bytes.get(line as usize..).unwrap_or(&[]);
+            guest.leftovers += u64::from(!self.ram.holds::<{ LINE as usize }>(page + line, bytes));
+            at += PAGE;
+            work += 1;
+            if dirty {
+                guest.nested.clean(at - PAGE);
+            }
         }
-        true
+        self.domains[domain].life = Life::Building(at);
+        let generation = self.domains[domain].info.generation;
+        if let Some(record) = self.deaths.before(domain, generation) {
+            record.pages_restored += restored;
+        }
     }
 
-    /// Copies those bytes of the image that belong to a machine range.
-    fn overlay_image(&mut self, domain: DomainId, from: u64, len: u64) {
-        let d = &self.domains[domain];
-        let Some(image) = self.images.get(usize::from(d.config.image)) else { return };
-        for (i, segment) in image.segments.iter().enumerate() {
-            let Some(region) = d.space.find(Kind::Image(i)) else { continue };
-            let start = region.hpa.max(from);
-            let end = (region.hpa + segment.file_len).min(from + len);
-            if start >= end {
-                continue;
-            }
-            let offset = (segment.file_offset + (start - region.hpa)) as usize;
-            // The manifest was validated against the bundle's length.
-            if let Some(bytes) = self.bundle.get(offset..offset + (end - start) as usize) {
-                let _ = self.ram.write(start, bytes);
-            }
-        }
+    /// What a region holds at the beginning; beyond that it is zero.
+    fn pristine(&self, domain: DomainId, region: &Region) -> &'static [u8] {
+        let image = self.images.get(usize::from(self.domains[domain].config.image));
+        let segment = match region.kind {
+            Kind::Image(i) => image.and_then(|image| image.segments.get(i)),
+            _ => None,
+        };
+        // The manifest was validated against the bundle's length.
+        let bytes = segment.and_then(|s| {
+            self.bundle.get(s.file_offset as usize..(s.file_offset + s.file_len) as usize)
+        });
+        bytes.unwrap_or(&[])
     }
 
     /// The memory is pristine: tables, boot information, then the first
     /// instruction.
     fn birth(&mut self, domain: DomainId) {
-        self.guests[domain].leftovers += self.leftovers(domain);
         self.write_page_tables(domain);
         let info = self.boot_info(domain);
         let (d, guest) = (&mut self.domains[domain], &mut self.guests[domain]);
@@ -116,11 +160,15 @@ impl Node {
     }
 
     fn boot_info(&self, domain: DomainId) -> BootInfo {
-        let d = &self.domains[domain];
         let mut info = BootInfo::new_zeroed();
         info.magic = boot::MAGIC;
         info.abi = boot::ABI;
-        info.generation = d.info.generation;
+        info.generation = self.domains[domain].info.generation;
+        // A spare is told all that its principal would be: this page never changes.
+        let spare_of = self.domains[domain].config.spare_of;
+        info.flags = if spare_of.is_some() { boot::STANDBY } else { 0 };
+        let domain = spare_of.unwrap_or(domain);
+        let d = &self.domains[domain];
         info.domain = domain;
         info.cores = self.info.cores as u16;
         info.capabilities = d.config.capabilities;

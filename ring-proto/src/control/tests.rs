@@ -58,6 +58,7 @@ fn largest_answers() -> Vec<Answer> {
         interrupts: u64::MAX,
         mapped: u32::MAX,
         granted: u32::MAX,
+        spare_of: Some(u16::MAX),
     };
     let mut domains = Page { entries: heapless::Vec::new(), next: Some(u16::MAX) };
     while domains.entries.push(domain.clone()).is_ok() {}

@@ -5,7 +5,7 @@ use ring_proto::{
     bundle::Name,
     control::{ConnectionStatus, CrashEntry, DomainStatus, LOG_BYTES, LogPage, PAGE_ENTRIES, Page},
     crash::CrashRecord,
-    hypercall::{ConnectionInfo, DomainInfo, Error, LogHeader},
+    hypercall::{ConnectionInfo, DomainInfo, Error, LogHeader, NOBODY},
 };
 use zerocopy::FromBytes;
 
@@ -64,6 +64,7 @@ pub fn domain(info: &DomainInfo) -> DomainStatus {
         interrupts: info.interrupts,
         mapped: info.mapped,
         granted: info.granted,
+        spare_of: (info.spare_of != NOBODY).then_some(info.spare_of),
     }
 }
 

@@ -20,6 +20,7 @@ mod hypervisor;
 mod iommu;
 mod recovery;
 mod serving;
+mod spares;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
         recovery::g3_both_drivers_die_at_once,
         endurance::g3_deaths_leave_nothing_behind,
         recovery::g6_clients_of_a_held_driver_wait_for_its_release,
+        spares::g6_a_spare_takes_over_at_each_of_20_deaths,
+        spares::g6_a_spare_may_die_too,
+        spares::g6_driver_and_spare_may_die_at_once,
         recovery::g7_the_supervisor_may_crash_too,
     ];
     tests.extend(attacks::all());

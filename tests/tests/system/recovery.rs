@@ -11,7 +11,7 @@ use system_tests::{
 
 use crate::{control::is_reason, serving::smoke};
 
-const WAYS: [How; 3] = [How::Panic, How::NullWrite, How::Loop];
+pub const WAYS: [How; 3] = [How::Panic, How::NullWrite, How::Loop];
 /// How long clients may go without any answer. A crash is a pause of
 /// milliseconds; the rest is the host's.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -32,7 +32,7 @@ pub fn crash(client: &mut Client, domain: &str, how: How) -> Result<()> {
 }
 
 /// Runs `disturb` while clients work, then checks all that they were told.
-fn under_load(
+pub fn under_load(
     node: &Node,
     clients: u64,
     disturb: impl FnOnce(&Workload, &mut Client) -> Result<()>,

@@ -56,13 +56,9 @@ pub fn parse(source: Source) -> Result<Manifest, ManifestError> {
     let connections = connections(&source, root.get("connection"), &domain_index, &mut volumes)?;
     default_windows(&mut domains, &sections, &connections)?;
 
+    spares(&source, &mut domains, &sections)?;
+
     let mut warnings = volumes.warnings;
-    for domain in domains.iter().filter(|domain| domain.spare) {
-        warnings.push(format!(
-            "`spare = true` in [domain.{}] has no effect yet: warm spares are still to come",
-            domain.spec.name
-        ));
-    }
     for connection in connections.iter().filter(|c| c.protocol == Protocol::Net as u16) {
         let frontend = domains.get(usize::from(connection.frontend));
         if let Some(frontend) = frontend.filter(|_| connection.addresses.checked == 0) {
@@ -282,6 +278,38 @@ fn domain(
         memory_at: memory.span(),
         spare: flag(section, "spare", false)?,
     })
+}
+
+/// Adds the spares, behind all others so that these keep their numbers.
+fn spares(
+    source: &Source,
+    domains: &mut Vec<Domain>,
+    sections: &Named<'_>,
+) -> Result<(), ManifestError> {
+    for (index, (key, section)) in (0..).zip(sections) {
+        let Some(principal) = domains.get(usize::from(index)).filter(|d| d.spare) else { continue };
+        let span = section.require("spare")?.span();
+        if principal.spec.capabilities != 0 {
+            let why =
+                format!("[domain.{}] has capabilities, which a spare can't share", key.get_ref());
+            return Err(source.error(&span, why));
+        }
+        let label = format!("{}-spare", principal.spec.name);
+        let mut spare = principal.clone();
+        spare.spare = false;
+        spare.spec.name = name(source, &span, &label)?;
+        spare.spec.devices.clear();
+        spare.spec.spare_of = Some(index);
+        if domains.iter().any(|other| other.spec.name == spare.spec.name) {
+            let why = format!("the spare's name `{label}` is taken");
+            return Err(source.error(&span, why));
+        }
+        if domains.len() == MAX_DOMAINS {
+            return Err(too_many(source, &span, "domains", MAX_DOMAINS));
+        }
+        domains.push(spare);
+    }
+    Ok(())
 }
 
 /// An optional whole number.

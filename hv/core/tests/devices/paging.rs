@@ -166,3 +166,30 @@ proptest! {
         prop_assert_eq!(seen, model);
     }
 }
+
+#[test]
+fn a_leaf_is_clean_once_its_last_page_was_restored_and_dirty_after_a_write() {
+    const HUGE: u64 = 2 << 20;
+    for largest in [1, 2] {
+        let (machine, mut table) = table(Format { largest, ..CPU });
+        let bits = Rights { write: true, execute: false, device: false }.bits();
+        table.map(HUGE, 4 * HUGE, HUGE, bits, &mut |n, _| machine.alloc(n)).unwrap();
+        let pages = || (HUGE..2 * HUGE).step_by(PAGE as usize);
+        let dirty = |table: &PageTable<Machine>| pages().filter(|&p| table.is_dirty(p)).count();
+        assert_eq!(dirty(&table), 512, "a first life finds every page marked");
+        for page in pages() {
+            assert!(table.is_dirty(page), "marks of pages still to come stay: {page:#x}");
+            table.clean(page);
+        }
+        assert_eq!(dirty(&table), 0);
+        table.mark(HUGE + 5 * PAGE + 8);
+        assert_eq!(dirty(&table), if largest == 1 { 1 } else { 512 });
+        assert!(table.is_dirty(HUGE + 5 * PAGE));
+        // Neither touches what is not mapped, nor rights and addresses.
+        table.mark(0);
+        table.clean(0);
+        assert!(!table.is_dirty(0));
+        let here = |(virt, phys, _, b)| phys == virt + 3 * HUGE && b & WRITE == bits & WRITE;
+        assert!(leaves(&table).into_iter().all(here));
+    }
+}
