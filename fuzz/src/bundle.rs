@@ -73,6 +73,7 @@ fn demo() -> Node {
     };
     let image = |name: &str| Image {
         name: name.try_into().expect("names are short"),
+        crc: 0,
         entry: layout::IMAGE_BASE,
         segments: (0..3).map(segment).collect(),
     };

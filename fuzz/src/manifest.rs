@@ -17,7 +17,7 @@ fn image(name: &str) -> Option<Image> {
         execute: true,
     };
     let segments = [segment].into_iter().collect();
-    Some(Image { name: name.try_into().ok()?, entry: layout::IMAGE_BASE, segments })
+    Some(Image { name: name.try_into().ok()?, crc: 0, entry: layout::IMAGE_BASE, segments })
 }
 
 /// Reads the text. An error points into it; what is accepted, the hypervisor

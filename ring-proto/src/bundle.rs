@@ -62,6 +62,9 @@ pub struct Node {
 pub struct Image {
     /// Name of the program.
     pub name: Name,
+    /// [`crc32_of`] the segments' bytes in the file, in their order: tells builds of a program
+    /// apart. For people and their symbols; the hypervisor does not check it.
+    pub crc: u32,
     /// Guest-physical address of the first instruction.
     pub entry: u64,
     /// What to load where; ascending, page aligned, not overlapping.
@@ -188,7 +191,12 @@ pub struct Connection {
 /// CRC-32 (IEEE 802.3, reflected) as in [`Header::manifest_crc`]. Bitwise: it
 /// runs once, over a few kilobytes.
 pub fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc, &b| {
+    crc32_of([bytes])
+}
+
+/// [`crc32`] of several pieces, one after the other.
+pub fn crc32_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    !pieces.into_iter().flatten().fold(!0, |crc, &b| {
         (0..8)
             .fold(crc ^ u32::from(b), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
     })
@@ -200,5 +208,6 @@ mod tests {
     #[test]
     fn crc32_has_the_standard_check_value() {
         assert_eq!(super::crc32(b"123456789"), 0xcbf4_3926);
+        assert_eq!(super::crc32_of([&b"1234"[..], b"", b"56789"]), 0xcbf4_3926);
     }
 }

@@ -75,7 +75,7 @@ fn node_at(manifest: &Manifest, images: &[Flat], front: usize) -> Result<(Node, 
         }
         let name = heapless::String::try_from(*name)
             .map_err(|_| anyhow!("the image name `{name}` is too long"))?;
-        placed.push(Image { name, entry: flat.entry, segments });
+        placed.push(Image { name, crc: flat.crc(), entry: flat.entry, segments });
     }
     Ok((manifest.to_node(&placed)?, offset))
 }

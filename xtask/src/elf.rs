@@ -6,7 +6,8 @@ use object::elf::{
     EM_X86_64, ET_EXEC, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_INTERP, PT_LOAD, ProgramHeader64,
 };
 use object::read::elf::{FileHeader, ProgramHeader};
-use ring_proto::{PAGE_SIZE, bundle::MAX_SEGMENTS, layout};
+use ring_proto::bundle::{MAX_SEGMENTS, crc32_of};
+use ring_proto::{PAGE_SIZE, layout};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -39,6 +40,12 @@ impl Flat {
     #[must_use]
     pub fn file_len(&self) -> u64 {
         self.segments.iter().map(|segment| segment.data.len() as u64).sum()
+    }
+
+    /// What tells builds apart: [`ring_proto::bundle::Image::crc`].
+    #[must_use]
+    pub fn crc(&self) -> u32 {
+        crc32_of(self.segments.iter().map(|segment| segment.data.as_slice()))
     }
 
     /// Bytes in memory.

@@ -65,6 +65,7 @@ fn connection(protocol: Protocol, volume: &str, mac: u8) -> Connection {
 fn good() -> Node {
     let image = Image {
         name: "blk".try_into().unwrap(),
+        crc: 0,
         entry: layout::IMAGE_BASE + 0x10,
         segments: heapless::Vec::from_slice(&[
             segment(layout::IMAGE_BASE, false, true),
