@@ -11,8 +11,11 @@ pub struct Counters {
     pub requests: u64,
     /// Requests among them that were malformed (backend).
     pub invalid: u64,
-    /// Requests that were sent again after a reconnect (frontend).
+    /// Requests that were sent again after a reconnect, and may have been
+    /// carried out before (frontend).
     pub replayed: u64,
+    /// Complaints about a backend that completed nothing (frontend).
+    pub complaints: u64,
     /// Notifications sent for ring entries.
     pub notifications_sent: u64,
     /// Publications that needed no notification.

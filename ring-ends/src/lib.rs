@@ -46,6 +46,7 @@ pub mod conn;
 mod counters;
 pub mod net;
 mod pieces;
+mod stall;
 
 pub use conn::{Region, Window};
 pub use counters::Counters;
@@ -60,6 +61,10 @@ pub trait Env {
     /// Signals the peer of the connection that `port` belongs to. A peer that
     /// is not alive is no error: it looks around when it starts.
     fn notify(&mut self, port: Port);
+
+    /// Tells whoever restarts domains that the backend of the connection that
+    /// `port` belongs to completes nothing.
+    fn complain(&mut self, port: Port);
 
     /// Writes entry `gref` of the own grant table: the page at guest-physical
     /// `address` for `grantee`, with `flags` of [`ring_proto::grant`]
@@ -111,6 +116,11 @@ impl Progress {
             (a, b) => a.or(b),
         };
         Self { again: self.again || other.again, deadline }
+    }
+
+    /// The same, and to be polled again at `deadline` at the latest.
+    fn until(self, deadline: Option<u64>) -> Self {
+        self.and(Self { again: false, deadline })
     }
 }
 

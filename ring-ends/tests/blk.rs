@@ -131,6 +131,95 @@ fn conn_8_blk_9_random_interleavings_of_crashes_restarts_and_glitches() {
 }
 
 #[test]
+fn a_backend_that_completes_nothing_is_complained_about_and_one_that_is_away_is_not() {
+    const BOUND: u64 = 2_000_000_000;
+    let mut world = World::new(Rng::new(9));
+    world.front.complain_after(BOUND);
+    workload(&mut world, |_, _| {});
+    assert_eq!(world.sim.complaints(), 0);
+    assert!(world.submit());
+    // The backend lives and does nothing: only the frontend's turns happen.
+    let begin = world.sim.now();
+    let mut turns = 0;
+    while world.sim.now() < begin + 10 * BOUND {
+        let progress = world.front.poll(&mut world.sim.env(FRONT));
+        let next = if progress.again { world.sim.now() + 1 } else { progress.deadline.unwrap() };
+        world.sim.advance(next - world.sim.now());
+        turns += 1;
+    }
+    assert_eq!(world.sim.complaints(), 9);
+    assert!(turns < 20, "{turns} turns to wait");
+    assert_eq!(world.front.counters().complaints, 9);
+    // It is gone: there is nobody to complain about, and no reason to wake.
+    world.end_backend();
+    let mut progress = world.front.poll(&mut world.sim.env(FRONT));
+    while progress.again || progress.deadline.is_some_and(|at| at <= world.sim.now()) {
+        progress = world.front.poll(&mut world.sim.env(FRONT));
+    }
+    assert_eq!(progress.deadline, None);
+    world.sim.advance(100 * BOUND);
+    let _ = world.front.poll(&mut world.sim.env(FRONT));
+    assert_eq!(world.sim.complaints(), 9);
+    // Back again, it has its whole time.
+    world.front_wake = sim::blk::Wake::NOW;
+    world.settle();
+    assert_eq!(world.sim.complaints(), 9);
+}
+
+#[test]
+fn conn_15_a_planned_restart_carries_out_no_request_twice() {
+    let mut rng = Rng::from_env("planned restarts");
+    let (mut restarts, mut waited) = (0, 0);
+    for _ in 0..count("BULKHEAD_WORLDS", 300) / 3 {
+        let seed = rng.next();
+        eprintln!("world BULKHEAD_SEED={seed}");
+        let mut world = World::new(Rng::new(seed));
+        for _ in 0..2_000 {
+            match world.rng.below(100) {
+                0 => {
+                    waited += u64::from(world.front.in_flight() > 4);
+                    world.plan_restart();
+                    world.start_backend();
+                    restarts += 1;
+                }
+                1..40 => drop(world.submit()),
+                _ => drop(world.step()),
+            }
+        }
+        world.settle();
+        assert_eq!(world.front.counters().replayed, 0);
+        assert_eq!(world.front.counters().misbehaviours, 0);
+        let twice = world.written.iter().find(|&(_, &times)| times != 1);
+        assert_eq!(twice, None, "(stamp, times written)");
+    }
+    assert!(restarts > 1_000 && waited > 100, "{restarts}, {waited} with requests in flight");
+}
+
+#[test]
+fn conn_15_a_backend_that_left_answers_nobody() {
+    let mut world = World::new(Rng::new(3));
+    while !world.front.is_connected() {
+        assert!(world.step());
+    }
+    assert!(world.back.as_mut().unwrap().leave());
+    world.back_wake.again = true;
+    world.submit();
+    // The frontend offers anew, and then everybody waits without a deadline.
+    let end = world.sim.now() + 60_000_000_000;
+    while world.step() {
+        assert!(world.sim.now() < end, "somebody keeps asking");
+        let back = world.back.as_ref().unwrap();
+        assert!(!back.has_left() || !back.is_connected());
+    }
+    assert!(world.back.as_ref().unwrap().has_left());
+    assert_eq!((world.outstanding(), world.sim.mapped_pages()), (1, 0));
+    assert!(world.front.counters().connects == 1);
+    world.end_backend();
+    world.settle();
+    assert_eq!(world.completed, 1);
+}
+
+#[test]
 fn blk_10_a_volume_that_shrank_fails_only_what_is_beyond() {
     for seed in 0..50 {
         let mut world = World::new(Rng::new(seed));

@@ -110,9 +110,11 @@ impl BlkClient {
             pool: connect::region(pool_pages)?,
             slots: SLOTS,
         };
+        let mut front = Frontend::new(config)?;
+        front.complain_after(connect::patience(&connection));
         Ok(Self {
             shared: Rc::new(RefCell::new(Shared {
-                front: Frontend::new(config)?,
+                front,
                 env: DomainEnv,
                 port: config.port,
                 peer: connection.peer_name(),

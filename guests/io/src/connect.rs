@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use domain_rt::{conn::Connection, env};
+use domain_rt::{conn::Connection, env, time};
 use ring_ends::{ConfigError, Region};
 use ring_proto::{
     PAGE_SIZE,
@@ -48,6 +48,11 @@ pub(crate) fn find(protocol: Protocol) -> Result<(Connection, Pages), SetupError
     let none = SetupError::NoConnection(protocol);
     let connection = domain_rt::conn::all(protocol, Role::Frontend).next().ok_or(none)?;
     Ok((connection, connection.pages()))
+}
+
+/// How long a backend may complete nothing before it is complained about, ns.
+pub(crate) fn patience(connection: &Connection) -> u64 {
+    u64::from(connection.boot.stall_ms).saturating_mul(time::MS)
 }
 
 /// Memory of at least `pages` pages, with grant references for all of it.

@@ -59,8 +59,10 @@ impl NetDevice {
             pool: connect::region(POOL_PAGES)?,
             slots: SLOTS,
         };
+        let mut front = Frontend::new(config)?;
+        front.complain_after(connect::patience(&connection));
         Ok(Self {
-            front: Frontend::new(config)?,
+            front,
             env: DomainEnv,
             port: config.port,
             peer: connection.peer_name(),

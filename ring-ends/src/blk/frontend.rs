@@ -13,6 +13,7 @@ use ring_proto::{DomainId, Port};
 
 use super::SECTOR_BYTES;
 use crate::conn::{FrontLink, FrontStep, Region};
+use crate::stall::Stall;
 use crate::{ConfigError, Counters, Env, Progress, count, index_of, pieces};
 
 /// What a frontend is made of.
@@ -114,6 +115,7 @@ pub struct Frontend {
     waiting: VecDeque<u16>,
     done: VecDeque<u16>,
     sequence: u64,
+    stall: Stall,
     counters: Counters,
 }
 
@@ -154,14 +156,22 @@ impl Frontend {
             waiting: VecDeque::with_capacity(slots),
             done: VecDeque::with_capacity(slots),
             sequence: 0,
+            stall: Stall::new(),
             counters: Counters::default(),
         })
+    }
+
+    /// Has the frontend complain when no request comes to its end for so many
+    /// ns, though some wait and there is a backend; 0 = never, as at first.
+    pub fn complain_after(&mut self, ns: u64) {
+        self.stall.set_bound(ns);
     }
 
     /// Drives the handshake, takes responses, sends what waits. Takes at most
     /// as many responses as there are slots.
     pub fn poll(&mut self, env: &mut impl Env) -> Progress {
         let mut again = false;
+        let pending = self.pending();
         match self.link.step(env, &mut self.counters) {
             FrontStep::Waiting => {}
             FrontStep::Prepare => {
@@ -176,13 +186,28 @@ impl Frontend {
                 }
             }
             FrontStep::Up => again = self.take_responses(env),
+            FrontStep::Left => {
+                again = true;
+                // One that breaks the rules even now is gone after this.
+                self.take_responses(env);
+                if self.link.is_up() {
+                    self.link.let_go(env, &mut self.counters);
+                    self.forget_ring(false);
+                }
+            }
             FrontStep::Lost => {
                 again = true;
-                self.forget_ring();
+                self.forget_ring(true);
             }
         }
+        let progress = self.pending() < pending;
         self.kick(env);
-        Progress { again, deadline: self.link.deadline() }
+        let waits = self.pending() > 0 && self.link.has_peer();
+        if self.stall.look(env.now_ns(), waits, progress) {
+            count(&mut self.counters.complaints);
+            env.complain(self.link.port());
+        }
+        Progress { again, deadline: self.link.deadline() }.until(self.stall.deadline())
     }
 
     /// Takes a request. It is sent by the next `kick` or `poll` while
@@ -286,6 +311,11 @@ impl Frontend {
         self.counters
     }
 
+    /// Requests that were not completed.
+    fn pending(&self) -> usize {
+        self.in_flight().saturating_sub(self.done.len())
+    }
+
     /// Returns whether to poll again before sleeping.
     fn take_responses(&mut self, env: &mut impl Env) -> bool {
         let Some(ring) = &mut self.ring else { return false };
@@ -333,18 +363,21 @@ impl Frontend {
 
     fn misbehaved(&mut self, env: &mut impl Env) {
         self.link.misbehaved(env, &mut self.counters);
-        self.forget_ring();
+        self.forget_ring(true);
     }
 
-    /// What was in the ring waits again, in the order of submission.
-    fn forget_ring(&mut self) {
+    /// What was in the ring waits again, in the order of submission. Unless it
+    /// is known that it was not `taken`, it may be carried out twice.
+    fn forget_ring(&mut self, taken: bool) {
         self.ring = None;
         self.changing.fill((0, 0));
         self.waiting.clear();
         for (index, entry) in (0u16..).zip(&mut self.entries) {
             if entry.stage == Stage::Sent {
                 entry.stage = Stage::Waiting;
-                count(&mut self.counters.replayed);
+                if taken {
+                    count(&mut self.counters.replayed);
+                }
             }
             if entry.stage == Stage::Waiting {
                 self.waiting.push_back(index);

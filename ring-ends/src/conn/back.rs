@@ -106,6 +106,10 @@ pub struct BackLink {
     complaint: Option<Complaint>,
     /// `Counters::misbehaviours` at the last strike.
     complained: u64,
+    /// Nobody is served any more (CONN-15).
+    leaving: bool,
+    /// The hello that was served last then.
+    left: Pair,
     deadline: Option<u64>,
 }
 
@@ -126,6 +130,8 @@ impl BackLink {
             told: false,
             complaint: None,
             complained: 0,
+            leaving: false,
+            left: Pair::default(),
             deadline: None,
         }
     }
@@ -218,7 +224,35 @@ impl BackLink {
         }
     }
 
+    /// Closes the connection in good order and serves nobody any more. All
+    /// requests that were taken are answered, and the answers shown (CONN-15).
+    pub fn leave(&mut self, env: &mut impl Env, counters: &mut Counters) {
+        self.leaving = true;
+        if let Phase::Up(pair) | Phase::Mapped(pair) = self.phase {
+            self.left = pair;
+            self.down(env, counters, State::Closing);
+        }
+    }
+
+    /// Whether it is leaving.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Whether it left, nothing of the frontend's is mapped any more, and the
+    /// frontend has let go: an end of this generation before that would look
+    /// like a loss to it.
+    pub fn has_left(&self) -> bool {
+        let peer = &self.pages.peer;
+        self.leaving
+            && matches!(self.phase, Phase::New | Phase::Idle)
+            && !peer.still(self.left, &[State::Initialising, State::Connected])
+    }
+
     fn look(&mut self, env: &mut impl Env, counters: &mut Counters) -> BackStep {
+        if self.leaving {
+            return BackStep::Waiting;
+        }
         let seen = self.pages.peer.glance();
         if seen.is(State::Closed) {
             self.conduct.ended();

@@ -57,6 +57,10 @@ pub enum FrontStep {
     Answered(BackHello),
     /// Up and serving.
     Up,
+    /// The backend left in good order: take the answers that it left in the
+    /// rings, call [`FrontLink::let_go`], and forget them. What is unanswered
+    /// then was not carried out (CONN-15).
+    Left,
     /// The connection just went down: forget the rings.
     Lost,
 }
@@ -124,6 +128,11 @@ impl FrontLink {
     /// Whether the rings may be used.
     pub fn is_up(&self) -> bool {
         matches!(self.phase, Phase::Up { .. })
+    }
+
+    /// Whether there is a backend, in whatever state.
+    pub fn has_peer(&self) -> bool {
+        !self.pages.peer.glance().is(State::Closed)
     }
 
     /// Why the backend last refused, in its own words (foreign text).
@@ -194,11 +203,12 @@ impl FrontLink {
                 }
             }
             Phase::Up { backend, .. } => {
-                if seen.pair == backend
-                    && seen.is(State::Connected)
-                    && seen.answers == self.own_pair()
-                {
+                let same = seen.pair == backend && seen.answers == self.own_pair();
+                if same && seen.is(State::Connected) {
                     return FrontStep::Up;
+                }
+                if same && seen.is(State::Closing) {
+                    return FrontStep::Left;
                 }
                 self.down(env, counters);
                 FrontStep::Lost
@@ -245,6 +255,11 @@ impl FrontLink {
     /// Disconnects a backend that broke the protocol.
     pub fn misbehaved(&mut self, env: &mut impl Env, counters: &mut Counters) {
         count(&mut counters.misbehaviours);
+        self.down(env, counters);
+    }
+
+    /// Gives up the connection to a backend that left.
+    pub fn let_go(&mut self, env: &mut impl Env, counters: &mut Counters) {
         self.down(env, counters);
     }
 

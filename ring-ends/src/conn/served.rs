@@ -80,6 +80,8 @@ pub struct Backend<S: Served> {
     budget: u32,
     /// The peer's ring is broken; the next poll disconnects it.
     broken: bool,
+    /// It takes no more requests.
+    leaving: bool,
 }
 
 impl<S: Served> Backend<S> {
@@ -94,13 +96,31 @@ impl<S: Served> Backend<S> {
             in_flight: 0,
             budget: 0,
             broken: false,
+            leaving: false,
         }
+    }
+
+    /// Takes no more requests from now on. Polled on, it closes the connection
+    /// in good order once all that it took is completed (CONN-15). Returns
+    /// whether that is news, so that a poll is due.
+    pub fn leave(&mut self) -> bool {
+        !core::mem::replace(&mut self.leaving, true)
+    }
+
+    /// Whether it left, nothing of the frontend's is mapped any more, and the
+    /// frontend has taken its answers.
+    pub fn has_left(&self) -> bool {
+        self.link.has_left()
     }
 
     /// Drives the handshake. `again` says that there are requests to take, or
     /// the handshake goes on.
     pub fn poll(&mut self, env: &mut impl Env) -> Progress {
         self.push_responses(env);
+        if self.leaving && self.in_flight == 0 && !self.link.is_leaving() {
+            self.link.leave(env, &mut self.counters);
+            self.forget();
+        }
         let mut again = false;
         match self.link.step(env, &mut self.counters, self.in_flight) {
             BackStep::Waiting | BackStep::Draining => {}
@@ -114,7 +134,7 @@ impl<S: Served> Backend<S> {
                 self.forget();
             }
             BackStep::Up => {
-                if let Some(session) = &mut self.session {
+                if let Some(session) = self.session.as_mut().filter(|_| !self.leaving) {
                     match S::look_or_arm(&mut session.rings) {
                         Ok(more) => again = more,
                         Err(PeerMisbehaved) => {
@@ -183,7 +203,7 @@ impl<S: Served> Backend<S> {
         &mut self,
         pop: impl FnOnce(&mut S::Rings) -> Result<Option<R>, PeerMisbehaved>,
     ) -> Option<R> {
-        let session = self.session.as_mut().filter(|_| !self.broken)?;
+        let session = self.session.as_mut().filter(|_| !self.broken && !self.leaving)?;
         self.budget = self.budget.checked_sub(1)?;
         let request = match pop(&mut session.rings) {
             Ok(request) => request?,

@@ -9,7 +9,8 @@ use super::receive::{Receive, Received};
 use super::transmit::{SendError, Transmit, TxBuffer};
 use super::{BUFFER, Checksum};
 use crate::conn::{FrontLink, FrontStep, Region};
-use crate::{ConfigError, Counters, Env, Progress};
+use crate::stall::Stall;
+use crate::{ConfigError, Counters, Env, Progress, count};
 
 /// What a frontend is made of.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +51,7 @@ pub struct Frontend {
     tx: Transmit,
     rx: Receive,
     info: Option<NetInfo>,
+    stall: Stall,
     counters: Counters,
 }
 
@@ -92,14 +94,22 @@ impl Frontend {
             tx: Transmit::new(tx_mem),
             rx: Receive::new(rx_mem, rx_base),
             info: None,
+            stall: Stall::new(),
             counters: Counters::default(),
         })
+    }
+
+    /// Has the frontend complain when no frame is taken off its hands for so many
+    /// ns, though some wait and there is a backend; 0 = never, as at first.
+    pub fn complain_after(&mut self, ns: u64) {
+        self.stall.set_bound(ns);
     }
 
     /// Drives the handshake, takes responses, sends and posts what waits.
     /// Takes at most as many responses as there are buffers.
     pub fn poll(&mut self, env: &mut impl Env) -> Progress {
         let mut again = false;
+        let pending = self.tx.pending();
         match self.link.step(env, &mut self.counters) {
             FrontStep::Waiting => {}
             FrontStep::Prepare => {
@@ -121,13 +131,29 @@ impl Frontend {
                     self.misbehaved(env);
                 }
             },
+            FrontStep::Left => {
+                again = true;
+                match self.reap() {
+                    Ok(_) => {
+                        self.link.let_go(env, &mut self.counters);
+                        self.forget_rings(false);
+                    }
+                    Err(PeerMisbehaved) => self.misbehaved(env),
+                }
+            }
             FrontStep::Lost => {
                 again = true;
-                self.forget_rings();
+                self.forget_rings(true);
             }
         }
+        let progress = self.tx.pending() < pending;
         self.kick(env);
-        Progress { again, deadline: self.link.deadline() }
+        let waits = self.tx.pending() > 0 && self.link.has_peer();
+        if self.stall.look(env.now_ns(), waits, progress) {
+            count(&mut self.counters.complaints);
+            env.complain(self.link.port());
+        }
+        Progress { again, deadline: self.link.deadline() }.until(self.stall.deadline())
     }
 
     /// Sends frames and posts buffers, with at most one notification.
@@ -242,11 +268,11 @@ impl Frontend {
 
     fn misbehaved(&mut self, env: &mut impl Env) {
         self.link.misbehaved(env, &mut self.counters);
-        self.forget_rings();
+        self.forget_rings(true);
     }
 
-    fn forget_rings(&mut self) {
-        self.tx.forget_ring(&mut self.counters);
+    fn forget_rings(&mut self, taken: bool) {
+        self.tx.forget_ring(&mut self.counters, taken);
         self.rx.forget_ring();
     }
 }

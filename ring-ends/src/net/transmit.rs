@@ -91,6 +91,12 @@ impl Transmit {
         self.free.len()
     }
 
+    /// Frames that are not sent, as far as is known.
+    pub(super) fn pending(&self) -> usize {
+        let out = self.ring.as_ref().map_or(0, |ring| ring.outstanding() as usize);
+        self.waiting.len().saturating_add(out)
+    }
+
     pub(super) fn take(&mut self) -> Option<TxBuffer> {
         let index = self.free.pop()?;
         self.entries.get_mut(usize::from(index))?.stage = Stage::Taken;
@@ -183,13 +189,16 @@ impl Transmit {
         }
     }
 
-    /// The connection is down: frames in flight are sent again, once.
-    pub(super) fn forget_ring(&mut self, counters: &mut Counters) {
+    /// The connection is down: frames in flight are sent again, once; those
+    /// that are known not to have been `taken` do not count as sent.
+    pub(super) fn forget_ring(&mut self, counters: &mut Counters, taken: bool) {
         self.ring = None;
         self.waiting.clear();
         for (index, entry) in (0u16..).zip(&mut self.entries) {
             if entry.stage == Stage::Sent {
-                if entry.resent {
+                if !taken {
+                    entry.stage = Stage::Waiting;
+                } else if entry.resent {
                     entry.stage = Stage::Free;
                     self.free.push(index);
                 } else {

@@ -116,6 +116,8 @@ pub struct World {
     generation_of_back: u64,
     /// Order in which the present backend connection got its requests.
     pub order: Vec<u64>,
+    /// How often each stamp was written to the disk.
+    pub written: HashMap<u64, u32>,
 }
 
 impl World {
@@ -142,6 +144,7 @@ impl World {
             backend_lives: 1,
             generation_of_back: 1,
             order: Vec::new(),
+            written: HashMap::new(),
         }
     }
 
@@ -354,7 +357,10 @@ impl World {
                 let cell = &mut self.disk[sector as usize];
                 match request.op {
                     // A blocked read of memory gives the device junk.
-                    Op::Write => *cell = memory.map_or(u64::MAX, |m| m.read(0).unwrap()),
+                    Op::Write => {
+                        *cell = memory.map_or(u64::MAX, |m| m.read(0).unwrap());
+                        *self.written.entry(*cell).or_insert(0) += 1;
+                    }
                     _ => {
                         if let Some(m) = memory {
                             for word in (0..SECTOR as usize).step_by(8) {
@@ -377,6 +383,19 @@ impl World {
         }
         self.sim.end_generation(BACK);
         assert_eq!(self.sim.mapped_pages(), 0);
+    }
+
+    /// The backend is told to finish its work and leave, and is then replaced.
+    pub fn plan_restart(&mut self) {
+        let Some(back) = &mut self.back else { return };
+        assert!(back.leave());
+        self.back_wake.again = true;
+        while !self.back.as_ref().is_some_and(Backend::has_left) {
+            self.submit();
+            assert!(self.step(), "everybody sleeps and the backend has not left");
+        }
+        assert!(self.device.is_empty());
+        self.end_backend();
     }
 
     pub fn start_backend(&mut self) {

@@ -66,6 +66,7 @@ struct Machine {
     calls: HashMap<DomainId, u64>,
     /// The backend dies at this call.
     crash_at: Option<u64>,
+    complaints: u64,
     junk: u64,
 }
 
@@ -125,6 +126,7 @@ impl Sim {
             events: HashSet::new(),
             calls: HashMap::new(),
             crash_at: None,
+            complaints: 0,
             junk: 0x1234_5678_9abc_def1,
         })));
         sim.frame(FRONT_PAGE).write_u32(4, 1, Relaxed);
@@ -176,6 +178,11 @@ impl Sim {
 
     pub fn calls(&self, domain: DomainId) -> u64 {
         self.0.borrow().calls.get(&domain).copied().unwrap_or(0)
+    }
+
+    /// How often the frontend complained.
+    pub fn complaints(&self) -> u64 {
+        self.0.borrow().complaints
     }
 
     /// The backend dies at its `n`-th environment call from now.
@@ -309,6 +316,11 @@ impl Env for SimEnv {
         assert_eq!(port, PORT);
         let peer = if self.me == FRONT { BACK } else { FRONT };
         self.sim.0.borrow_mut().events.insert(peer);
+    }
+
+    fn complain(&mut self, port: Port) {
+        assert_eq!((self.me, port), (FRONT, PORT));
+        self.sim.0.borrow_mut().complaints += 1;
     }
 
     fn grant(&mut self, gref: GrantRef, address: u64, grantee: DomainId, flags: u64) {

@@ -185,6 +185,20 @@ impl World {
         assert_eq!(self.sim.mapped_pages(), 0);
     }
 
+    /// The backend is told to finish its work and leave, and is then replaced.
+    pub fn plan_restart(&mut self) {
+        let Some(back) = &mut self.back else { return };
+        assert!(back.leave());
+        self.back_wake.again = true;
+        while !self.back.as_ref().is_some_and(Backend::has_left) {
+            self.send();
+            assert!(self.step(), "everybody sleeps and the backend has not left");
+        }
+        assert!(self.device.is_empty());
+        self.end_backend();
+        self.start_backend();
+    }
+
     pub fn start_backend(&mut self) {
         self.lives += 1;
         self.back = Some(Backend::new(back_config(&self.sim), vif()));
