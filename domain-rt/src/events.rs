@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use ring_proto::{
     Port,
-    event::{EventPage, Inject, PORTS, WORDS},
+    event::{DRAIN, EventPage, Inject, PORTS, STUCK, WORDS},
     layout,
 };
 
@@ -128,6 +128,30 @@ pub fn breathe() {
     if time::now_ns().saturating_sub(LAST_WAIT.load(Ordering::Relaxed)) >= BREATH_NS {
         sleep(0);
     }
+}
+
+/// What the supervisor wants to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Check {
+    number: u32,
+    /// Not only whether the domain can work: it is to finish its work and take
+    /// no more.
+    pub drain: bool,
+}
+
+/// The supervisor's question that is not answered yet, if there is one. It
+/// comes with an event. Cheap.
+pub fn check() -> Option<Check> {
+    let asked = page().check.load(Ordering::Acquire);
+    let number = asked & !DRAIN;
+    let answered = page().health.load(Ordering::Relaxed) & !STUCK;
+    (number != answered).then_some(Check { number, drain: asked & DRAIN != 0 })
+}
+
+/// Answers it: `well`, or the work is finished; else the domain is ended.
+pub fn answer(check: Check, well: bool) {
+    let stuck = if well { 0 } else { STUCK };
+    page().health.store(check.number | stuck, Ordering::Release);
 }
 
 /// Misbehaves if the operator ordered it.

@@ -196,21 +196,24 @@ pub fn start(domain: DomainId) -> Result<(), Error> {
     plain(Nr::Start, [u64::from(domain), 0, 0, 0, 0]).map(drop)
 }
 
-/// Ends a running domain.
-pub fn stop(domain: DomainId) -> Result<(), Error> {
-    plain(Nr::Stop, [u64::from(domain), 0, 0, 0, 0]).map(drop)
+/// Ends a running domain: at an operator's order, or because it does no work
+/// ([`Reason::Stalled`]).
+pub fn stop(domain: DomainId, reason: Reason) -> Result<(), Error> {
+    let reason = if reason == Reason::Operator { 0 } else { reason as u64 };
+    plain(Nr::Stop, [u64::from(domain), reason, 0, 0, 0]).map(drop)
 }
 
-/// Stops a domain if it is alive, then starts it; `stalled`: because it did no
-/// work, else as an operator ordered.
-pub fn restart(domain: DomainId, stalled: bool) -> Result<(), Error> {
-    let reason = if stalled { Reason::Stalled as u64 } else { 0 };
-    plain(Nr::Restart, [u64::from(domain), reason, 0, 0, 0]).map(drop)
+/// Stops a domain if it is alive, then starts it.
+pub fn restart(domain: DomainId) -> Result<(), Error> {
+    plain(Nr::Restart, [u64::from(domain), 0, 0, 0, 0]).map(drop)
 }
 
-/// Has a domain check itself; returns the check's number.
-pub fn check(domain: DomainId) -> Result<u64, Error> {
-    plain(Nr::Check, [u64::from(domain), 0, 0, 0, 0])
+/// Has a domain check itself, or also finish its work and take no more; returns
+/// the check's number.
+pub fn check(domain: DomainId, drain: bool) -> Result<u32, Error> {
+    let number = plain(Nr::Check, [u64::from(domain), drain.into(), 0, 0, 0])?;
+    // Numbers of checks are words.
+    Ok(u32::try_from(number).unwrap_or(0))
 }
 
 /// Makes a domain unstartable until it is released.

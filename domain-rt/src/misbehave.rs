@@ -9,7 +9,7 @@ use core::hint::black_box;
 
 use ring_proto::event::Inject;
 
-use crate::panic::give_up;
+use crate::{events, hypercall, panic::give_up, time::NEVER};
 
 /// Bytes that [`exhaust_memory`] takes at a time.
 const CHUNK: usize = 64 << 10;
@@ -26,6 +26,7 @@ pub(crate) fn carry_out(kind: Inject) {
         }
         Inject::TripleFault => triple_fault(),
         Inject::OutOfMemory => exhaust_memory(),
+        Inject::Stall => stall(),
     }
 }
 
@@ -41,6 +42,15 @@ fn null_write() {
 fn endless_loop() -> ! {
     // SAFETY: touches nothing.
     unsafe { core::arch::asm!("2: jmp 2b", options(noreturn, nomem, nostack)) }
+}
+
+/// The watchdog sees a domain that waits as it should.
+fn stall() -> ! {
+    loop {
+        let _ = hypercall::wait(NEVER);
+        // An event that stays would end the next wait at once.
+        let _ = events::take_all();
+    }
 }
 
 fn undefined_instruction() -> ! {

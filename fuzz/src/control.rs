@@ -1,7 +1,11 @@
 //! The control line, in both directions (CTL-1 to CTL-4).
 
+use std::path::Path;
+
 use arbitrary::{Arbitrary, Unstructured};
+use nodectl::crashes::{self, Story};
 use nodectl::report;
+use nodectl::symbols::Backtrace;
 use ring_proto::bundle::Name;
 use ring_proto::control::{
     Answer, Command, Decoder, FRAME_MAX, FrameError, FromNode, How, Message, Request, encode,
@@ -44,11 +48,17 @@ impl Ask<'_> {
             0 => Command::Info,
             1 => Command::List { first: self.number as u16 },
             2 => Command::Connections { first: self.number as u16 },
-            3 => Command::Restart { domain, timeout_ms },
+            3 => {
+                let drain_ms = (self.number >> 32) as u32;
+                Command::Restart { domain, timeout_ms, drain_ms }
+            }
             4 => Command::Crash { domain, how, timeout_ms },
             5 => Command::Hold { domain },
             6 => Command::Release { domain, timeout_ms },
-            7 => Command::Log { cursor: self.number },
+            7 => {
+                let of = (self.seq % 2 == 1).then_some((self.seq as u16, self.kind.into()));
+                Command::Log { cursor: self.number, of }
+            }
             8 => Command::Audit,
             9 => Command::Crashes { from: self.number },
             _ => Command::Shutdown,
@@ -211,7 +221,13 @@ fn check(result: Result<FromNode, FrameError>) {
         Answer::Audit(all) => {
             drop((report::audit(all), report::audit_json(all), report::is_clean(all)));
         }
-        Answer::Crash(Some(entry)) => drop((report::crash(entry), report::crash_json(entry))),
+        Answer::Crash(Some(entry)) => {
+            let all = core::slice::from_ref(entry);
+            drop((crashes::list(all), crashes::list_json(all)));
+            let backtrace = Backtrace::of(entry, Path::new("/nowhere"));
+            let story = Story { entry: entry.clone(), backtrace, log: Vec::new() };
+            drop((crashes::show(&story), crashes::show_json(&story)));
+        }
         Answer::Serving(recovery) => {
             drop((report::recovery(recovery), report::recovery_json(recovery)));
         }

@@ -21,6 +21,7 @@ const BASE_X2APIC: u64 = 1 << 10;
 const BASE_ENABLE: u64 = 1 << 11;
 const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+const ID: u64 = 0x20;
 const TASK_PRIORITY: u64 = 0x80;
 const EOI: u64 = 0xb0;
 const SPURIOUS: u64 = 0xf0;
@@ -101,6 +102,11 @@ pub fn init() {
 /// Whether [`init`] ran on some core.
 pub fn ready() -> bool {
     BASE.load(Ordering::Relaxed) != 0
+}
+
+/// This core's local APIC id.
+pub fn id() -> u32 {
+    read(ID) >> 24
 }
 
 /// Lets the timer count down from its largest value without an interrupt, to

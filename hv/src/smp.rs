@@ -31,7 +31,7 @@ static AP_TSC: AtomicU64 = AtomicU64::new(0);
 /// in that order, and returns how many cores are up. They wait for
 /// [`release`]. Uses this core's timer. A processor that does not come up is reported and left out.
 pub fn start(apic_ids: &[u32], max_cores: usize) -> usize {
-    let own = cpu::this().apic_id();
+    let own = apic::id();
     let mut cores = 1;
     let Some(page) = memmap::low_page() else {
         log::warn!("no RAM below 640 KiB to start other cores from");

@@ -18,7 +18,12 @@ use ring_proto::{
     },
 };
 
-use crate::Error;
+use crate::{
+    Error,
+    crashes::Story,
+    report::{self, LogEntry},
+    symbols::Backtrace,
+};
 
 /// How long the supervisor may take for a command that it answers at once.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -170,7 +175,7 @@ impl Client {
     /// is gone, and our questions with it.
     fn take_note(&mut self, event: Event) -> Result<(), Error> {
         let started = match event {
-            Event::Started { generation } => Some(generation),
+            Event::Started { generation, .. } => Some(generation),
             _ => None,
         };
         if self.events.len() >= EVENTS_MAX {
@@ -289,8 +294,19 @@ impl Client {
     /// Stops a domain if it is alive and starts its next generation; returns
     /// once that serves.
     pub fn restart(&mut self, domain: &str, timeout: Duration) -> Result<Recovery, Error> {
-        let timeout_ms = millis(timeout);
-        self.recover(Command::Restart { domain: name(domain)?, timeout_ms }, domain, timeout)
+        self.drain(domain, Duration::ZERO, timeout)
+    }
+
+    /// The same, and lets it finish its work first, within `drain`.
+    pub fn drain(
+        &mut self,
+        domain: &str,
+        drain: Duration,
+        timeout: Duration,
+    ) -> Result<Recovery, Error> {
+        let (timeout_ms, drain_ms) = (millis(timeout), millis(drain));
+        let command = Command::Restart { domain: name(domain)?, timeout_ms, drain_ms };
+        self.recover(command, domain, timeout)
     }
 
     /// Has a domain misbehave; returns once its next generation serves.
@@ -374,6 +390,13 @@ impl Client {
         }
     }
 
+    /// Has a domain misbehave and does not wait for anything: what becomes of
+    /// it shows in the list of domains.
+    pub fn order_crash(&mut self, domain: &str, how: How) -> Result<(), Error> {
+        let command = Command::Crash { domain: name(domain)?, how, timeout_ms: MAX_TIMEOUT_MS };
+        self.send(&command, Instant::now() + PATIENCE).map(drop)
+    }
+
     fn recover(
         &mut self,
         command: Command,
@@ -402,21 +425,22 @@ impl Client {
         self.await_supervisor(ended, timeout)?;
         loop {
             let record = self.death_of(domain, ended, sequence)?;
-            let is_complete = record.as_ref().is_some_and(|record| record.ready_ns != 0);
+            let is_complete = record.as_ref().is_some_and(|record| record.times.ready != 0);
             if is_complete || Instant::now() >= deadline {
                 let times = record.as_ref().map_or(Times::default(), |record| Times {
-                    ordered: record.detected_ns,
-                    detected: record.detected_ns,
-                    quiesced: record.quiesced_ns,
-                    restarted: record.restarted_ns,
-                    ready: record.ready_ns,
-                    connected: record.ready_ns,
+                    ordered: record.times.detected,
+                    detected: record.times.detected,
+                    quiesced: record.times.quiesced,
+                    restarted: record.times.entered,
+                    ready: record.times.ready,
+                    connected: record.times.ready,
                 });
                 return Ok(Recovery {
                     domain: name(domain)?,
                     generation: self.generation,
                     ended,
                     reason: record.map_or(0, |record| record.reason),
+                    drained: false,
                     times,
                 });
             }
@@ -445,7 +469,16 @@ impl Client {
 
     /// One page of console text from `cursor` on; 0 = the oldest kept.
     pub fn log_page(&mut self, cursor: u64) -> Result<LogPage, Error> {
-        match self.query(&Command::Log { cursor })? {
+        self.log_page_of(cursor, None)
+    }
+
+    /// The same of one domain's generation only; 0 = any.
+    pub fn log_page_of(
+        &mut self,
+        cursor: u64,
+        of: Option<(DomainId, Generation)>,
+    ) -> Result<LogPage, Error> {
+        match self.query(&Command::Log { cursor, of })? {
             Answer::Log(page) => Ok(page),
             _ => Err(Error::Unexpected("a log")),
         }
@@ -476,6 +509,40 @@ impl Client {
             }
         }
         Ok(all)
+    }
+
+    /// The crash record with this sequence number.
+    pub fn crash_record(&mut self, sequence: u64) -> Result<CrashEntry, Error> {
+        let next = match self.query(&Command::Crashes { from: sequence })? {
+            Answer::Crash(Some(entry)) if entry.sequence == sequence => return Ok(entry),
+            Answer::Crash(next) => next,
+            _ => return Err(Error::Unexpected("a crash record")),
+        };
+        Err(Error::NoRecord { sequence, oldest: next.map(|entry| entry.sequence) })
+    }
+
+    /// A death with the last `lines` that the generation wrote, and its
+    /// backtrace by the symbols in `images`.
+    pub fn story(&mut self, sequence: u64, images: &Path, lines: usize) -> Result<Story, Error> {
+        let entry = self.crash_record(sequence)?;
+        let names = [(entry.domain, entry.name.to_string())];
+        let of = Some((entry.domain, entry.generation));
+        let (mut log, mut cursor) = (VecDeque::new(), 0);
+        loop {
+            let page = self.log_page_of(cursor, of)?;
+            for line in report::log_entries(&page, &names).iter().flat_map(LogEntry::lines) {
+                log.push_back(line);
+                if log.len() > lines {
+                    log.pop_front();
+                }
+            }
+            // The node passes over what others write, so an empty page is the end.
+            if page.next == cursor || page.bytes.is_empty() {
+                break;
+            }
+            cursor = page.next;
+        }
+        Ok(Story { backtrace: Backtrace::of(&entry, images), entry, log: log.into() })
     }
 
     /// Powers the node off.

@@ -25,6 +25,13 @@ pub enum Error {
     SupervisorRestarted,
     /// The answer is of the wrong kind.
     Unexpected(&'static str),
+    /// There is no such crash record.
+    NoRecord {
+        /// Its number.
+        sequence: u64,
+        /// The oldest one that is kept beyond it, if there is one.
+        oldest: Option<u64>,
+    },
     /// A domain's name that no domain can have.
     BadName(String),
     /// The node says no.
@@ -36,7 +43,7 @@ impl Error {
     /// asked or did not answer.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Refused(_) | Self::BadName(_) => 1,
+            Self::Refused(_) | Self::BadName(_) | Self::NoRecord { .. } => 1,
             _ => 3,
         }
     }
@@ -78,6 +85,12 @@ impl fmt::Display for Error {
                 f.write_str("the supervisor restarted, so nobody knows what came of the command")
             }
             Self::Unexpected(what) => write!(f, "the node's answer is not {what}"),
+            Self::NoRecord { sequence, oldest: Some(oldest) } => {
+                write!(f, "the record of death {sequence} is kept no more; the oldest is {oldest}")
+            }
+            Self::NoRecord { sequence, oldest: None } => {
+                write!(f, "there was no death {sequence}")
+            }
             Self::BadName(name) => write!(f, "no domain can be named `{name}`"),
             Self::Refused(failure) => f.write_str(&failure.text),
         }

@@ -2,12 +2,15 @@
 //!
 //! [`Client`] speaks to a node's supervisor over the Unix socket that QEMU
 //! makes of the node's second serial port. Every call has a deadline.
-//! [`report`] turns answers into text for people and JSON for programs.
+//! [`report`] and [`crashes`] turn answers into text for people and JSON for
+//! programs; [`symbols`] names the addresses of a backtrace.
 
 mod client;
+pub mod crashes;
 mod error;
 pub mod names;
 pub mod report;
+pub mod symbols;
 
 pub use client::Client;
 pub use error::Error;

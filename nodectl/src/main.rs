@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use nodectl::{Client, Error, control::How, report};
+use nodectl::{Client, Error, control::How, crashes, report};
 use serde_json::{Value, json};
 
 /// Pause between two looks at the log of a node that has nothing new.
@@ -42,6 +42,9 @@ enum Command {
     Restart {
         /// Name of the domain.
         domain: String,
+        /// Let it finish its work first, for at most so many seconds.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "5")]
+        drain: Option<u64>,
         #[command(flatten)]
         limit: Limit,
     },
@@ -81,13 +84,31 @@ enum Command {
     /// Show the node's figures.
     Info,
     /// Show the records of deaths.
+    #[command(args_conflicts_with_subcommands = true)]
     Crashes {
         /// First sequence number.
         #[arg(long, default_value_t = 0)]
         from: u64,
+        #[command(subcommand)]
+        one: Option<Crashes>,
     },
     /// Power the node off in good order.
     Shutdown,
+}
+
+#[derive(Subcommand)]
+enum Crashes {
+    /// Show all that is known of one death.
+    Show {
+        /// Its number in the list.
+        number: u64,
+        /// Folder with the images and their symbols.
+        #[arg(long, value_name = "DIR", default_value = "target/node")]
+        images: PathBuf,
+        /// Log lines of the dead generation to show.
+        #[arg(long, value_name = "COUNT", default_value_t = 20)]
+        lines: usize,
+    },
 }
 
 #[derive(clap::Args)]
@@ -119,6 +140,8 @@ enum Way {
     TripleFault,
     /// Allocations until one fails.
     OutOfMemory,
+    /// No work any more, of which a guest must complain.
+    Stall,
 }
 
 impl From<Way> for How {
@@ -131,6 +154,7 @@ impl From<Way> for How {
             Way::StackOverflow => Self::StackOverflow,
             Way::TripleFault => Self::TripleFault,
             Way::OutOfMemory => Self::OutOfMemory,
+            Way::Stall => Self::Stall,
         }
     }
 }
@@ -163,8 +187,9 @@ fn run(arguments: &Arguments) -> Result<u8, Error> {
             let (domains, connections) = (client.domains()?, client.connections()?);
             show(report::list(&domains, &connections), report::list_json(&domains, &connections))?;
         }
-        Command::Restart { domain, limit } => {
-            let recovery = client.restart(domain, limit.duration())?;
+        Command::Restart { domain, drain, limit } => {
+            let drain = Duration::from_secs(drain.unwrap_or(0));
+            let recovery = client.drain(domain, drain, limit.duration())?;
             show(report::recovery(&recovery), report::recovery_json(&recovery))?;
         }
         Command::Crash { domain, how, limit } => {
@@ -191,13 +216,13 @@ fn run(arguments: &Arguments) -> Result<u8, Error> {
             let info = client.info()?;
             show(report::info(&info), report::info_json(&info))?;
         }
-        Command::Crashes { from } => {
+        Command::Crashes { one: Some(Crashes::Show { number, images, lines }), .. } => {
+            let story = client.story(*number, images, *lines)?;
+            show(crashes::show(&story), crashes::show_json(&story))?;
+        }
+        Command::Crashes { from, one: None } => {
             let all = client.crashes(*from)?;
-            let text = match all.as_slice() {
-                [] => "no deaths\n".to_owned(),
-                all => all.iter().map(report::crash).collect(),
-            };
-            show(text, all.iter().map(report::crash_json).collect())?;
+            show(crashes::list(&all), crashes::list_json(&all))?;
         }
         Command::Shutdown => {
             client.shutdown()?;

@@ -2,7 +2,7 @@
 
 use ring_proto::{
     conn::{Protocol, State},
-    crash::Reason,
+    crash::{Reason, Rebuild},
     hypercall::{DomainState, Error},
 };
 
@@ -41,6 +41,15 @@ pub fn reason(number: u32) -> String {
         Reason::Exit => "exit",
         Reason::Stalled => "stalled",
         Reason::Memory => "memory",
+    })
+}
+
+/// How a next generation came about.
+pub fn rebuild(number: u16) -> String {
+    known(number.into(), Rebuild::from_raw(number), |rebuild| match rebuild {
+        Rebuild::None => "none",
+        Rebuild::Cold => "cold",
+        Rebuild::Spare => "spare",
     })
 }
 

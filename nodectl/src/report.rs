@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use ring_proto::{
     DomainId,
-    control::{ConnectionStatus, CrashEntry, DomainAudit, DomainStatus, Info, LogPage, Recovery},
+    control::{Absence, ConnectionStatus, DomainAudit, DomainStatus, Info, LogPage, Recovery},
     hypercall::{HYPERVISOR, LogHeader},
 };
 use serde_json::{Value, json};
@@ -31,17 +31,17 @@ pub fn table(rows: &[Vec<String>]) -> String {
     out
 }
 
-fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+pub(crate) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.iter().map(|cell| (*cell).to_owned()).collect()
 }
 
 /// ns as ms.
-fn ms(ns: u64) -> String {
+pub(crate) fn ms(ns: u64) -> String {
     format!("{:.3} ms", ns as f64 / 1e6)
 }
 
 /// ns as s.
-fn seconds(ns: u64) -> String {
+pub(crate) fn seconds(ns: u64) -> String {
     format!("{:.3} s", ns as f64 / 1e9)
 }
 
@@ -151,6 +151,9 @@ pub fn recovery(recovery: &Recovery) -> String {
     let mut out = format!("{} serves as generation {}", recovery.domain, recovery.generation);
     if recovery.ended != 0 {
         let _ = write!(out, "; {} ended by {}", recovery.ended, names::reason(recovery.reason));
+        if recovery.drained {
+            out.push_str(" after it had finished its work");
+        }
     }
     out.push('\n');
     let mut rows = Vec::new();
@@ -184,6 +187,7 @@ pub fn recovery_json(recovery: &Recovery) -> Value {
     json!({
         "domain": recovery.domain.as_str(), "generation": recovery.generation,
         "ended": recovery.ended, "reason": names::reason(recovery.reason),
+        "drained": recovery.drained,
         "times_ns": {
             "ordered": t.ordered, "detected": t.detected, "quiesced": t.quiesced,
             "restarted": t.restarted, "ready": t.ready, "connected": t.connected,
@@ -236,9 +240,17 @@ pub fn info(info: &Info) -> String {
         vec!["TLB flushes".to_owned(), info.tlb_flushes.to_string()],
         vec!["IOTLB flushes".to_owned(), info.iotlb_flushes.to_string()],
         vec!["supervisor".to_owned(), format!("generation {}", info.generation)],
+        vec!["  before it nobody".to_owned(), absence(&info.absence)],
         vec!["bad frames".to_owned(), info.bad_frames.to_string()],
         vec!["lost events".to_owned(), info.lost_events.to_string()],
     ])
+}
+
+fn absence(absence: &Absence) -> String {
+    match absence.ns {
+        0 => "-".to_owned(),
+        ns => format!("for {}, {} deaths", ms(ns), absence.deaths),
+    }
 }
 
 /// The same for programs.
@@ -249,62 +261,7 @@ pub fn info_json(info: &Info) -> Value {
         "tlb_flushes": info.tlb_flushes, "iotlb_flushes": info.iotlb_flushes,
         "supervisor": info.supervisor, "supervisor_generation": info.generation,
         "bad_frames": info.bad_frames, "lost_events": info.lost_events,
-    })
-}
-
-/// A death.
-pub fn crash(entry: &CrashEntry) -> String {
-    let mut out = format!(
-        "#{} {} generation {}: {}, {}\n",
-        entry.sequence,
-        entry.name,
-        entry.generation,
-        names::reason(entry.reason),
-        seconds(entry.detected_ns),
-    );
-    if !entry.message.is_empty() {
-        let _ = writeln!(out, "  {}", entry.message.trim_end());
-    }
-    let _ = writeln!(
-        out,
-        "  rip {:#x}  rsp {:#x}  vector {}  error code {:#x}  cr2 {:#x}  guest address {:#x}  exit {:#x}",
-        entry.rip,
-        entry.rsp,
-        entry.vector,
-        entry.error_code,
-        entry.cr2,
-        entry.fault_address,
-        entry.exit_code,
-    );
-    if !entry.backtrace.is_empty() {
-        let addresses: Vec<String> = entry.backtrace.iter().map(|a| format!("{a:#x}")).collect();
-        let _ = writeln!(out, "  backtrace {}", addresses.join(" "));
-    }
-    let since = |at: u64| match at {
-        0 => "-".to_owned(),
-        at => format!("+{}", ms(at.saturating_sub(entry.detected_ns))),
-    };
-    let _ = writeln!(
-        out,
-        "  quiesced {}, restarted {}, ready {}",
-        since(entry.quiesced_ns),
-        since(entry.restarted_ns),
-        since(entry.ready_ns)
-    );
-    out
-}
-
-/// The same for programs.
-pub fn crash_json(entry: &CrashEntry) -> Value {
-    json!({
-        "sequence": entry.sequence, "domain": entry.name.as_str(), "generation": entry.generation,
-        "reason": names::reason(entry.reason), "message": entry.message.as_str(),
-        "vector": entry.vector, "error_code": entry.error_code, "rip": entry.rip,
-        "rsp": entry.rsp, "cr2": entry.cr2, "fault_address": entry.fault_address,
-        "exit_code": entry.exit_code, "registers": entry.registers,
-        "backtrace": entry.backtrace.as_slice(), "detected_ns": entry.detected_ns,
-        "quiesced_ns": entry.quiesced_ns, "restarted_ns": entry.restarted_ns,
-        "ready_ns": entry.ready_ns,
+        "absence": { "ns": info.absence.ns, "deaths": info.absence.deaths },
     })
 }
 
@@ -322,6 +279,12 @@ pub struct LogEntry {
 }
 
 impl LogEntry {
+    /// The same, a line each.
+    pub fn lines(&self) -> Vec<Self> {
+        let line = |text: &str| Self { text: text.to_owned(), ..self.clone() };
+        self.text.lines().map(line).collect()
+    }
+
     /// For people: each line tagged with its writer.
     pub fn show(&self) -> String {
         let mut out = String::new();

@@ -12,7 +12,7 @@ use std::{
 use nodectl::{
     Client, Error,
     control::{Event, FailureKind, How},
-    names, report,
+    crashes, names, report,
 };
 use ring_proto::{crash::Reason, hypercall::DomainState};
 use supervisor_policy::{
@@ -97,15 +97,19 @@ fn a_client_lists_crashes_restarts_audits_and_shuts_down() {
         assert!(text.contains("connected"), "{text}");
     }
     assert_eq!(client.restart("net", PATIENCE).unwrap().generation, 2);
+    let drained = client.drain("net", PATIENCE, PATIENCE).unwrap();
+    assert!(drained.drained && drained.generation == 3);
     let recoveries = client.crash_all(&["blk", "net"], How::Panic, PATIENCE).unwrap();
     assert_eq!(recoveries.len(), 2);
     let failure = client.restart("nobody", PATIENCE).unwrap_err();
     assert!(matches!(&failure, Error::Refused(f) if f.kind == FailureKind::NotFound));
     assert_eq!(failure.exit_code(), 1);
 
-    let crashes = client.crashes(0).unwrap();
-    assert_eq!(crashes.len(), 6);
-    assert!(report::crash(&crashes[0]).contains("generation 1 ended"));
+    let all = client.crashes(0).unwrap();
+    assert_eq!(all.len(), 7);
+    assert_eq!(all[0].message, "generation 1 ended");
+    assert!(all.iter().all(|entry| entry.ordered));
+    assert_eq!(crashes::list(&all).lines().count(), 8);
     let audit = client.audit().unwrap();
     assert!(report::is_clean(&audit));
     let names = client.names().unwrap();
@@ -113,7 +117,7 @@ fn a_client_lists_crashes_restarts_audits_and_shuts_down() {
     let entries = report::log_entries(&page, &names);
     assert_eq!((entries[0].domain.as_str(), entries[0].text.as_str()), ("hv", "simulated node"));
     let died = client.take_events().into_iter();
-    assert_eq!(died.filter(|e| matches!(e, Event::Died { .. })).count(), 6);
+    assert_eq!(died.filter(|e| matches!(e, Event::Died { .. })).count(), 7);
     client.shutdown().unwrap();
     assert!(node.join().unwrap().off);
 }
@@ -226,6 +230,17 @@ fn the_command_line_prints_tables_and_json_and_exits_with_meaning() {
     assert_eq!(code, Some(0));
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&json["generation"], &json["reason"]), (&2.into(), &"nested-fault".into()));
+    let (code, out, _) = run(FakeNode::new(), &["restart", "blk", "--drain", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &json["drained"]), (Some(0), &true.into()), "{out}");
+    let mut died = FakeNode::new();
+    died.die(BLK, Reason::Panic);
+    let (code, out, _) = run(died, &["crashes", "show", "0", "--images", "/nowhere"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("no symbols") && out.contains("0x00201234"), "{out}");
+    let (code, _, error) = run(FakeNode::new(), &["crashes", "show", "0"]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("there was no death 0"), "{error}");
     let (code, out, _) = run(FakeNode::new(), &["log"]);
     assert_eq!(code, Some(0));
     assert!(out.contains("[hv] simulated node"), "{out}");

@@ -15,14 +15,18 @@
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{DomainId, Generation, bundle::Name, crash::BACKTRACE};
+use crate::{
+    DomainId, Generation,
+    bundle::Name,
+    crash::{BACKTRACE, Timeline},
+};
 
 mod frame;
 
 pub use frame::{Decoder, EncodeError, FrameError, encode};
 
 /// First byte of every frame's content: version of these messages.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Most bytes of a frame on the line, with its closing zero.
 pub const FRAME_MAX: usize = 2048;
 /// Most entries of a page of [`Answer::Domains`] or [`Answer::Connections`].
@@ -66,6 +70,9 @@ pub enum Command {
         domain: Name,
         /// How long the next generation may take to serve, ms.
         timeout_ms: u32,
+        /// How long the old one may take to finish its work first, ms; 0 = it is ended
+        /// at once. When this is over it is ended all the same.
+        drain_ms: u32,
     },
     /// Have a domain misbehave, and wait until its next generation serves:
     /// as for [`Command::Restart`].
@@ -93,6 +100,8 @@ pub enum Command {
     Log {
         /// From the last page, or 0.
         cursor: u64,
+        /// Only what this domain wrote in this generation; 0 = in any.
+        of: Option<(DomainId, Generation)>,
     },
     /// Check all nested and IOMMU tables: [`Answer::Audit`].
     Audit,
@@ -123,10 +132,12 @@ pub enum How {
     TripleFault,
     /// Allocations without end.
     OutOfMemory,
+    /// It goes on waiting and does no work.
+    Stall,
 }
 
 impl How {
-    /// All there are.
+    /// All that a node sees by itself: all but [`Self::Stall`].
     pub const ALL: [Self; 7] = [
         Self::Panic,
         Self::NullWrite,
@@ -226,6 +237,17 @@ pub struct Info {
     pub bad_frames: u64,
     /// Events that it threw away since its start because the line was busy.
     pub lost_events: u64,
+    /// How long nobody was there before this supervisor began to serve.
+    pub absence: Absence,
+}
+
+/// The time from the end of a supervisor to the service of the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absence {
+    /// How long, ns on the node's clock; 0 = there was none before.
+    pub ns: u64,
+    /// Deaths of others meanwhile.
+    pub deaths: u32,
 }
 
 /// A domain. Numbers of states and reasons are those of
@@ -319,6 +341,8 @@ pub struct Recovery {
     pub ended: Generation,
     /// [`crate::crash::Reason`] of that end.
     pub reason: u32,
+    /// It finished its work before the end, as it was told to.
+    pub drained: bool,
     /// When what happened.
     pub times: Times,
 }
@@ -372,14 +396,18 @@ pub struct CrashEntry {
     pub registers: [u64; 15],
     /// Return addresses, innermost first.
     pub backtrace: Vec<u64, BACKTRACE>,
-    /// When the death was seen, ns.
-    pub detected_ns: u64,
-    /// When the generation could touch nothing any more.
-    pub quiesced_ns: u64,
-    /// When the next one was entered; 0 = not yet.
-    pub restarted_ns: u64,
-    /// When that was ready; 0 = not yet.
-    pub ready_ns: u64,
+    /// When which step was done.
+    pub times: Timeline,
+    /// [`crate::crash::Rebuild`].
+    pub rebuild: u16,
+    /// Pages that were restored for the next generation.
+    pub pages_restored: u32,
+    /// Requests that it had taken and not answered, if it said so.
+    pub in_flight: Option<u32>,
+    /// [`crate::bundle::Image::crc`] of what it ran.
+    pub image_crc: u32,
+    /// It was ordered: an end, or a misbehaviour.
+    pub ordered: bool,
     /// Panic message and place.
     pub message: String<192>,
 }
@@ -416,6 +444,8 @@ pub enum Event {
     Started {
         /// Its generation.
         generation: Generation,
+        /// How long nobody was there before it.
+        absence: Absence,
     },
     /// A domain died.
     Died {

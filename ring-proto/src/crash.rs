@@ -149,6 +149,11 @@ pub struct CrashRecord {
     /// Requests that it had taken and not answered, as it said in its event
     /// page; [`UNKNOWN`] if it never did.
     pub in_flight: u32,
+    /// [`crate::bundle::Image::crc`] of what it ran.
+    pub image_crc: u32,
+    /// 1 if the supervisor ordered this end, or an
+    /// [`Inject`](crate::event::Inject) in this generation.
+    pub ordered: u32,
     /// What the domain reported or the hypervisor found in its registers and stack.
     pub report: CrashReport,
 }

@@ -38,10 +38,11 @@ pub struct EventPage {
     /// Requests that the domain has taken and not answered, plus 1, written by
     /// the domain; 0 = it does not say.
     pub in_flight: AtomicU32,
-    /// Number of the last check that the supervisor ordered, from 1.
+    /// Number of the last check that the supervisor ordered, from 1; with
+    /// [`DRAIN`] if the domain is to finish its work and take no more.
     pub check: AtomicU32,
-    /// The domain's answer: the check's number, with [`STUCK`] if it found that
-    /// it cannot work.
+    /// The domain's answer: the check's number once it found itself well, or
+    /// finished its work; with [`STUCK`] if it found that it cannot.
     pub health: AtomicU32,
 }
 
@@ -51,6 +52,8 @@ pub const READY: u32 = 1;
 pub const SERVED: u32 = 2;
 /// [`EventPage::ready`]: a spare waits for [`PORT_TAKEOVER`].
 pub const STANDBY: u32 = 3;
+/// Bit of [`EventPage::check`].
+pub const DRAIN: u32 = 1 << 31;
 /// Bit of [`EventPage::health`].
 pub const STUCK: u32 = 1 << 31;
 
@@ -72,5 +75,7 @@ numbered! {
         TripleFault = 6,
         /// Allocations until one fails.
         OutOfMemory = 7,
+        /// It goes on waiting and does no work.
+        Stall = 8,
     }
 }

@@ -74,10 +74,11 @@ numbered! {
         DomainList = 32,
         /// `(domain)`: build and run a domain that is stopped or dead.
         Start = 33,
-        /// `(domain)`: end a running domain.
+        /// `(domain, reason)`: end a running domain. The reason is
+        /// [`crate::crash::Reason::Stalled`], which counts as a death, or 0 for an
+        /// operator's order.
         Stop = 34,
-        /// `(domain, reason)`: stop if alive, then start. The reason is
-        /// [`crate::crash::Reason::Stalled`], or 0 for an operator's order.
+        /// `(domain)`: stop if alive, then start.
         Restart = 35,
         /// `(domain)`: mark as held: not startable until released.
         Hold = 36,
@@ -102,7 +103,8 @@ numbered! {
         NodeInfo = 43,
         /// `(0)`: power the node off in good order.
         Shutdown = 44,
-        /// `(domain)`: have a domain check itself; returns the check's number. Its
+        /// `(domain, drain 0|1)`: have a domain check itself, or also finish its
+        /// work and take no more; returns the check's number. Its
         /// answer appears in [`DomainInfo::health`].
         Check = 45,
     }
@@ -234,6 +236,8 @@ pub struct DomainInfo {
     pub complaints: u32,
     /// When the last one came, ns on the node's clock.
     pub complained_ns: u64,
+    /// When it was last released from a hold, ns on the node's clock; 0 = never.
+    pub released_ns: u64,
     /// From whom it came; [`NOBODY`]: there was none.
     pub complainant: u16,
     /// It is the warm spare of this domain; [`NOBODY`]: it is no spare.

@@ -2,8 +2,8 @@
 
 use domain_rt::{hypercall, time};
 use ring_proto::{
-    DomainId,
-    crash::CrashRecord,
+    DomainId, Generation,
+    crash::{CrashRecord, Reason},
     event::Inject,
     hypercall::{ConnectionInfo, DomainInfo, Error, NodeInfo},
 };
@@ -34,12 +34,16 @@ impl Node for Hypervisor {
         hypercall::start(domain)
     }
 
-    fn stop(&mut self, domain: DomainId) -> Result<(), Error> {
-        hypercall::stop(domain)
+    fn stop(&mut self, domain: DomainId, reason: Reason) -> Result<(), Error> {
+        hypercall::stop(domain, reason)
     }
 
     fn restart(&mut self, domain: DomainId) -> Result<(), Error> {
-        hypercall::restart(domain, false)
+        hypercall::restart(domain)
+    }
+
+    fn check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error> {
+        hypercall::check(domain, drain)
     }
 
     fn hold(&mut self, domain: DomainId) -> Result<(), Error> {
@@ -62,8 +66,13 @@ impl Node for Hypervisor {
         }
     }
 
-    fn log_read(&mut self, cursor: u64, out: &mut [u8]) -> Result<u64, Error> {
-        hypercall::log_read(cursor, out, None)
+    fn log_read(
+        &mut self,
+        cursor: u64,
+        of: Option<(DomainId, Generation)>,
+        out: &mut [u8],
+    ) -> Result<u64, Error> {
+        hypercall::log_read(cursor, out, of)
     }
 
     fn audit(&mut self, domain: DomainId) -> Result<u64, Error> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use nodectl::{Client, names, report};
+use nodectl::{Client, crashes, names, report};
 use xtask::{
     build,
     manifest::{self, Manifest},
@@ -311,7 +311,10 @@ impl Node {
             let mut text = report::list(&client.domains()?, &client.connections()?);
             text += &report::info(&client.info()?);
             text += &report::audit(&client.audit()?);
-            client.crashes(0)?.iter().for_each(|entry| text += &report::crash(entry));
+            for entry in client.crashes(0)? {
+                let story = client.story(entry.sequence, &workspace::node_dir(), LAST_LINES)?;
+                text += &crashes::show(&story);
+            }
             Ok(text)
         };
         let text =

@@ -14,7 +14,7 @@ use domain_rt::{
     panic::{give_up, stalled},
     refuse::{Refusal, Why, why},
     set_in_flight, set_ready, set_served, stand_by,
-    time::{NEVER, now_ns},
+    time::{MS, NEVER, now_ns},
     virtio::{Error, queue::Misbehaved},
 };
 use io_limits::{Bucket, Limiter, Turns};
@@ -45,6 +45,9 @@ const REQUEST_COST: u64 = 4096;
 const WINDOW: u64 = 2 * QUANTUM;
 /// Requests that the disk works on at a time.
 const COOKIES: u32 = 256;
+/// A disk that finished nothing for so long does not work, if a guest has
+/// complained.
+const IDLE_NS: u64 = 1000 * MS;
 /// Busy turns between two looks at the handshakes.
 const POLL_TURNS: u32 = 32;
 /// Pages for the rings of one connection.
@@ -216,6 +219,7 @@ impl Service {
                 continue;
             }
             let (again, deadline) = self.poll();
+            let again = self.attend() || again;
             if busy || again {
                 events::breathe();
             } else if !self.disk.set_interrupts(true) {
@@ -261,6 +265,31 @@ impl Service {
         // Requests that wait for room in the device queue are served after a
         // completion, which wakes us.
         (again && self.has_room(), deadline)
+    }
+
+    /// Answers the supervisor, if it wants to know something. The turn that
+    /// ends here looked at every ring and at the device. Returns whether to go
+    /// on without a sleep.
+    fn attend(&mut self) -> bool {
+        let Some(check) = events::check() else { return false };
+        if check.drain {
+            let mut again = false;
+            for client in &mut self.clients {
+                again |= client.backend.leave();
+            }
+            if self.clients.iter().all(|client| client.backend.has_left()) {
+                // What was acknowledged is durable before the next generation comes.
+                events::answer(check, flush(&mut self.disk).is_ok());
+            }
+            return again;
+        }
+        let well = match self.disk.in_flight() {
+            // It has nothing to do: something to see it by.
+            0 => flush(&mut self.disk).is_ok() && !self.disk.needs_reset(),
+            _ => now_ns().saturating_sub(self.last_progress) < IDLE_NS,
+        };
+        events::answer(check, well);
+        false
     }
 
     /// Takes requests, turn by turn. Returns whether there were any.

@@ -56,6 +56,9 @@ const SENT_BATCH: u16 = 16;
 const SENT_NS: u64 = MS / 2;
 /// A NIC that finished nothing for so long is given up.
 const STUCK_NS: u64 = 30_000 * MS;
+/// A NIC that sent nothing for so long, with frames to send, does not work, if a
+/// guest has complained.
+const IDLE_NS: u64 = 1000 * MS;
 /// Pages for the rings of one connection.
 const RING_PAGES: u32 = 16;
 /// Most pages of a connection's pool.
@@ -214,6 +217,7 @@ impl Service {
                 continue;
             }
             let (again, deadline) = self.poll(now);
+            let again = self.attend(now) || again;
             if busy || again {
                 events::breathe();
             } else if !self.nic.interrupts_on(self.sent_to_wait_for()) {
@@ -257,6 +261,26 @@ impl Service {
         }
         // Frames that wait for room go on after a completion, which wakes us.
         (again && self.has_room(), deadline)
+    }
+
+    /// Answers the supervisor, if it wants to know something. The turn that
+    /// ends here looked at every ring and at the device. Returns whether to go
+    /// on without a sleep.
+    fn attend(&mut self, now: u64) -> bool {
+        let Some(check) = events::check() else { return false };
+        if check.drain {
+            let mut again = false;
+            for client in &mut self.clients {
+                again |= client.backend.leave();
+            }
+            if self.clients.iter().all(|client| client.backend.has_left()) {
+                events::answer(check, true);
+            }
+            return again;
+        }
+        let sends = self.nic.in_flight() == 0 || now.saturating_sub(self.last_sent) < IDLE_NS;
+        events::answer(check, sends && !self.nic.needs_reset());
+        false
     }
 
     /// How many frames the NIC should have sent before it interrupts a sleep:

@@ -10,8 +10,8 @@
 use ring_proto::{DomainId, GrantRef, PAGE_SIZE, layout};
 
 use crate::{
-    grants::{Mapping, Window},
-    memory::{Kind, Region, Space},
+    grants::Window,
+    memory::{Kind, Space},
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -29,34 +29,38 @@ pub struct Leaf {
     pub execute: bool,
 }
 
-/// What is mapped at `gpa` if that is in the window; `None` if it is not.
-fn in_window(window: &Window, gpa: u64) -> Option<Option<&Mapping>> {
+/// The window page that `gpa` is, if it is one.
+fn window_page(window: &Window, gpa: u64) -> Option<u32> {
     let page = u32::try_from(gpa.checked_sub(layout::GRANT_WINDOW)? / PAGE).ok()?;
-    (page < window.len()).then(|| window.get(page))
-}
-
-/// The region that a leaf is in, if it leads to the right place of it.
-fn region(space: &Space, leaf: Leaf) -> Option<&Region> {
-    space.region(leaf.gpa).filter(|r| leaf.hpa == r.hpa + (leaf.gpa - r.gpa))
+    (page < window.len()).then_some(page)
 }
 
 /// Whether a leaf of a domain's nested table is right.
 pub fn nested_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
-    let rights = (leaf.write, leaf.execute);
-    rights != (true, true)
-        && match in_window(window, leaf.gpa) {
-            Some(m) => m.is_some_and(|m| leaf.hpa == m.frame && rights == (m.write, false)),
-            None => region(space, leaf).is_some_and(|r| rights == (r.write, r.execute)),
-        }
+    if leaf.write && leaf.execute {
+        return false;
+    }
+    if let Some(page) = window_page(window, leaf.gpa) {
+        return window
+            .get(page)
+            .is_some_and(|m| leaf.hpa == m.frame && leaf.write == m.write && !leaf.execute);
+    }
+    space.region(leaf.gpa).is_some_and(|r| {
+        leaf.hpa == r.hpa + (leaf.gpa - r.gpa) && leaf.write == r.write && leaf.execute == r.execute
+    })
 }
 
 /// Whether a leaf of a domain's IOMMU table is right: DMA pool, a live DMA grant, or the
 /// granter's scratch page in the place of a revoked one.
 pub fn iommu_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
-    match in_window(window, leaf.gpa) {
-        Some(m) => m.is_some_and(|m| m.dma && leaf.hpa == m.frame && (m.write || !leaf.write)),
-        None => region(space, leaf).is_some_and(|r| r.kind == Kind::DmaPool),
+    if let Some(page) = window_page(window, leaf.gpa) {
+        return window
+            .get(page)
+            .is_some_and(|m| m.dma && leaf.hpa == m.frame && (m.write || !leaf.write));
     }
+    space
+        .region(leaf.gpa)
+        .is_some_and(|r| r.kind == Kind::DmaPool && leaf.hpa == r.hpa + (leaf.gpa - r.gpa))
 }
 
 /// Pages that a domain's nested table should have.

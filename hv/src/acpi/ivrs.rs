@@ -37,12 +37,12 @@ pub struct AmdViUnit {
 }
 
 impl AmdViUnit {
-    /// The id under which the unit sees `bdf`, if it serves it.
-    pub fn serves(&self, bdf: u16) -> Option<u16> {
+    /// `Some(alias)` if the unit serves `bdf`.
+    pub fn serves(&self, bdf: u16) -> Option<Option<u16>> {
         // A more special entry may stand beside a general one; an alias wins.
         let mut hits = self.ranges.iter().filter(|r| (r.first..=r.last).contains(&bdf));
         let first = hits.next()?;
-        Some(first.alias.or_else(|| hits.find_map(|r| r.alias)).unwrap_or(bdf))
+        Some(first.alias.or_else(|| hits.find_map(|r| r.alias)))
     }
 }
 

@@ -177,7 +177,7 @@ impl Iommu {
         let commands = self.kind.forget(bdf, domain_id);
         self.kind.run(&commands)?;
         // On failure the slot stays taken: its tables may still be read or remembered.
-        self.slots.0.get_mut(slot).and_then(Option::take);
+        self.slots.give_back(slot);
         Ok(())
     }
 
@@ -284,5 +284,11 @@ impl Slots {
         let (slot, place) = places.find(|(_, p)| p.is_none()).ok_or(Error::Exhausted)?;
         *place = Some((bdf, domain_id));
         Ok(slot)
+    }
+
+    fn give_back(&mut self, slot: usize) {
+        if let Some(place) = self.0.get_mut(slot) {
+            *place = None;
+        }
     }
 }

@@ -43,18 +43,24 @@ const CONSOLE: usize = 256 << 10;
 /// # Errors
 /// A sentence for people.
 fn parse(bundle: &[u8]) -> Result<bundle::Node, String> {
-    let (header, rest) = Header::read_from_prefix(bundle).map_err(|_| "the bundle is too short")?;
-    let Header { version, total_len, .. } = header;
+    let (header, rest) =
+        Header::read_from_prefix(bundle).map_err(|_| String::from("the bundle is too short"))?;
     if header.magic != bundle::MAGIC {
         return Err("the boot module is not a Bulkhead bundle".into());
     }
-    if version != bundle::VERSION {
-        let ours = bundle::VERSION;
-        return Err(format!("the bundle has version {version}, this hypervisor reads {ours}"));
+    if header.version != bundle::VERSION {
+        return Err(format!(
+            "the bundle has version {}, this hypervisor reads {}",
+            header.version,
+            bundle::VERSION
+        ));
     }
-    if total_len != bundle.len() as u64 {
-        let arrived = bundle.len();
-        return Err(format!("the bundle says it has {total_len} bytes, {arrived} arrived"));
+    if header.total_len != bundle.len() as u64 {
+        return Err(format!(
+            "the bundle says it has {} bytes, {} arrived",
+            header.total_len,
+            bundle.len()
+        ));
     }
     let manifest =
         rest.get(..header.manifest_len as usize).ok_or("the bundle's manifest is cut off")?;
@@ -159,6 +165,7 @@ impl Node {
             flush: false,
             asleep: false,
             orders: Orders::default(),
+            injected: false,
             stale: None,
             line: LineQuota::new(0),
             leftovers: 0,

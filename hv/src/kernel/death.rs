@@ -82,6 +82,8 @@ impl Node {
         self.unmap_everything(domain);
         self.withdraw_everything(domain);
         let quiesced = time::now_ns();
+        let injected = core::mem::take(&mut self.guests[domain].injected);
+        let image = self.domains[domain].config.image;
         self.tell_peers(domain);
         self.tell_supervisor();
         // Nobody who was told can look before this lock is released.
@@ -101,6 +103,8 @@ impl Node {
             generation: ended,
             pages_restored: 0,
             in_flight: self.in_flight(domain),
+            image_crc: self.images.get(usize::from(image)).map_or(0, |image| image.crc),
+            ordered: u32::from(injected || reason == Reason::Operator),
             report,
         });
         self.info.next_crash = self.deaths.next();

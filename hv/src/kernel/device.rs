@@ -131,13 +131,15 @@ impl Devices {
                 Select::Bdf(bdf) => self.pci.function(Bdf(bdf)).filter(|f| f.assignable()),
                 Select::Class { class, index } => self.pci.by_class(class, index.into()),
             };
-            let name = &device.name;
-            let bdf = found.map(|function| function.bdf);
-            let bdf = bdf.ok_or_else(|| format!("device {name}: there is no such PCI function"))?;
-            if self.named.contains(&bdf) {
-                return Err(format!("device {name}: {bdf} is another device already"));
+            let function = found
+                .ok_or_else(|| format!("device {}: there is no such PCI function", device.name))?;
+            if self.named.contains(&function.bdf) {
+                return Err(format!(
+                    "device {}: {} is another device already",
+                    device.name, function.bdf
+                ));
             }
-            self.named.push(bdf);
+            self.named.push(function.bdf);
         }
         if !manifest.devices.is_empty() && self.iommu.is_none() {
             return Err("there is no IOMMU: no device can be given to a domain".into());
@@ -158,8 +160,10 @@ impl Devices {
             let function = self.pci.function(bdf).ok_or("device missing")?;
             // Functions of one device may reach each other without the IOMMU's seeing it.
             if self.owned.iter().any(|o| o.domain != domain && o.bdf.is_sibling(bdf)) {
-                let name = &config.name;
-                return Err(format!("{name}: {bdf} shares its device with another domain"));
+                return Err(format!(
+                    "{}: {bdf} shares its device with another domain",
+                    config.name
+                ));
             }
             self.pci.set_bus_master(function, false);
             self.owned.push(Owned { domain, bdf, attached: false });

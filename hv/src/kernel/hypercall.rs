@@ -110,12 +110,12 @@ impl Node {
             }
             Nr::DomainList => self.domain_list(caller, a, b),
             Nr::Start => self.order(a, None, true),
-            Nr::Stop => self.order(a, Some(Reason::Operator), false),
-            Nr::Restart => match b {
-                0 => self.order(a, Some(Reason::Operator), true),
-                _ if b == Reason::Stalled as u64 => self.order(a, Some(Reason::Stalled), true),
+            Nr::Stop => match b {
+                0 => self.order(a, Some(Reason::Operator), false),
+                _ if b == Reason::Stalled as u64 => self.order(a, Some(Reason::Stalled), false),
                 _ => Err(Error::BadArgument),
             },
+            Nr::Restart => self.order(a, Some(Reason::Operator), true),
             Nr::Hold => self.hold(a, true),
             Nr::Release => self.hold(a, false),
             Nr::ConnectionList => self.connection_list(caller, a, b),
@@ -125,7 +125,7 @@ impl Node {
             Nr::Audit => self.checked(a).map(|d| self.audit(d)),
             Nr::NodeInfo => self.node_info(caller, a, now),
             Nr::Shutdown => crate::power_off(EXIT_ORDERLY),
-            Nr::Check => self.order_check(a),
+            Nr::Check => self.order_check(a, b),
         })
     }
 
@@ -255,13 +255,14 @@ impl Node {
         Ok(0)
     }
 
-    fn order_check(&mut self, domain: u64) -> Answer {
+    fn order_check(&mut self, domain: u64, drain: u64) -> Answer {
         let domain = self.checked(domain)?;
         let page = self.event_page(domain)?;
         let info = &mut self.domains[domain].info;
         info.check = (info.check.wrapping_add(1) & !event::STUCK).max(1);
         let number = info.check;
-        self.ram.word32(page.saturating_add(CHECK))?.store(number, SeqCst);
+        let word = if drain == 1 { number | event::DRAIN } else { number };
+        self.ram.word32(page.saturating_add(CHECK))?.store(word, SeqCst);
         self.raise(domain, event::PORT_CHECK);
         Ok(number.into())
     }
@@ -327,6 +328,9 @@ impl Node {
     fn hold(&mut self, domain: u64, held: bool) -> Answer {
         let domain = self.checked(domain)?;
         self.domains[domain].held = held;
+        if !held {
+            self.domains[domain].info.released_ns = time::now_ns();
+        }
         Ok(0)
     }
 
@@ -360,6 +364,7 @@ impl Node {
         let kind = u32::try_from(kind).ok().and_then(Inject::from_raw).ok_or(Error::BadArgument)?;
         let page = self.event_page(domain)?;
         self.ram.word32(page.saturating_add(INJECT))?.store(kind as u32, SeqCst);
+        self.guests[domain].injected = true;
         self.wake(domain);
         Ok(0)
     }

@@ -84,6 +84,8 @@ struct Guest {
     /// It sleeps in `wait`, which returns when it runs next.
     asleep: bool,
     orders: Orders,
+    /// It was ordered to misbehave in this generation.
+    injected: bool,
     /// Translations were taken away and caches are to be flushed; `true`: the
     /// devices', too.
     stale: Option<bool>,

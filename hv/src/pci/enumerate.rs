@@ -23,13 +23,13 @@ pub(super) fn all<IO: PhysIo>(ecam: &Ecam<IO>) -> Result<Vec<Function>, Error> {
     let mut functions = Vec::new();
     for bus in ecam.buses() {
         for device in 0..DEVICES {
-            let first = Bdf(u16::from_be_bytes([bus, device << 3]));
+            let first = Bdf::first(bus, device);
             if !present(ecam, first) {
                 continue;
             }
             let count =
                 if ecam.read::<u8>(first, register::HEADER) & MULTIFUNCTION != 0 { 8 } else { 1 };
-            for bdf in (0..count).map(|i| Bdf(first.0 | i)).filter(|&bdf| present(ecam, bdf)) {
+            for bdf in (0..count).map(|i| first.sibling(i)).filter(|&bdf| present(ecam, bdf)) {
                 if functions.len() == MAX_FUNCTIONS {
                     return Err(Error::TooMany);
                 }

@@ -49,9 +49,19 @@ impl Bdf {
         self.0.to_be_bytes()[0]
     }
 
+    /// Function 0 of device `device` on bus `bus`.
+    const fn first(bus: u8, device: u8) -> Self {
+        Self(u16::from_be_bytes([bus, device << 3]))
+    }
+
     /// Both are functions of one device.
     pub const fn is_sibling(self, other: Self) -> bool {
         self.0 & !7 == other.0 & !7
+    }
+
+    /// Another function of the same device.
+    const fn sibling(self, function: u8) -> Self {
+        Self(self.0 & !7 | (function & 7) as u16)
     }
 }
 

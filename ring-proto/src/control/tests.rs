@@ -14,7 +14,7 @@ fn requests() -> Vec<Request> {
         Command::Info,
         Command::List { first: 0 },
         Command::Connections { first: 31 },
-        Command::Restart { domain: name("blk"), timeout_ms: 0 },
+        Command::Restart { domain: name("blk"), timeout_ms: 0, drain_ms: 1 },
         Command::Crash {
             domain: name("a-name-of-23-characters"),
             how: How::Loop,
@@ -22,7 +22,7 @@ fn requests() -> Vec<Request> {
         },
         Command::Hold { domain: name("") },
         Command::Release { domain: name("net"), timeout_ms: 1 },
-        Command::Log { cursor: u64::MAX },
+        Command::Log { cursor: u64::MAX, of: Some((u16::MAX, u32::MAX)) },
         Command::Audit,
         Command::Crashes { from: 0 },
         Command::Shutdown,
@@ -93,10 +93,23 @@ fn largest_answers() -> Vec<Answer> {
         exit_code: u64::MAX,
         registers: [u64::MAX; 15],
         backtrace,
-        detected_ns: u64::MAX,
-        quiesced_ns: u64::MAX,
-        restarted_ns: u64::MAX,
-        ready_ns: u64::MAX,
+        times: Timeline {
+            died: u64::MAX,
+            detected: u64::MAX,
+            quiesced: u64::MAX,
+            told: u64::MAX,
+            decided: u64::MAX,
+            restored: u64::MAX,
+            entered: u64::MAX,
+            enabled: u64::MAX,
+            ready: u64::MAX,
+            served: u64::MAX,
+        },
+        rebuild: u16::MAX,
+        pages_restored: u32::MAX,
+        in_flight: Some(u32::MAX),
+        image_crc: u32::MAX,
+        ordered: true,
         message,
     };
     vec![
@@ -227,7 +240,7 @@ fn random_bytes_never_harm() {
             frame[at] = random() as u8;
             line.extend_from_slice(&frame);
         }
-        let good = Request { seq: round, command: Command::Log { cursor: random() } };
+        let good = Request { seq: round, command: Command::Log { cursor: random(), of: None } };
         line.push(0);
         line.extend_from_slice(&encode(&good).unwrap());
         let mut last = None;
@@ -281,7 +294,7 @@ fn ctl_4_numbers_of_commands_answers_and_events_do_not_change() {
     let answers: Vec<u8> = largest_answers().iter().map(number).collect();
     assert_eq!(answers, [6, 1, 2, 5, 7, 7, 4, 8]);
     let events = [
-        Event::Started { generation: 1 },
+        Event::Started { generation: 1, absence: Absence::default() },
         Event::Died { domain: 1, generation: 1, reason: 1, sequence: 1 },
         Event::Restarted { domain: 1 },
         Event::Held { domain: 1, deaths: 1 },

@@ -6,11 +6,11 @@ use std::{format, string::String, vec, vec::Vec};
 use ring_proto::{
     DomainId, Generation,
     conn::State,
-    crash::{CrashRecord, Reason},
-    event::Inject,
-    hypercall::{ConnectionInfo, DomainInfo, DomainState, Error, LogHeader, NOBODY, NodeInfo},
+    crash::{CrashRecord, Reason, Rebuild, UNKNOWN},
+    event::{Inject, STUCK},
+    hypercall::{ConnectionInfo, DomainInfo, DomainState, Error, LogHeader, NodeInfo},
 };
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::Node;
 
@@ -27,6 +27,10 @@ pub struct Habits {
     pub connects_after_ns: Option<u64>,
     /// It dies again so long after each start.
     pub dies_by_itself_ns: Option<u64>,
+    /// From a check to its answer, and that it is stuck; `None`: it never answers.
+    pub answers_after_ns: Option<(u64, bool)>,
+    /// The same when it is to drain.
+    pub drains_after_ns: Option<(u64, bool)>,
 }
 
 impl Default for Habits {
@@ -36,6 +40,8 @@ impl Default for Habits {
             ready_after_ns: 2 * MS,
             connects_after_ns: Some(MS),
             dies_by_itself_ns: None,
+            answers_after_ns: Some((MS, false)),
+            drains_after_ns: Some((3 * MS, false)),
         }
     }
 }
@@ -56,11 +62,16 @@ pub struct FakeNode {
     pub console: Vec<u8>,
     /// Starts that were ordered, in order.
     pub starts: Vec<(DomainId, u64)>,
+    /// Checks that were ordered, and whether to drain.
+    pub checks: Vec<(DomainId, bool)>,
     /// It was powered off.
     pub off: bool,
     /// Violations that the audit finds in each domain.
     pub violations: u64,
     held: Vec<bool>,
+    injected: Vec<bool>,
+    stalled: Vec<bool>,
+    answers_at: Vec<Option<(u64, u32)>>,
     starts_at: Vec<Option<u64>>,
     dies_at: Vec<Option<(u64, Reason)>>,
     connections: Vec<(DomainId, DomainId)>,
@@ -100,8 +111,6 @@ impl FakeNode {
                 restart_budget: 5,
                 restart_window_s: 10,
                 restart_automatic: 1,
-                complainant: NOBODY,
-                spare_of: NOBODY,
                 name,
                 ..DomainInfo::default()
             }
@@ -113,9 +122,13 @@ impl FakeNode {
             records: Vec::new(),
             console: Vec::new(),
             starts: Vec::new(),
+            checks: Vec::new(),
             off: false,
             violations: 0,
             held: vec![false; names.len()],
+            injected: vec![false; names.len()],
+            stalled: vec![false; names.len()],
+            answers_at: vec![None; names.len()],
             starts_at: vec![None; names.len()],
             dies_at: vec![None; names.len()],
             connections: vec![(KV, BLK), (KV, NET)],
@@ -126,7 +139,9 @@ impl FakeNode {
 
     /// Appends a line to the console.
     pub fn print(&mut self, domain: DomainId, text: &str) {
-        let header = LogHeader { domain, len: text.len() as u16, generation: 1, time_ns: self.now };
+        let generation = self.domains.get(usize::from(domain)).map_or(1, |info| info.generation);
+        let time_ns = self.now;
+        let header = LogHeader { domain, len: text.len() as u16, generation, time_ns };
         self.console.extend_from_slice(header.as_bytes());
         self.console.extend_from_slice(text.as_bytes());
     }
@@ -143,6 +158,12 @@ impl FakeNode {
                 self.starts_at[index] = None;
                 self.begin(index as DomainId);
             }
+            if let Some((at, answer)) = self.answers_at[index]
+                && at <= self.now
+            {
+                self.answers_at[index] = None;
+                self.domains[index].health = answer;
+            }
             let info = &mut self.domains[index];
             let ready_at = info.started_ns + self.habits[index].ready_after_ns;
             if info.state == DomainState::Running as u32 && info.ready == 0 && ready_at <= self.now
@@ -154,6 +175,14 @@ impl FakeNode {
                 }
             }
         }
+    }
+
+    /// A frontend complains about its backend.
+    pub fn complain(&mut self, frontend: DomainId, backend: DomainId) {
+        let info = &mut self.domains[usize::from(backend)];
+        info.complaints += 1;
+        info.complained_ns = self.now;
+        info.complainant = frontend;
     }
 
     /// Ends a generation.
@@ -173,13 +202,19 @@ impl FakeNode {
         info.ready = 0;
         info.last_reason = reason as u32;
         info.died_ns = self.now;
+        info.health = 0;
         self.dies_at[index] = None;
+        self.answers_at[index] = None;
         let mut record = CrashRecord::new_zeroed();
         record.sequence = self.records.len() as u64;
         record.domain = domain;
         record.generation = generation;
+        record.times.died = self.now;
         record.times.detected = self.now;
         record.times.quiesced = self.now;
+        record.in_flight = UNKNOWN;
+        let injected = std::mem::take(&mut self.injected[index]);
+        record.ordered = u32::from(injected || reason == Reason::Operator);
         record.report.reason = reason as u32;
         record.report.backtrace[0] = 0x20_1234;
         let message: String = format!("generation {generation} ended");
@@ -189,6 +224,12 @@ impl FakeNode {
         if domain == SUPERVISOR {
             self.begin(domain);
         }
+    }
+
+    /// From the last death of `domain` to now, ns.
+    pub fn since_death(&self, domain: DomainId) -> u64 {
+        let last = self.records.iter().rev().find(|r| r.domain == domain);
+        self.now - last.map_or(0, |r| r.times.died)
     }
 
     /// A held domain shows it as soon as it does not run.
@@ -207,11 +248,13 @@ impl FakeNode {
         info.state = DomainState::Running as u32;
         info.started_ns = now;
         info.ready = 0;
+        self.stalled[index] = false;
         if let Some(ns) = self.habits[index].dies_by_itself_ns {
             self.dies_at[index] = Some((now + ns, Reason::Panic));
         }
         if let Some(record) = self.records.iter_mut().rev().find(|r| r.domain == domain) {
             record.times.entered = now;
+            record.rebuild = Rebuild::Cold as u16;
         }
     }
 
@@ -286,10 +329,10 @@ impl Node for FakeNode {
         Ok(())
     }
 
-    fn stop(&mut self, domain: DomainId) -> Result<(), Error> {
+    fn stop(&mut self, domain: DomainId, reason: Reason) -> Result<(), Error> {
         self.get(domain)?;
         // The domain's own core does it, in its turn.
-        self.dies_at[usize::from(domain)] = Some((self.now + MS / 20, Reason::Operator));
+        self.dies_at[usize::from(domain)] = Some((self.now + MS / 20, reason));
         Ok(())
     }
 
@@ -302,6 +345,24 @@ impl Node for FakeNode {
         self.start(domain)
     }
 
+    fn check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error> {
+        let now = self.now;
+        let info = self.get(domain)?;
+        if info.state != DomainState::Running as u32 {
+            return Err(Error::BadState);
+        }
+        info.check += 1;
+        let number = info.check;
+        let index = usize::from(domain);
+        self.checks.push((domain, drain));
+        let habits = &self.habits[index];
+        let answer = if drain { habits.drains_after_ns } else { habits.answers_after_ns };
+        let answer = answer.filter(|_| !self.stalled[index]);
+        self.answers_at[index] =
+            answer.map(|(after, stuck)| (now + after, number | if stuck { STUCK } else { 0 }));
+        Ok(number)
+    }
+
     fn hold(&mut self, domain: DomainId) -> Result<(), Error> {
         self.get(domain)?;
         self.held[usize::from(domain)] = true;
@@ -310,15 +371,24 @@ impl Node for FakeNode {
     }
 
     fn release(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.get(domain)?.state = DomainState::Stopped as u32;
+        let now = self.now;
+        let info = self.get(domain)?;
+        info.state = DomainState::Stopped as u32;
+        info.released_ns = now;
         self.held[usize::from(domain)] = false;
         Ok(())
     }
 
     fn inject(&mut self, domain: DomainId, kind: Inject) -> Result<(), Error> {
         self.get(domain)?;
+        self.injected[usize::from(domain)] = true;
         let after = self.habits[usize::from(domain)].dies_after_ns;
         let (after, reason) = match kind {
+            // It lives on and answers nobody.
+            Inject::Stall => {
+                self.stalled[usize::from(domain)] = true;
+                return Ok(());
+            }
             Inject::Panic => (after, Reason::Panic),
             Inject::OutOfMemory => (after, Reason::Memory),
             Inject::Exception => (after, Reason::Exception),
@@ -334,22 +404,31 @@ impl Node for FakeNode {
         Ok(self.records.iter().find(|r| r.sequence >= sequence).copied())
     }
 
-    fn log_read(&mut self, cursor: u64, out: &mut [u8]) -> Result<u64, Error> {
-        let rest = self.console.get(cursor as usize..).unwrap_or_default();
+    fn log_read(
+        &mut self,
+        cursor: u64,
+        of: Option<(DomainId, Generation)>,
+        out: &mut [u8],
+    ) -> Result<u64, Error> {
+        // A cursor that nobody was told may point anywhere.
+        let mut rest = self.console.get(cursor as usize..).unwrap_or_default();
+        let (mut next, mut filled) = (cursor, 0);
         // Whole entries only, as the hypervisor does it.
-        let mut len = 0;
-        let header = size_of::<LogHeader>();
-        while let Some(entry) = rest.get(len..len + header) {
-            let text = usize::from(u16::from_le_bytes([entry[2], entry[3]]));
-            // A cursor that nobody was told may point anywhere.
-            let end = len + header + text;
-            if end > out.len() || end > rest.len() {
-                break;
+        while let Ok((header, after)) = LogHeader::read_from_prefix(rest) {
+            let len = size_of::<LogHeader>() + usize::from(header.len);
+            let Some(entry) = rest.get(..len) else { break };
+            let wanted = of.is_none_or(|(domain, generation)| {
+                header.domain == domain && (generation == 0 || header.generation == generation)
+            });
+            if wanted {
+                let Some(to) = out.get_mut(filled..filled + len) else { break };
+                to.copy_from_slice(entry);
+                filled += len;
             }
-            len += header + text;
+            rest = &after[usize::from(header.len)..];
+            next += len as u64;
         }
-        out[..len].copy_from_slice(&rest[..len]);
-        Ok(cursor + len as u64)
+        Ok(next)
     }
 
     fn audit(&mut self, domain: DomainId) -> Result<u64, Error> {

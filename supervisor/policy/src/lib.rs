@@ -8,6 +8,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`node`] | what the supervisor can see and do |
+//! | [`complaint`] | what comes of a frontend's complaint |
 //! | [`restart`] | when a dead domain is started again, and when it is held |
 //! | [`operation`] | commands that end when a next generation serves |
 //! | [`status`] | how the node's state is told to the host |
@@ -15,9 +16,10 @@
 //!
 //! Nothing is remembered here that the node would miss: states, generations,
 //! holds and crash records are the hypervisor's, so a restarted supervisor
-//! reads them and goes on. Two things end with a supervisor: commands under
-//! way (the host is told by [`Started`](ring_proto::control::Event::Started)),
-//! and the count of deaths that a restart budget is judged by.
+//! reads them and goes on, with the deaths that restart budgets are judged by.
+//! Two things end with a supervisor: commands under way (the host is told by
+//! [`Started`](ring_proto::control::Event::Started)), and whose word was taken
+//! in a [`complaint`].
 #![no_std]
 #![forbid(unsafe_code)]
 // There is no heap here to box failures in.
@@ -26,6 +28,7 @@
 #[cfg(any(test, feature = "fake"))]
 extern crate std;
 
+pub mod complaint;
 #[cfg(any(test, feature = "fake"))]
 #[allow(
     clippy::indexing_slicing,

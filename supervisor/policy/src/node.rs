@@ -1,8 +1,8 @@
 //! What the supervisor can see and do: the hypervisor's supervisor calls.
 
 use ring_proto::{
-    DomainId,
-    crash::CrashRecord,
+    DomainId, Generation,
+    crash::{CrashRecord, Reason},
     event::Inject,
     hypercall::{ConnectionInfo, DomainInfo, Error, NodeInfo},
 };
@@ -19,10 +19,13 @@ pub trait Node {
     fn info(&mut self) -> Result<NodeInfo, Error>;
     /// Builds and runs a domain that is stopped or dead.
     fn start(&mut self, domain: DomainId) -> Result<(), Error>;
-    /// Ends a running domain.
-    fn stop(&mut self, domain: DomainId) -> Result<(), Error>;
-    /// Stops it if it is alive, then starts it.
+    /// Ends a running domain: [`Reason::Stalled`] or [`Reason::Operator`].
+    fn stop(&mut self, domain: DomainId, reason: Reason) -> Result<(), Error>;
+    /// Stops it if it is alive, then starts it, at an operator's order.
     fn restart(&mut self, domain: DomainId) -> Result<(), Error>;
+    /// Has it check itself, or also finish its work and take no more; returns
+    /// the number that its answer in [`DomainInfo::health`] will have.
+    fn check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error>;
     /// Marks it as not to be started.
     fn hold(&mut self, domain: DomainId) -> Result<(), Error>;
     /// Undoes a hold.
@@ -31,9 +34,15 @@ pub trait Node {
     fn inject(&mut self, domain: DomainId, kind: Inject) -> Result<(), Error>;
     /// The oldest kept crash record not below `sequence`.
     fn crash_read(&mut self, sequence: u64) -> Result<Option<CrashRecord>, Error>;
-    /// Console text from `cursor` on; returns the next cursor. What it does
-    /// not write of `out` stays as it was.
-    fn log_read(&mut self, cursor: u64, out: &mut [u8]) -> Result<u64, Error>;
+    /// Console text from `cursor` on, of all or of one domain's generation (0 =
+    /// any); returns the next cursor. What it does not write of `out` stays as
+    /// it was.
+    fn log_read(
+        &mut self,
+        cursor: u64,
+        of: Option<(DomainId, Generation)>,
+        out: &mut [u8],
+    ) -> Result<u64, Error>;
     /// Number of violations in a domain's tables.
     fn audit(&mut self, domain: DomainId) -> Result<u64, Error>;
     /// Powers the node off.

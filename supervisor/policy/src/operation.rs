@@ -10,7 +10,7 @@ use ring_proto::{
     conn::State,
     control::{Answer, Failure, FailureKind, Recovery, Times},
     crash::CrashRecord,
-    event::Inject,
+    event::{Inject, STUCK},
     hypercall::{ConnectionInfo, DomainInfo, DomainState},
 };
 
@@ -21,8 +21,11 @@ use crate::status;
 pub enum Order {
     /// Misbehave in this way; the supervisor's policy starts the next generation.
     Crash(Inject),
-    /// End and start again.
-    Restart,
+    /// End and start again; first let it finish its work, for so long (ms).
+    Restart {
+        /// 0 = not at all.
+        drain_ms: u32,
+    },
     /// Start after a hold.
     Release,
     /// End, and do not start again until released.
@@ -48,6 +51,19 @@ pub struct Operation {
     pub deadline_ns: u64,
     /// Sequence number of the record of that end, once it is there.
     pub record: Option<u64>,
+    /// It was told to finish its work and has not said that it did.
+    pub drain: Option<Drain>,
+    /// It said so.
+    pub drained: bool,
+}
+
+/// A domain that is to finish its work before its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// Number of its answer.
+    pub number: u32,
+    /// When it is ended all the same.
+    pub until_ns: u64,
 }
 
 /// How far a command is.
@@ -89,6 +105,28 @@ impl Operation {
     /// Whether the death of `generation` of `domain` is what was ordered.
     pub fn explains(&self, domain: DomainId, generation: Generation) -> bool {
         self.domain == domain && self.ends == Some(generation)
+    }
+
+    /// Whether the domain had its time to finish its work: if so, it is to be
+    /// ended now.
+    pub fn drain_is_over(&mut self, domains: &[DomainInfo], now: u64) -> bool {
+        let Some(drain) = self.drain else { return false };
+        let info = domains.iter().find(|d| d.id == self.domain);
+        let alive = info.filter(|info| {
+            DomainState::from_raw(info.state) == Some(DomainState::Running)
+                && self.ends == Some(info.generation)
+        });
+        // One that died meanwhile is the policy's.
+        let Some(info) = alive else {
+            self.drain = None;
+            return false;
+        };
+        self.drained = info.health == drain.number;
+        let over = info.health & !STUCK == drain.number || now >= drain.until_ns;
+        if over {
+            self.drain = None;
+        }
+        over
     }
 
     /// How far it is.
@@ -144,7 +182,7 @@ impl Operation {
 
     /// Whether it is the policy that starts the next generation.
     fn needs_policy(&self) -> bool {
-        self.order != Order::Restart
+        !matches!(self.order, Order::Restart { .. })
     }
 
     /// Whether the domain serves only once `connection` is connected: it is
@@ -187,6 +225,7 @@ impl Operation {
             generation: info.map_or(0, |d| d.generation),
             ended: self.ends.unwrap_or(0),
             reason,
+            drained: self.drained,
             times,
         })
     }

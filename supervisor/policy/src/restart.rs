@@ -10,9 +10,15 @@
 //! Only *unplanned* deaths count. A death that an operator ordered (`restart`,
 //! `crash`) says nothing about the health of the driver: it neither uses up
 //! the budget nor makes the backoff grow, but the floor applies to it too.
+//!
+//! What counts stands in the crash records, which outlive the supervisor: a
+//! crasher does not get a fresh budget from the supervisor's own death.
 
 use heapless::Deque;
-use ring_proto::hypercall::{DomainInfo, DomainState};
+use ring_proto::{
+    crash::{CrashRecord, Reason},
+    hypercall::{DomainInfo, DomainState},
+};
 
 /// Longest wait before a restart, whatever the backoff says: 60 s.
 pub const MAX_DELAY_NS: u64 = 60_000_000_000;
@@ -54,6 +60,12 @@ impl History {
         let count = self.deaths.iter().filter(|&&at| at >= from).count();
         u32::try_from(count).unwrap_or(u32::MAX)
     }
+}
+
+/// Whether a death counts for the budget of its domain.
+pub fn is_unplanned(record: &CrashRecord) -> bool {
+    let planned = [Reason::Operator as u32, Reason::Exit as u32];
+    record.ordered == 0 && !planned.contains(&record.report.reason)
 }
 
 /// What to do about a domain.

@@ -5,16 +5,18 @@ use ring_proto::{
     DomainId, Generation, MAX_CONNECTIONS, MAX_DOMAINS,
     bundle::Name,
     control::{
-        self, Answer, Command, Decoder, DomainAudit, Event, FRAME_MAX, Failure, FailureKind,
-        FromNode, How, Info, MAX_TIMEOUT_MS, Reply, Request,
+        self, Absence, Answer, Command, Decoder, DomainAudit, Event, FRAME_MAX, Failure,
+        FailureKind, FromNode, How, Info, MAX_TIMEOUT_MS, Reply, Request,
     },
+    crash::Reason,
     event::Inject,
     hypercall::{ConnectionInfo, DomainInfo, DomainState, Error},
 };
 
 use crate::{
     Node,
-    operation::{Missing, Operation, Order, Progress},
+    complaint::Complaints,
+    operation::{Drain, Missing, Operation, Order, Progress},
     restart::{Decision, History, decide},
     status,
 };
@@ -23,10 +25,10 @@ use crate::{
 const MAX_OPERATIONS: usize = 4;
 /// Bytes that can wait to be sent.
 const TX_BYTES: usize = 8 * 1024;
-/// How often a connection that a command waits for is looked at: its state is
-/// in memory that its two ends share, which signals nobody here. All else that
-/// commands wait for comes with an event.
-const CONNECTION_POLL_NS: u64 = 500_000;
+/// How often a connection that a command waits for, or a check's answer, is
+/// looked at: they are in memory that domains write to and that signals nobody
+/// here. All else comes with an event.
+const SHARED_POLL_NS: u64 = 500_000;
 /// How long to wait before a start that failed, or did not show yet, is tried
 /// again: the hypervisor carries it out on the domain's own core, in its turn.
 const RETRY_NS: u64 = 100_000_000;
@@ -34,8 +36,9 @@ const RETRY_NS: u64 = 100_000_000;
 const FAREWELL_NS: u64 = 1_000_000_000;
 /// How long a hold may take, ms.
 const HOLD_MS: u32 = 10_000;
-/// Records read at a time, so that a storm of deaths cannot keep the loop.
-const RECORDS_PER_LOOK: usize = 32;
+
+mod complaints;
+mod deaths;
 
 /// What ends this supervisor itself, once its answer has left the line.
 #[derive(Clone, Copy, Debug)]
@@ -64,11 +67,12 @@ pub struct Supervisor {
     farewell: Option<(Farewell, u64)>,
     bad_frames: u64,
     lost_events: u64,
+    absence: Absence,
+    complaints: Complaints,
 }
 
 impl Supervisor {
-    /// The supervisor that is domain `me` in its `generation`. Deaths before
-    /// its time are taken note of by the domains' states alone.
+    /// The supervisor that is domain `me` in its `generation`.
     pub fn new(me: DomainId, generation: Generation, node: &mut impl Node) -> Self {
         let mut this = Self {
             me,
@@ -80,14 +84,21 @@ impl Supervisor {
             history: [const { History::new() }; MAX_DOMAINS],
             ordered: [(0, 0); MAX_DOMAINS],
             operations: Vec::new(),
-            next_record: node.info().map_or(0, |info| info.next_crash),
+            next_record: 0,
             farewell: None,
             bad_frames: 0,
             lost_events: 0,
+            absence: Absence::default(),
+            complaints: Complaints::new(),
         };
+        if let Err(why) = this.look(node) {
+            log::error!("the hypervisor does not show its domains: {why:?}");
+        }
+        this.recall(node);
         // Whatever a former generation left half sent ends here.
         let _ = this.tx.push_back(0);
-        this.tell(Event::Started { generation });
+        let absence = this.absence;
+        this.tell(Event::Started { generation, absence });
         this
     }
 
@@ -140,6 +151,7 @@ impl Supervisor {
         }
         self.read_deaths(node);
         let mut next = self.restart_the_dead(node, now);
+        next = next.min(self.hear_complaints(node, now));
         if !self.operations.is_empty() {
             next = next.min(self.finish_operations(node));
         }
@@ -157,35 +169,6 @@ impl Supervisor {
         let count = node.connections(&mut self.connections)?;
         self.connections.truncate(count);
         Ok(())
-    }
-
-    /// Takes note of deaths since the last look: which command each belongs
-    /// to, or that it was unplanned.
-    fn read_deaths(&mut self, node: &mut impl Node) {
-        for _ in 0..RECORDS_PER_LOOK {
-            let record = match node.crash_read(self.next_record) {
-                Ok(Some(record)) if record.sequence >= self.next_record => record,
-                _ => return,
-            };
-            self.next_record = record.sequence.saturating_add(1);
-            let (domain, generation) = (record.domain, record.generation);
-            self.tell(Event::Died {
-                domain,
-                generation,
-                reason: record.report.reason,
-                sequence: record.sequence,
-            });
-            let mut ordered = false;
-            for operation in &mut self.operations {
-                if operation.explains(domain, generation) {
-                    operation.record = Some(record.sequence);
-                    ordered = true;
-                }
-            }
-            if !ordered && let Some(history) = self.history.get_mut(usize::from(domain)) {
-                history.record(record.times.detected);
-            }
-        }
     }
 
     /// Starts or holds what is dead. Returns when the next start is due.
@@ -245,8 +228,18 @@ impl Supervisor {
         }
         let mut next = u64::MAX;
         let mut index = 0;
-        while let Some(operation) = self.operations.get(index) {
-            if self.room() < FRAME_MAX {
+        loop {
+            let room = self.room();
+            let Some(operation) = self.operations.get_mut(index) else { return next };
+            if operation.drain_is_over(&self.domains, now)
+                && let Err(why) = node.restart(operation.domain)
+            {
+                log::error!("{} cannot be restarted: {why:?}", operation.name);
+            }
+            if let Some(drain) = operation.drain {
+                next = next.min(drain.until_ns).min(now.saturating_add(SHARED_POLL_NS));
+            }
+            if room < FRAME_MAX {
                 // As soon as the line has taken something.
                 return next;
             }
@@ -264,7 +257,7 @@ impl Supervisor {
                 }
                 Progress::Waiting(missing) => {
                     next = next.min(match missing {
-                        Missing::Connection(_) => now.saturating_add(CONNECTION_POLL_NS),
+                        Missing::Connection(_) => now.saturating_add(SHARED_POLL_NS),
                         _ => operation.deadline_ns,
                     });
                     index = index.saturating_add(1);
@@ -275,7 +268,6 @@ impl Supervisor {
             self.operations.swap_remove(index);
             self.reply(seq, result);
         }
-        next
     }
 
     /// Carries out what ends this supervisor, once the line is empty.
@@ -326,7 +318,9 @@ impl Supervisor {
             Command::Connections { first } => {
                 Answer::Connections(status::page(&self.connections, first, status::connection))
             }
-            Command::Log { cursor } => Answer::Log(status::log(node, cursor).map_err(refused)?),
+            Command::Log { cursor, of } => {
+                Answer::Log(status::log(node, cursor, of).map_err(refused)?)
+            }
             Command::Audit => self.audit(node),
             Command::Crashes { from } => self.crash(node, from)?,
             Command::Shutdown => {
@@ -336,8 +330,8 @@ impl Supervisor {
             Command::Hold { domain } => {
                 return self.begin(node, seq, &domain, Order::Hold, HOLD_MS);
             }
-            Command::Restart { domain, timeout_ms } => {
-                return self.begin(node, seq, &domain, Order::Restart, timeout_ms);
+            Command::Restart { domain, timeout_ms, drain_ms } => {
+                return self.begin(node, seq, &domain, Order::Restart { drain_ms }, timeout_ms);
             }
             Command::Crash { domain, how, timeout_ms } => {
                 return self.begin(node, seq, &domain, Order::Crash(inject(how)), timeout_ms);
@@ -365,6 +359,7 @@ impl Supervisor {
             generation: self.generation,
             bad_frames: self.bad_frames,
             lost_events: self.lost_events,
+            absence: self.absence,
         }))
     }
 
@@ -404,7 +399,7 @@ impl Supervisor {
             Order::Crash(_) if !begun => {
                 return bad_state(format_args!("{name} does not run, so it cannot be crashed"));
             }
-            Order::Restart if is(&info, DomainState::Held) => {
+            Order::Restart { .. } if is(&info, DomainState::Held) => {
                 return bad_state(format_args!("{name} is held; `release` it"));
             }
             Order::Hold if info.id == self.me => {
@@ -436,14 +431,21 @@ impl Supervisor {
             ));
         }
         let now = node.now_ns();
+        let after = |ms: u32| now.saturating_add(u64::from(ms.min(MAX_TIMEOUT_MS)) * 1_000_000);
+        let mut drain = None;
         match order {
             Order::Crash(kind) => node.inject(info.id, kind),
-            Order::Restart => node.restart(info.id),
-            // Held first, so that nobody starts it again in between.
-            Order::Hold => node.hold(info.id).and_then(|()| match alive {
-                true => node.stop(info.id),
-                false => Ok(()),
-            }),
+            Order::Restart { drain_ms: ms @ 1.. } if alive && info.ready != 0 => {
+                let drained = |number| drain = Some(Drain { number, until_ns: after(ms) });
+                node.check(info.id, true).map(drained)
+            }
+            Order::Restart { .. } => node.restart(info.id),
+            // Stopped first: were this supervisor to end in between, the domain would run and be
+            // held, which nothing shows. One that is stopped is not started by the policy.
+            Order::Hold if alive => {
+                node.stop(info.id, Reason::Operator).and_then(|()| node.hold(info.id))
+            }
+            Order::Hold => node.hold(info.id),
             Order::Release => node.release(info.id).and_then(|()| node.start(info.id)),
         }
         .map_err(refused)?;
@@ -452,7 +454,6 @@ impl Supervisor {
         {
             history.clear();
         }
-        let timeout_ns = u64::from(timeout_ms.min(MAX_TIMEOUT_MS)) * 1_000_000;
         // There is room, as checked above.
         let _ = self.operations.push(Operation {
             seq,
@@ -461,8 +462,10 @@ impl Supervisor {
             order,
             ends: begun.then_some(info.generation),
             ordered_ns: now,
-            deadline_ns: now.saturating_add(timeout_ns),
+            deadline_ns: after(timeout_ms),
             record: None,
+            drain,
+            drained: false,
         });
         Ok(None)
     }
@@ -477,6 +480,12 @@ impl Supervisor {
         found.copied().ok_or_else(|| {
             Failure::new(FailureKind::NotFound, format_args!("no domain is named `{name}`"))
         })
+    }
+
+    /// The name of a domain that there may not be.
+    fn name(&self, domain: DomainId) -> Name {
+        let found = self.domains.iter().find(|d| d.id == domain);
+        found.map_or_else(|| control::format(format_args!("#{domain}")), status::name)
     }
 
     fn room(&self) -> usize {
@@ -523,6 +532,7 @@ fn inject(how: How) -> Inject {
         How::StackOverflow => Inject::StackOverflow,
         How::TripleFault => Inject::TripleFault,
         How::OutOfMemory => Inject::OutOfMemory,
+        How::Stall => Inject::Stall,
     }
 }
 

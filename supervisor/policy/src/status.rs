@@ -2,9 +2,10 @@
 //! layouts to control messages.
 
 use ring_proto::{
+    DomainId, Generation,
     bundle::Name,
     control::{ConnectionStatus, CrashEntry, DomainStatus, LOG_BYTES, LogPage, PAGE_ENTRIES, Page},
-    crash::CrashRecord,
+    crash::{CrashRecord, UNKNOWN},
     hypercall::{ConnectionInfo, DomainInfo, Error, LogHeader, NOBODY},
 };
 use zerocopy::FromBytes;
@@ -102,18 +103,24 @@ pub fn crash(record: &CrashRecord, name: Name) -> CrashEntry {
         exit_code: record.exit_code,
         registers: record.report.registers,
         backtrace,
-        detected_ns: record.times.detected,
-        quiesced_ns: record.times.quiesced,
-        restarted_ns: record.times.entered,
-        ready_ns: record.times.ready,
+        times: record.times,
+        rebuild: record.rebuild,
+        pages_restored: record.pages_restored,
+        in_flight: (record.in_flight != UNKNOWN).then_some(record.in_flight),
+        image_crc: record.image_crc,
+        ordered: record.ordered != 0,
         message: text(&record.report.message),
     }
 }
 
 /// A page of console text.
-pub fn log(node: &mut impl Node, cursor: u64) -> Result<LogPage, Error> {
+pub fn log(
+    node: &mut impl Node,
+    cursor: u64,
+    of: Option<(DomainId, Generation)>,
+) -> Result<LogPage, Error> {
     let mut buffer = [0u8; LOG_BYTES];
-    let next = node.log_read(cursor, &mut buffer)?;
+    let next = node.log_read(cursor, of, &mut buffer)?;
     let len = entries_len(&buffer);
     let mut bytes = heapless::Vec::new();
     if next != cursor {

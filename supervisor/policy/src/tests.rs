@@ -5,8 +5,8 @@ use std::vec::Vec;
 use ring_proto::{
     bundle::Name,
     control::{
-        Answer, Command, Decoder, Event, FailureKind, FromNode, How, Recovery, Reply, Request,
-        encode,
+        Absence, Answer, Command, Decoder, Event, FailureKind, FromNode, How, Recovery, Reply,
+        Request, encode,
     },
     crash::Reason,
     hypercall::DomainState,
@@ -16,6 +16,8 @@ use crate::{
     Supervisor,
     fake::{BLK, FakeNode, KV, NET, SUPERVISOR},
 };
+
+mod policy;
 
 const MS: u64 = 1_000_000;
 
@@ -42,7 +44,8 @@ impl Bench {
             seq: 100,
         };
         this.run_ms(1);
-        assert_eq!(this.events, [Event::Started { generation: 1 }]);
+        let absence = Absence::default();
+        assert_eq!(this.events, [Event::Started { generation: 1, absence }]);
         this.events.clear();
         this
     }
@@ -157,7 +160,7 @@ fn g6_ordered_deaths_do_not_use_up_the_budget() {
     for _ in 0..50 {
         recovery(bench.ask(crash("net", How::Panic), 100));
     }
-    let restart = Command::Restart { domain: name("net"), timeout_ms: 1_000 };
+    let restart = Command::Restart { domain: name("net"), timeout_ms: 1_000, drain_ms: 0 };
     for _ in 0..50 {
         recovery(bench.ask(restart.clone(), 100));
     }
@@ -179,8 +182,8 @@ fn g6_a_domain_that_keeps_dying_is_held_and_can_be_released() {
     let waits: Vec<u64> = starts.windows(2).map(|w| (w[1] - w[0]) / MS).collect();
     assert_eq!(waits, [10, 20, 40]);
 
-    let failure =
-        bench.ask(Command::Restart { domain: name("blk"), timeout_ms: 100 }, 5).result.unwrap_err();
+    let restart = Command::Restart { domain: name("blk"), timeout_ms: 100, drain_ms: 0 };
+    let failure = bench.ask(restart, 5).result.unwrap_err();
     assert_eq!(failure.kind, FailureKind::BadState);
     bench.node.habits[usize::from(BLK)].dies_by_itself_ns = None;
     let release = Command::Release { domain: name("blk"), timeout_ms: 1_000 };
@@ -259,9 +262,25 @@ fn g7_the_supervisor_says_farewell_and_its_next_generation_goes_on() {
     assert_eq!(bench.node.records[0].domain, SUPERVISOR);
     // A driver dies while nobody looks.
     bench.node.die(BLK, Reason::Panic);
+    bench.node.now += 7 * MS;
+    let expected = bench.node.since_death(SUPERVISOR);
     bench.supervisor = Supervisor::new(SUPERVISOR, 2, &mut bench.node);
     bench.run_ms(50);
-    assert!(bench.events.contains(&Event::Started { generation: 2 }));
+    // From the death to the service of the next one, with a death of another.
+    let absence = bench.events.iter().find_map(|event| match event {
+        Event::Started { generation: 2, absence } => Some(*absence),
+        _ => None,
+    });
+    let absence = absence.unwrap();
+    assert_eq!(absence.deaths, 1);
+    assert_eq!(absence.ns, expected);
+    assert!(absence.ns >= 7 * MS);
+    let blk_died = |event: &&Event| matches!(event, Event::Died { domain: BLK, .. });
+    assert_eq!(bench.events.iter().filter(blk_died).count(), 1);
+    match bench.ask(Command::Info, 5).result {
+        Ok(Answer::Info(info)) => assert_eq!(info.absence, absence),
+        other => panic!("{other:?}"),
+    }
     assert_eq!(bench.node.domains[usize::from(BLK)].ready, 1);
 }
 
@@ -282,7 +301,7 @@ fn lists_logs_audits_and_records_are_told() {
     let mut cursor = 0;
     let mut bytes = Vec::new();
     loop {
-        match bench.ask(Command::Log { cursor }, 5).result {
+        match bench.ask(Command::Log { cursor, of: None }, 5).result {
             Ok(Answer::Log(page)) if page.next == cursor => break,
             Ok(Answer::Log(page)) => {
                 bytes.extend_from_slice(&page.bytes);

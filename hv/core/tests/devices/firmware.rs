@@ -28,8 +28,8 @@ fn a_good_set_of_tables_is_understood() {
     let unit = &platform.amd_vi[0];
     assert_eq!((unit.bdf, unit.capability, unit.mmio), (0x20, 0x40, IOMMU));
     assert_eq!(platform.ioapic_sources, [(0, IOAPIC_ID)]);
-    assert_eq!(unit.serves(0x100), Some(0x100));
-    assert_eq!(unit.serves(0x300), Some(0x310));
+    assert_eq!(unit.serves(0x100), Some(None));
+    assert_eq!(unit.serves(0x300), Some(Some(0x310)));
     assert_eq!(unit.serves(0x200), None);
 }
 

@@ -60,13 +60,14 @@ pub(super) fn start<IO: PhysIo + Send + 'static>(
     }
     // A function that is seen under another id, or under none, would not be
     // confined by its own entry.
-    let own_id = |bdf: &Bdf| infos.iter().find_map(|i| i.serves(bdf.0)) == Some(bdf.0);
+    let seen_as = |bdf: Bdf| Some(infos.iter().find_map(|i| i.serves(bdf.0))?.unwrap_or(bdf.0));
+    let all = pci.functions().iter().map(|f| f.bdf);
     Ok(Iommu {
         name: "AMD-Vi",
         format: entry::FORMAT,
         flushes: 0,
         caches_absent: kind.units.iter().any(|u| u.caches_absent),
-        served: pci.functions().iter().map(|f| f.bdf).filter(own_id).collect(),
+        served: all.filter(|&bdf| seen_as(bdf) == Some(bdf.0)).collect(),
         kind: Box::new(kind),
         slots: Slots::default(),
     })
