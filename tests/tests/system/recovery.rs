@@ -8,6 +8,7 @@ use system_tests::{
     bench::{Bench, Node, RECOVERY},
     workload::{Workload, check_all, join},
 };
+use xtask::manifest;
 
 use crate::{control::is_reason, serving::smoke};
 
@@ -15,6 +16,16 @@ pub const WAYS: [How; 3] = [How::Panic, How::NullWrite, How::Loop];
 /// How long clients may go without any answer. A crash is a pause of
 /// milliseconds; the rest is the host's.
 pub const PATIENCE: Duration = Duration::from_secs(240);
+
+/// How long a driver may take to finish its work before a planned restart.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// How often a test repeats what it does: `BULKHEAD_ROUNDS`, or a number that
+/// fits a run of all tests.
+fn rounds(otherwise: usize) -> usize {
+    let wanted = std::env::var("BULKHEAD_ROUNDS").ok().and_then(|text| text.parse().ok());
+    wanted.unwrap_or(otherwise)
+}
 
 /// Crashes a domain and checks that it died of that and came back.
 pub fn crash(client: &mut Client, domain: &str, how: How) -> Result<()> {
@@ -71,6 +82,43 @@ pub fn g2_an_endless_loop_is_ended_by_the_watchdog(bench: &Bench) -> Result<()> 
                 smoke(node)?;
             }
             Ok(())
+        },
+    )
+}
+
+/// A driver that waits and does no work: only its clients can tell.
+pub fn g2_a_driver_that_does_no_work_is_replaced(bench: &Bench) -> Result<()> {
+    bench.with_node(
+        |_| (),
+        |node| {
+            under_load(node, 3, |workload, client| {
+                for domain in ["blk", "net"] {
+                    crash(client, domain, How::Stall)?;
+                    workload.wait_progress(3, PATIENCE)?;
+                }
+                Ok(())
+            })
+        },
+    )
+}
+
+/// Planned restarts under load: each finishes its work first.
+pub fn g3_planned_restarts_finish_the_work_first(bench: &Bench) -> Result<()> {
+    bench.with_node(
+        |_| (),
+        |node| {
+            under_load(node, 4, |workload, client| {
+                for round in 0..rounds(6) {
+                    for domain in ["blk", "net"] {
+                        let done = client
+                            .drain(domain, DRAIN, RECOVERY)
+                            .with_context(|| format!("round {round}"))?;
+                        ensure!(done.drained, "round {round}: {domain} did not finish: {done:?}");
+                        workload.wait_progress(1, PATIENCE)?;
+                    }
+                }
+                Ok(())
+            })
         },
     )
 }
@@ -148,6 +196,118 @@ pub fn g6_clients_of_a_held_driver_wait_for_its_release(bench: &Bench) -> Result
                 }
                 Ok(())
             })
+        },
+    )
+}
+
+/// A driver that dies whenever it starts ends held. Its clients wait: they see
+/// no error, and neither they nor the supervisor burn CPU time. A release after
+/// the repair is all it takes.
+pub fn g6_a_deterministic_crasher_is_held_and_its_clients_wait(bench: &Bench) -> Result<()> {
+    // Of generations 2 to 6 each dies at its start; the budget is five deaths.
+    let demo = std::fs::read_to_string(manifest::default_path())?;
+    let text = demo
+        .replace("image = \"blk\"", "image = \"crasher\"\nargs = \"2 6\"")
+        .replace("backoff = 1.0, budget = 100", "backoff = 2.0, budget = 5");
+    ensure!(text.matches("crasher").count() == 1, "the demo node is another");
+    let path = bench.dir().join("crasher.toml");
+    std::fs::create_dir_all(bench.dir())?;
+    std::fs::write(&path, text)?;
+    bench.with_node(
+        |config| config.manifest = path,
+        |node| {
+            under_load(node, 3, |workload, client| {
+                // The first death is ordered and does not count.
+                ensure!(client.crash("blk", How::Panic, RECOVERY).is_err(), "it was to be held");
+                let state = |client: &mut Client| -> Result<String> {
+                    let blk = client.domain("blk")?.context("there is no blk")?;
+                    Ok(format!("{} after {} deaths", names::domain_state(blk.state), blk.deaths))
+                };
+                let held = "held after 6 deaths";
+                ensure!(state(client)? == held, "blk is {}", state(client)?);
+                // Nor does it start again because the supervisor is another.
+                client.crash("supervisor", How::Panic, RECOVERY)?;
+                is_idle(client)?;
+                ensure!(state(client)? == held, "blk is {}", state(client)?);
+
+                client.release("blk", RECOVERY)?;
+                workload.wait_progress(6, PATIENCE)?;
+                // And it has its whole budget again.
+                crash(client, "blk", How::Panic)?;
+                workload.wait_progress(3, PATIENCE)
+            })
+        },
+    )
+}
+
+/// Fails if `kv`, whose disk is held, or the supervisor use more than a few
+/// percent of their cores.
+fn is_idle(client: &mut Client) -> Result<()> {
+    const SPAN: Duration = Duration::from_secs(4);
+    let used = |client: &mut Client| -> Result<(u64, Vec<(String, u64)>)> {
+        let domains = client.domains()?;
+        let now = client.info()?.now_ns;
+        Ok((now, domains.iter().map(|d| (d.name.to_string(), d.cpu_ns)).collect()))
+    };
+    let (begin, before) = used(client)?;
+    std::thread::sleep(SPAN);
+    let (end, after) = used(client)?;
+    let span = end.saturating_sub(begin);
+    for ((name, before), (_, after)) in before.iter().zip(&after) {
+        let share = after.saturating_sub(*before) as f64 / span as f64;
+        eprintln!("{name}: {:.2} % of a core over {} ms", share * 100.0, span / 1_000_000);
+        if matches!(name.as_str(), "kv" | "supervisor") {
+            ensure!(share < 0.05, "{name} uses {:.1} % of a core while it waits", share * 100.0);
+        }
+    }
+    Ok(())
+}
+
+/// The supervisor is killed over and over under load, by itself and together
+/// with a driver: guests notice nothing, and it says how long it was away.
+pub fn g7_the_supervisor_is_killed_under_load(bench: &Bench) -> Result<()> {
+    bench.with_node(
+        |_| (),
+        |node| {
+            let mut longest = 0;
+            under_load(node, 3, |workload, client| {
+                let mut generations = [("blk", 1), ("net", 1)];
+                let together = [None, Some(0), Some(1)];
+                for (round, victim) in together.into_iter().cycle().take(rounds(9)).enumerate() {
+                    let what = || format!("round {round}");
+                    let victim = victim.and_then(|index| generations.get_mut(index));
+                    if let Some((domain, generation)) = victim {
+                        client.order_crash(domain, How::Panic)?;
+                        crash(client, "supervisor", How::Panic).with_context(what)?;
+                        *generation += 1;
+                        node.wait_running(client, domain, *generation).with_context(what)?;
+                    } else {
+                        crash(client, "supervisor", WAYS[round / 3 % 2]).with_context(what)?;
+                    }
+                    let absence = client.info()?.absence;
+                    ensure!(absence.ns > 0, "round {round}: it was not away?");
+                    longest = longest.max(absence.ns);
+                    workload.wait_progress(1, PATIENCE).with_context(what)?;
+                }
+                let n = rounds(9);
+                for domain in client.domains()? {
+                    let wanted = match domain.name.as_str() {
+                        "supervisor" => n,
+                        "blk" => (n + 1) / 3,
+                        "net" => n / 3,
+                        _ => 0,
+                    };
+                    ensure!(
+                        domain.deaths as usize == wanted,
+                        "{} died {} times instead of {wanted}",
+                        domain.name,
+                        domain.deaths
+                    );
+                }
+                Ok(())
+            })?;
+            eprintln!("the supervisor was away for at most {} us", longest / 1_000);
+            Ok(())
         },
     )
 }
