@@ -157,11 +157,11 @@ fn judge(deaths: &[CrashEntry]) -> Result<()> {
             ensure!(deaths.iter().any(died), "no {domain} died of {how:?}");
         }
     }
-    let early = deaths.iter().filter(|death| death.ready_ns == 0).count();
+    let early = deaths.iter().filter(|death| death.times.ready == 0).count();
     ensure!(early > 0, "no domain died before it was back");
     let median = |deaths: &[CrashEntry]| {
-        let served = deaths.iter().filter(|death| death.ready_ns != 0);
-        let mut times: Vec<u64> = served.map(|d| d.ready_ns - d.detected_ns).collect();
+        let served = deaths.iter().filter(|death| death.times.ready != 0);
+        let mut times: Vec<u64> = served.map(|d| d.times.ready - d.times.detected).collect();
         times.sort_unstable();
         times.get(times.len() / 2).copied().unwrap_or(0)
     };
