@@ -73,6 +73,10 @@ impl Env for DomainEnv<'_> {
         self.point();
     }
 
+    fn complain(&mut self, _port: Port) {
+        // No frontend of the simulation is given a bound to wait for.
+    }
+
     fn grant(&mut self, gref: GrantRef, address: u64, grantee: DomainId, flags: u64) {
         self.point();
         // What the program knows is where its memory lies in the host's.

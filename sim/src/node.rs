@@ -61,6 +61,7 @@ pub(crate) fn manifest(guests: usize, cores: u16) -> Node {
     };
     let image = Image {
         name: name("any"),
+        crc: 0,
         entry: layout::IMAGE_BASE,
         segments: [segment(0, false), segment(1, true)].into_iter().collect(),
     };

@@ -60,7 +60,7 @@ impl Operator {
         let timeout_ms = TIMEOUT_MS;
         let crash = |how| Command::Crash { domain: name.clone(), how, timeout_ms };
         let command = match order {
-            Order::Restart => Command::Restart { domain: name, timeout_ms },
+            Order::Restart => Command::Restart { domain: name, timeout_ms, drain_ms: 0 },
             Order::Panic => crash(How::Panic),
             Order::NullWrite => crash(How::NullWrite),
             Order::Loop => crash(How::Loop),

@@ -41,6 +41,8 @@ impl Hv {
         let (detected, quiesced, told) = (self.now, self.now, self.now);
         record.times = Timeline { died, detected, quiesced, told, ..Timeline::default() };
         record.report.reason = reason as u32;
+        let injected = std::mem::take(&mut self.guests[domain].injected);
+        record.ordered = u32::from(injected || reason == Reason::Operator);
         self.deaths.push(record);
         // There is nobody else to restart the supervisor.
         if self.domains[domain].config.capabilities & boot::CAP_SUPERVISOR != 0 {
@@ -69,7 +71,7 @@ impl Hv {
     pub(super) fn end_on_order(&mut self, domain: DomainId, reason: Reason) {
         match self.domains[domain].life {
             Life::Running => self.end(domain, reason),
-            Life::Building(_) if reason == Reason::Operator => {
+            Life::Building(_) if matches!(reason, Reason::Operator | Reason::Stalled) => {
                 self.domains[domain].life = Life::Dead;
             }
             Life::Building(_) | Life::Dead | Life::Stopped => {}
@@ -78,15 +80,13 @@ impl Hv {
 
     /// `start`, `stop` and `restart`: has a domain ended and perhaps begun
     /// anew, on its own core.
-    pub(crate) fn order(&mut self, domain: DomainId, end: bool, start: bool) -> Answer {
+    pub(crate) fn order(&mut self, domain: DomainId, end: Option<Reason>, start: bool) -> Answer {
         let domain = self.checked(domain)?;
         if start && self.domains[domain].held {
             return Err(Error::BadState);
         }
         let orders = &mut self.guests[domain].orders;
-        if end {
-            orders.end = Some(Reason::Operator);
-        }
+        orders.end = end.or(orders.end);
         orders.start |= start;
         Ok(0)
     }

@@ -73,6 +73,8 @@ pub(crate) struct Guest {
     /// Some core has it in guest mode.
     pub(crate) in_guest: bool,
     pub(crate) orders: Orders,
+    /// It was ordered to misbehave in this generation.
+    pub(crate) injected: bool,
     /// Pages that its views still show although they are not mapped any more.
     views: Vec<View>,
     /// Its views are as it is to see them.
@@ -200,6 +202,7 @@ impl Hv {
             asleep: false,
             in_guest: false,
             orders: Orders::default(),
+            injected: false,
             views: Vec::new(),
             entered: false,
             leftovers: 0,
@@ -299,6 +302,9 @@ impl Hv {
     pub(crate) fn hold(&mut self, domain: DomainId, held: bool) -> Answer {
         let domain = self.checked(domain)?;
         self.domains[domain].held = held;
+        if !held {
+            self.domains[domain].info.released_ns = self.now;
+        }
         Ok(0)
     }
 
@@ -310,6 +316,7 @@ impl Hv {
         }
         let page = self.event_page(domain);
         self.ram.at(page + INJECT, 4).write_u32(0, kind as u32, SeqCst);
+        self.guests[domain].injected = true;
         self.sched.wake(domain);
         Ok(0)
     }

@@ -1,11 +1,11 @@
 //! The supervisor: the real policy over the simulated hypervisor.
 
-use ring_proto::DomainId;
 use ring_proto::conn::State;
 use ring_proto::control::FRAME_MAX;
-use ring_proto::crash::CrashRecord;
+use ring_proto::crash::{CrashRecord, Reason};
 use ring_proto::event::Inject;
 use ring_proto::hypercall::{ConnectionInfo, DomainInfo, Error, NodeInfo};
+use ring_proto::{DomainId, Generation};
 use std::sync::atomic::Ordering::SeqCst;
 use supervisor_policy::{Node, Supervisor};
 use zerocopy::FromZeros;
@@ -114,15 +114,20 @@ impl Node for Calls<'_, '_> {
     }
 
     fn start(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.call().order(domain, false, true).map(|_| ())
+        self.call().order(domain, None, true).map(|_| ())
     }
 
-    fn stop(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.call().order(domain, true, false).map(|_| ())
+    fn stop(&mut self, domain: DomainId, reason: Reason) -> Result<(), Error> {
+        self.call().order(domain, Some(reason), false).map(|_| ())
     }
 
     fn restart(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.call().order(domain, true, true).map(|_| ())
+        self.call().order(domain, Some(Reason::Operator), true).map(|_| ())
+    }
+
+    fn check(&mut self, _domain: DomainId, _drain: bool) -> Result<u32, Error> {
+        // Nobody complains here, and the operator orders no planned restart.
+        Err(Error::BadNumber)
     }
 
     fn hold(&mut self, domain: DomainId) -> Result<(), Error> {
@@ -141,7 +146,12 @@ impl Node for Calls<'_, '_> {
         Ok(self.call().deaths.at_least(sequence).copied())
     }
 
-    fn log_read(&mut self, cursor: u64, _out: &mut [u8]) -> Result<u64, Error> {
+    fn log_read(
+        &mut self,
+        cursor: u64,
+        _of: Option<(DomainId, Generation)>,
+        _out: &mut [u8],
+    ) -> Result<u64, Error> {
         Ok(cursor)
     }
 
