@@ -13,9 +13,12 @@
 //! - **The host orders each death** over the control line, so deaths fall at any
 //!   point of the load. It takes no part in the recovery: the supervisor hears of
 //!   the death like of any other.
-//! - **The clock starts** when the hypervisor detects the death. Of a hang the
-//!   bound that the manifest sets has passed by then; of a panic or exception
-//!   the microseconds in which the domain wrote its report.
+//! - **Cold**: the image is restored and started. **Warm**: a spare takes over;
+//!   each death waits until the spare of the one before stands by.
+//! - **The clock starts** with the panic or exception. Of a hang it starts when
+//!   the hypervisor detects it: before that passes the bound that the manifest
+//!   sets, which is a figure of its own.
+//! - **Enabled**: the new driver has reset its device and masters the bus.
 //! - **Ready**: the new driver says that it serves, as the hypervisor notes at its
 //!   next `wait`. **Served**: the guest has the answer to a request, as the guest
 //!   saw it. All on the node's clock.
@@ -31,6 +34,7 @@ mod report;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use ring_proto::crash::Timeline;
 
 use crate::{figures, manifest::Manifest, qemu::install, workspace};
 
@@ -62,6 +66,7 @@ enum Driver {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Cold,
+    Warm,
 }
 
 /// How it dies.
@@ -84,11 +89,12 @@ impl Driver {
 }
 
 impl Mode {
-    const ALL: [Self; 1] = [Self::Cold];
+    const ALL: [Self; 2] = [Self::Cold, Self::Warm];
 
     fn name(self) -> &'static str {
         match self {
             Self::Cold => "cold",
+            Self::Warm => "warm",
         }
     }
 
@@ -96,6 +102,7 @@ impl Mode {
     fn budget_ms(self) -> f64 {
         match self {
             Self::Cold => 10.0,
+            Self::Warm => 1.0,
         }
     }
 }
@@ -115,10 +122,7 @@ impl Kind {
 /// One death, times in ns on the node's clock; 0 = not known.
 #[derive(Clone, Copy, Debug)]
 struct Death {
-    detected: u64,
-    quiesced: u64,
-    entered: u64,
-    ready: u64,
+    times: Timeline,
     served: u64,
     replayed: u64,
     lost: u64,
@@ -132,10 +136,11 @@ struct Step {
 }
 
 /// All steps in their order.
-const STEPS: [Step; 4] = [
-    Step { name: "quiesced", at: |death| death.quiesced },
-    Step { name: "entered", at: |death| death.entered },
-    Step { name: "ready", at: |death| death.ready },
+const STEPS: [Step; 5] = [
+    Step { name: "quiesced", at: |death| death.times.quiesced },
+    Step { name: "decided", at: |death| death.times.decided },
+    Step { name: "entered", at: |death| death.times.entered },
+    Step { name: "enabled", at: |death| death.times.enabled },
     Step { name: "served", at: |death| death.served },
 ];
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nodectl::control::{CrashEntry, How};
 use nodectl::{Client, names, report};
+use ring_proto::crash::{Rebuild, Timeline};
 use ring_proto::hypercall::LogHeader;
 use serde::Deserialize;
 use zerocopy::FromBytes;
@@ -49,6 +50,10 @@ pub(super) fn measure(
     guest.spec.args =
         heapless::String::try_from(format!("mode=recovery-{}", driver.name()).as_str())
             .map_err(|_| anyhow!("too many words"))?;
+    if mode == Mode::Cold {
+        // They are the last ones, so the others keep their numbers.
+        manifest.domains.retain(|domain| domain.spec.spare_of.is_none());
+    }
     let built = build::build(&manifest)?;
     let dir = workspace::run_dir().join(&name);
     std::fs::create_dir_all(&dir).with_context(|| format!("can't create {}", dir.display()))?;
@@ -133,21 +138,30 @@ impl Run<'_> {
             Kind::Exception => How::Exception,
             Kind::Hang => How::Loop,
         };
+        if self.mode == Mode::Warm {
+            self.wait_spare(client)?;
+        }
         client.crash(self.driver.name(), how, DEATH)?;
         let (first_ns, replayed, lost) = self.outage(client, outage)?;
         let records = client.crashes(record)?;
         let [entry] = &records[..] else { bail!("{} deaths instead of one", records.len()) };
         ensure!(entry.sequence == record && entry.name == self.driver.name(), "another death");
-        check(entry, kind, first_ns)?;
-        Ok(Death {
-            detected: entry.detected_ns,
-            quiesced: entry.quiesced_ns,
-            entered: entry.restarted_ns,
-            ready: entry.ready_ns,
-            served: first_ns,
-            replayed,
-            lost,
-        })
+        check(entry, self.mode, kind, first_ns)?;
+        Ok(Death { times: entry.times, served: first_ns, replayed, lost })
+    }
+
+    /// Waits until the driver's spare stands by.
+    fn wait_spare(&self, client: &mut Client) -> Result<()> {
+        let name = format!("{}-spare", self.driver.name());
+        let begin = Instant::now();
+        while begin.elapsed() < DEATH {
+            let spare = client.domain(&name)?.with_context(|| format!("there is no {name}"))?;
+            if spare.ready && names::domain_state(spare.state) == "running" {
+                return Ok(());
+            }
+            std::thread::sleep(PAUSE);
+        }
+        bail!("{name} does not stand by")
     }
 
     /// Waits for the guest's line about an outage. It is read from the
@@ -193,7 +207,7 @@ fn state(client: &mut Client) -> String {
 }
 
 /// The record is that of the death that was ordered, and complete.
-fn check(entry: &CrashEntry, kind: Kind, first_ns: u64) -> Result<()> {
+fn check(entry: &CrashEntry, mode: Mode, kind: Kind, first_ns: u64) -> Result<()> {
     let reason = names::reason(entry.reason);
     let wanted = match kind {
         Kind::Panic => "panic",
@@ -201,9 +215,16 @@ fn check(entry: &CrashEntry, kind: Kind, first_ns: u64) -> Result<()> {
         Kind::Hang => "watchdog",
     };
     ensure!(reason == wanted, "it died of {reason}");
-    let times = [entry.detected_ns, entry.quiesced_ns, entry.restarted_ns, first_ns];
+    let wanted = match mode {
+        Mode::Cold => Rebuild::Cold,
+        Mode::Warm => Rebuild::Spare,
+    };
+    ensure!(entry.rebuild == wanted as u16, "it was replaced in another way");
+    let Timeline { died, detected, quiesced, told, decided, restored, entered, enabled, .. } =
+        entry.times;
+    let times = [died, detected, quiesced, told, decided, restored, entered, enabled, first_ns];
     ensure!(times.is_sorted() && !times.contains(&0), "times out of order: {times:?}");
     // The hypervisor sees it at the driver's next `wait`, when guests may have answers already.
-    ensure!(entry.ready_ns > entry.restarted_ns, "it is not ready");
+    ensure!(entry.times.ready > entered, "it is not ready");
     Ok(())
 }

@@ -49,7 +49,7 @@ pub(super) fn draw(path: &Path, cases: &[Case]) -> Result<()> {
             text(x, bottom + 16.0, &format!("{at:.*}", digits(step))).set("text-anchor", "middle"),
         );
     }
-    let caption = "ms of virtual time from the detection of the death, medians";
+    let caption = "ms of virtual time from the death (hangs: its detection), medians";
     picture = picture.add(text(LEFT, bottom + 36.0, caption));
     for (index, step) in STEPS.iter().enumerate() {
         let (column, row) = ((index % 5) as f64, (index / 5) as f64);

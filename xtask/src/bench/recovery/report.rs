@@ -1,6 +1,6 @@
 //! The table and the figures.
 
-use super::{Case, Death};
+use super::{Case, Death, Kind};
 use crate::figures::Figure;
 
 /// Deaths at either end that `drift` compares.
@@ -32,9 +32,21 @@ impl Spread {
 }
 
 impl Case {
-    /// From the detection to something.
+    /// From the death, of a hang from its detection, to something.
     pub(super) fn until(&self, to: impl Fn(&Death) -> u64) -> Spread {
-        Spread::new(&self.deaths, |death| to(death).saturating_sub(death.detected))
+        Spread::new(&self.deaths, |death| to(death).saturating_sub(self.origin(death)))
+    }
+
+    fn origin(&self, death: &Death) -> u64 {
+        match self.kind {
+            Kind::Panic | Kind::Exception => death.times.died,
+            Kind::Hang => death.times.detected,
+        }
+    }
+
+    /// From the death to its detection.
+    fn detection(&self) -> Spread {
+        Spread::new(&self.deaths, |death| death.times.detected.saturating_sub(death.times.died))
     }
 
     pub(super) fn full_name(&self) -> String {
@@ -44,7 +56,7 @@ impl Case {
     /// Median of the last deaths over that of the first.
     fn drift(&self) -> f64 {
         let served = |deaths: &[Death]| {
-            let spread = Spread::new(deaths, |death| death.served - death.detected);
+            let spread = Spread::new(deaths, |death| death.served - self.origin(death));
             spread.percentile(50) as f64
         };
         let count = COMPARED.min(self.deaths.len() / 2).max(1);
@@ -61,13 +73,14 @@ fn ms(ns: u64) -> f64 {
 /// Prints one line a case.
 pub(super) fn print(cases: &[Case]) {
     println!(
-        "{:<19} {:>6}  {:>7}  {:>7} {:>7} {:>7}  {:<11}  {:>8} {:>4} {:>5} {:>5}  {:>5}",
-        "", "", "ready", "served", "", "", "p99", "replayed", "", "lost", "", ""
+        "{:<19} {:>6}  {:>8} {:>7}  {:>7} {:>7} {:>7}  {:<11}  {:>8} {:>4} {:>5} {:>5}  {:>5}",
+        "", "", "detected", "enabled", "served", "", "", "p99", "replayed", "", "lost", "", ""
     );
     println!(
-        "{:<19} {:>6}  {:>7}  {:>7} {:>7} {:>7}  {:<11}  {:>8} {:>4} {:>5} {:>5}  {:>5}",
+        "{:<19} {:>6}  {:>8} {:>7}  {:>7} {:>7} {:>7}  {:<11}  {:>8} {:>4} {:>5} {:>5}  {:>5}",
         "case",
         "deaths",
+        "p99",
         "p99",
         "p50",
         "p99",
@@ -81,17 +94,18 @@ pub(super) fn print(cases: &[Case]) {
     );
     for case in cases {
         let served = case.until(|death| death.served);
-        let ready = case.until(|death| death.ready);
+        let enabled = case.until(|death| death.times.enabled);
         let replayed = Spread::new(&case.deaths, |death| death.replayed);
         let lost = Spread::new(&case.deaths, |death| death.lost);
         let p99 = ms(served.percentile(99));
         let budget = case.mode.budget_ms();
         let verdict = if p99 < budget { "ok" } else { "OVER" };
         println!(
-            "{:<19} {:>6}  {:>7.3}  {:>7.3} {:>7.3} {:>7.3}  {:<11}  {:>8.1} {:>4} {:>5.1} {:>5}  {:>5.2}",
+            "{:<19} {:>6}  {:>8.3} {:>7.3}  {:>7.3} {:>7.3} {:>7.3}  {:<11}  {:>8.1} {:>4} {:>5.1} {:>5}  {:>5.2}",
             case.full_name(),
             case.deaths.len(),
-            ms(ready.percentile(99)),
+            ms(case.detection().percentile(99)),
+            ms(enabled.percentile(99)),
             ms(served.percentile(50)),
             p99,
             ms(served.max()),
@@ -104,8 +118,8 @@ pub(super) fn print(cases: &[Case]) {
         );
     }
     println!(
-        "ms of virtual time from the detection of the death, one instruction = 1 ns, \
-         one core; requests in flight: 32"
+        "ms of virtual time from the death (hangs: from its detection, which is a figure of \
+         its own), one instruction = 1 ns, one core; requests in flight: 32"
     );
 }
 
@@ -123,8 +137,12 @@ pub(super) fn figures(cases: &[Case]) -> Vec<Figure> {
             });
         };
         let served = case.until(|death| death.served);
-        let ready = case.until(|death| death.ready);
-        for (of, spread) in [("", &served), ("ready_", &ready)] {
+        let enabled = case.until(|death| death.times.enabled);
+        let ready = case.until(|death| death.times.ready);
+        let detected = case.detection();
+        for (of, spread) in
+            [("", &served), ("detected_", &detected), ("enabled_", &enabled), ("ready_", &ready)]
+        {
             for (rank, value) in [
                 ("p50", spread.percentile(50)),
                 ("p99", spread.percentile(99)),
@@ -148,21 +166,16 @@ pub(super) fn figures(cases: &[Case]) -> Vec<Figure> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Driver, Kind, Mode};
+    use ring_proto::crash::Timeline;
+
+    use super::super::{Driver, Mode};
     use super::*;
 
     fn case(kind: Kind, served_ms: impl Iterator<Item = u64>) -> Case {
         let death = |(number, ms): (u64, u64)| {
-            let detected = 1_000_000_000 * number;
-            Death {
-                detected,
-                quiesced: detected,
-                entered: detected,
-                ready: detected,
-                served: detected + ms * 1_000_000,
-                replayed: 32,
-                lost: 0,
-            }
+            let died = 1_000_000_000 * number;
+            let times = Timeline { died, detected: died + 2_000_000, ..Timeline::default() };
+            Death { times, served: died + ms * 1_000_000, replayed: 32, lost: 0 }
         };
         let deaths = (1..).zip(served_ms).map(death).collect();
         Case { driver: Driver::Blk, mode: Mode::Cold, kind, deaths }
@@ -180,6 +193,7 @@ mod tests {
         assert_eq!(find("p50"), Some((100.0, "ms", "virtual")));
         assert_eq!(find("p99"), Some((198.0, "ms", "virtual")));
         assert_eq!(find("max"), Some((200.0, "ms", "virtual")));
+        assert_eq!(find("detected_max"), Some((2.0, "ms", "virtual")));
         assert_eq!(find("replayed_mean"), Some((32.0, "count", "none")));
         assert_eq!(find("drift"), Some((3.0, "ratio", "virtual")));
     }
