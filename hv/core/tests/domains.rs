@@ -32,6 +32,7 @@ fn image() -> Image {
     ];
     Image {
         name: "blk".try_into().unwrap(),
+        crc: 0,
         entry: layout::IMAGE_BASE,
         segments: segments.into_iter().collect(),
     }
