@@ -107,10 +107,12 @@ fn who_starts_behind_waits_until_those_at_work_pause() {
     let mut s = two(256, 256, 100);
     s.stop(1);
     run_from(&mut s, 0, 20_000_000);
-    // Both begin; one of them is what others wait for.
+    // Both begin; one of them is what others wait for, however long it ran last.
+    s.charge(0, 3_000_000, 20_000_000);
     s.stop(0);
-    s.start_behind(1, 20_000_000);
     s.start(0, 20_000_000);
+    s.start_behind(1, 0, 20_000_000);
+    assert!(matches!(s.pick(0, 20_000_000), Decision::Run(0, _)));
     let mut now = 20_000_000;
     while let Decision::Run(0, _) = s.pick(0, now) {
         now += 10_000;

@@ -54,8 +54,8 @@ impl Node {
         if let Some(record) = self.deaths.before(principal, generation) {
             record.rebuild = Rebuild::Spare as u16;
         }
-        self.sched.start_behind(spare, now);
         self.sched.start(principal, now);
+        self.sched.start_behind(spare, principal, now);
         self.raise(principal, event::PORT_TAKEOVER);
         self.stamp(principal, |t| &mut t.restored);
         self.stamp(principal, |t| &mut t.entered);
