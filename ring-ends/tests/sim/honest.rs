@@ -83,9 +83,10 @@ pub fn check_request(sim: &Sim, request: &blk::ValidRequest) {
 /// A new generation that behaves is served.
 pub fn honest_blk_frontend(sim: &Sim, back: &mut blk::Backend) {
     sim.end_generation(FRONT);
-    // It has an event, and looks before the next generation has begun: one that
-    // had shown its successor's number would else leave it its strikes (CONN-14).
-    let _ = back.poll(&mut sim.env(BACK));
+    // It has an event, and is through with it before the next generation has begun:
+    // one that had shown its successor's number would else leave it its strikes
+    // (CONN-14).
+    while back.poll(&mut sim.env(BACK)).again {}
     let mut front = blk::Frontend::new(super::blk::front_config(sim)).unwrap();
     let (mut fe, mut be) = (sim.env(FRONT), sim.env(BACK));
     let mut done = 0;
@@ -114,9 +115,10 @@ pub fn honest_blk_frontend(sim: &Sim, back: &mut blk::Backend) {
 /// A new generation that behaves is served.
 pub fn honest_net_frontend(sim: &Sim, back: &mut net::Backend) {
     sim.end_generation(FRONT);
-    // It has an event, and looks before the next generation has begun: one that
-    // had shown its successor's number would else leave it its strikes (CONN-14).
-    let _ = back.poll(&mut sim.env(BACK));
+    // It has an event, and is through with it before the next generation has begun:
+    // one that had shown its successor's number would else leave it its strikes
+    // (CONN-14).
+    while back.poll(&mut sim.env(BACK)).again {}
     let mut front = net::Frontend::new(super::net::front_config(sim)).unwrap();
     let (mut fe, mut be) = (sim.env(FRONT), sim.env(BACK));
     let mut taken = 0;
