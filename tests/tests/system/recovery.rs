@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nodectl::{Client, control::How, names};
 use system_tests::{
+    attack::demo,
     bench::{Bench, Node, RECOVERY},
     workload::{Workload, check_all, join},
 };
-use xtask::manifest;
 
 use crate::{control::is_reason, serving::smoke};
 
@@ -204,9 +204,9 @@ pub fn g6_clients_of_a_held_driver_wait_for_its_release(bench: &Bench) -> Result
 /// no error, and neither they nor the supervisor burn CPU time. A release after
 /// the repair is all it takes.
 pub fn g6_a_deterministic_crasher_is_held_and_its_clients_wait(bench: &Bench) -> Result<()> {
-    // Of generations 2 to 6 each dies at its start; the budget is five deaths.
-    let demo = std::fs::read_to_string(manifest::default_path())?;
-    let text = demo
+    // Of generations 2 to 6 each dies at its start; the budget is five deaths. A spare
+    // would have begun its life before the first of them.
+    let text = demo()?
         .replace("image = \"blk\"", "image = \"crasher\"\nargs = \"2 6\"")
         .replace("backoff = 1.0, budget = 100", "backoff = 2.0, budget = 5");
     ensure!(text.matches("crasher").count() == 1, "the demo node is another");
