@@ -69,11 +69,12 @@ impl std::fmt::Debug for Attack {
 impl Attack {
     /// Program `attack-NAME` as a domain `attack` without device or
     /// connection, beside the demo node. It starts when the clients are at
-    /// work, and again as soon as it dies.
+    /// work, and again when it dies: not so soon that what hundreds of lives
+    /// say is more than a domain may put on the serial line.
     pub fn guest(name: &str) -> Self {
         let domain = format!(
             "\n[domain.{DOMAIN}]\nimage = \"attack-{name}\"\nmemory = \"4MiB\"\nautostart = false\n\
-             restart = {{ floor_ms = 0, backoff = 1.0, budget = 0 }}\n"
+             restart = {{ floor_ms = 20, backoff = 1.0, budget = 0 }}\n"
         );
         Self::on_node(name, DOMAIN, demo().map(|demo| demo + &domain))
     }
