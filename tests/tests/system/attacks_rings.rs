@@ -307,6 +307,8 @@ fn backends(name: &str) -> Attack {
     Attack::on_node(name, "blk", system_tests::attack::demo())
         .replace(&image("blk"), &attack)
         .replace(&image("net"), &attack)
+        // Who completes nothing would be ended in the middle of its acts.
+        .replace("[[connection]]\n", "[[connection]]\nstall_ms = 600000\n")
         .may_change("net")
 }
 
