@@ -25,6 +25,8 @@ pub use front::{FrontLink, FrontStep, Region};
 pub(crate) use served::Session;
 pub use served::{Backend, BackendConfig, Served, Tag};
 
+use crate::Env;
+
 /// Shortest pause of a frontend after a loss without a new backend generation, ns.
 pub const BACKOFF_FIRST_NS: u64 = 10_000_000;
 /// Longest such pause, ns.
@@ -44,3 +46,17 @@ pub const STRIKES_MOST: u32 = 16;
 pub const FORGIVE_NS: u64 = 60_000_000_000;
 /// Pause before a failed revocation or unmapping is tried again, ns.
 pub const RETRY_NS: u64 = 1_000_000;
+
+/// The epoch after `epoch`; a generation begins with 0. Its first is the
+/// clock's, so that no hello of a generation has the epoch of one of the
+/// generation before: whoever looks while one ends may see the old epoch
+/// beside the coming generation, and would take the old hello for the new
+/// one's. Nor can a generation foresee it and write it beside its successor's
+/// number.
+fn next_epoch(epoch: u32, env: &impl Env) -> u32 {
+    let last = match epoch {
+        0 => (env.now_ns() & u64::from(u32::MAX)).try_into().unwrap_or(0),
+        _ => epoch,
+    };
+    last.wrapping_add(1)
+}

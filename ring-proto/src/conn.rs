@@ -24,8 +24,8 @@ use crate::sync::fence;
 
 /// Version of the connection protocol in both hellos.
 pub const VERSION: u16 = 1;
-/// Most bytes of a hello.
-pub const HELLO_MAX: usize = 1024;
+/// Most bytes of a hello. (loom explores every order of its words.)
+pub const HELLO_MAX: usize = if cfg!(loom) { 4 } else { 1024 };
 
 numbered! {
     /// Which protocol a connection speaks.
@@ -160,9 +160,17 @@ const PEER_EPOCH: usize = offset_of!(EndPage, peer_epoch);
 const HELLO_LEN: usize = offset_of!(EndPage, hello_len);
 const HELLO: usize = offset_of!(EndPage, hello);
 
+/// What the hypervisor writes into an end's page when its generation ends:
+/// offsets and words, in this order. `generation` is the coming one. The state
+/// goes first: with the coming generation beside an old `Connected` the last
+/// hello of the old generation would be the new one's for a moment.
+pub const fn closed(generation: u32) -> [(usize, u32); 2] {
+    [(STATE, State::Closed as u32), (GENERATION, generation)]
+}
+
 /// One hello of one life of an end. Two different hellos of an end never
 /// have the same pair.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Pair {
     /// Domain generation.
     pub generation: u32,
@@ -196,6 +204,7 @@ pub struct HelloTooLong;
 
 /// The two pages of a connection, as one end sees them.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(stepped, derive(PartialEq, Eq, Hash))]
 pub struct Pages {
     /// Own page.
     pub own: OwnEnd,
@@ -220,6 +229,7 @@ fn end_page(mem: SharedMem) -> Option<SharedMem> {
 
 /// The page that this end writes.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(stepped, derive(PartialEq, Eq, Hash))]
 pub struct OwnEnd(SharedMem);
 
 impl OwnEnd {
@@ -260,7 +270,8 @@ impl OwnEnd {
         self.0.write_u32(HELLO_LEN, u32::try_from(len).map_err(|_| HelloTooLong)?, Relaxed);
         self.0.write_u32(PEER_GENERATION, answers.generation, Relaxed);
         self.0.write_u32(PEER_EPOCH, answers.epoch, Relaxed);
-        self.0.write_u32(EPOCH, epoch, Relaxed);
+        // Who sees this epoch sees its hello, even while it is still hidden.
+        self.0.write_u32(EPOCH, epoch, Release);
         self.0.write_u32(STATE, state as u32, Release);
         Ok(())
     }
@@ -287,6 +298,7 @@ impl Glance {
 
 /// The page that the peer writes.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(stepped, derive(PartialEq, Eq, Hash))]
 pub struct PeerEnd(SharedMem);
 
 impl PeerEnd {
@@ -295,15 +307,15 @@ impl PeerEnd {
         end_page(mem).map(Self)
     }
 
-    /// Reads the words. What the peer wrote before the state that is seen
-    /// here is visible afterwards.
+    /// Reads the words. What the peer wrote before the state or the epoch that
+    /// are seen here is visible afterwards.
     pub fn glance(&self) -> Glance {
         let state = self.0.read_u32(STATE, Acquire);
         Glance {
             state,
             pair: Pair {
                 generation: self.0.read_u32(GENERATION, Acquire),
-                epoch: self.0.read_u32(EPOCH, Relaxed),
+                epoch: self.0.read_u32(EPOCH, Acquire),
             },
             answers: Pair {
                 generation: self.0.read_u32(PEER_GENERATION, Relaxed),

@@ -14,7 +14,7 @@
 //! copied and validated them.
 #![no_std]
 
-#[cfg(test)]
+#[cfg(any(test, stepped))]
 extern crate std;
 
 pub mod blk;
@@ -31,6 +31,9 @@ pub mod net;
 pub mod ring;
 pub mod shm;
 mod sync;
+
+#[cfg(stepped)]
+pub use sync::stepped;
 
 /// Size of a page and of a machine frame, in bytes.
 pub const PAGE_SIZE: usize = 4096;

@@ -15,7 +15,7 @@ use core::sync::atomic::Ordering;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-#[cfg(loom)]
+#[cfg(any(loom, stepped))]
 use crate::sync::Raw;
 
 /// A range that does not lie within a view.
@@ -34,6 +34,7 @@ impl core::error::Error for OutOfRange {}
 ///
 /// It is a pointer and a length; copies refer to the same bytes.
 #[derive(Clone, Copy)]
+#[cfg_attr(stepped, derive(PartialEq, Eq, Hash))]
 pub struct SharedMem {
     raw: Raw,
     len: usize,
@@ -53,7 +54,7 @@ impl SharedMem {
     /// For as long as the view or a copy of it is used, all `len` bytes must
     /// be mapped readable and writable (readable suffices if nothing is
     /// written through it), and no Rust reference to any of them may be used.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, stepped)))]
     pub const unsafe fn new(ptr: *mut u8, len: usize) -> Self {
         Self { raw: Raw(ptr), len }
     }
@@ -62,6 +63,12 @@ impl SharedMem {
     #[cfg(loom)]
     pub const fn model(words: &'static [loom::sync::atomic::AtomicU32]) -> Self {
         Self { raw: Raw::new(words), len: words.len() * 4 }
+    }
+
+    /// A view of `len` bytes of a region of the model checker's memory.
+    #[cfg(stepped)]
+    pub const fn stepped(region: u32, len: usize) -> Self {
+        Self { raw: Raw::new(region), len }
     }
 
     /// Length in bytes.
@@ -186,19 +193,19 @@ impl SharedMem {
 
 /// A pointer into shared memory. Its methods do not check ranges: only
 /// [`SharedMem`], which does, calls them.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, stepped)))]
 #[derive(Clone, Copy)]
 struct Raw(*mut u8);
 
 // SAFETY: a view owns nothing and all accesses are atomic or in assembly, so
 // using it from several threads at once is no data race.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, stepped)))]
 unsafe impl Send for Raw {}
 // SAFETY: as for Send.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, stepped)))]
 unsafe impl Sync for Raw {}
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, stepped)))]
 impl Raw {
     const fn as_ptr(self) -> *mut u8 {
         self.0
@@ -304,7 +311,7 @@ impl Raw {
 }
 
 /// How bytes move: short runs by words, long ones by string instructions.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, stepped)))]
 mod copy {
     use core::sync::atomic::{AtomicU8, AtomicU64};
 
@@ -357,7 +364,7 @@ mod copy {
     pub(super) unsafe fn long(_: *const u8, _: *mut u8, _: usize) {}
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, stepped))))]
 mod tests {
     use super::*;
     use std::vec::Vec;

@@ -1,4 +1,5 @@
-//! RING-7 and RING-8 in every interleaving and memory order that loom knows.
+//! RING-7, RING-8, CONN-4, CONN-5 and CONN-8 in every interleaving and memory
+//! order that loom knows.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p ring-proto --test loom --release --target-dir target/loom
@@ -12,8 +13,10 @@
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
 use loom::thread;
+use ring_proto::conn::{EndPage, OwnEnd, Pair, PeerEnd, State};
 use ring_proto::ring::{BackRing, FrontRing, layout};
 use ring_proto::shm::SharedMem;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Memory for a queue with 4-byte slots. Leaked: views are `'static`.
 fn memory(slots: u32) -> SharedMem {
@@ -102,5 +105,56 @@ fn ring_8_responses_wake_the_frontend() {
             }
         }
         backend.join().unwrap();
+    });
+}
+
+fn page() -> SharedMem {
+    let words = size_of::<EndPage>() / 4;
+    SharedMem::model(Vec::leak((0..words).map(|_| AtomicU32::new(0)).collect()))
+}
+
+/// A hello whose every byte is its epoch.
+fn publish(own: OwnEnd, epoch: u32) {
+    let hello = [epoch as u8; 3];
+    own.publish(&hello, epoch, Pair::default(), State::Closing, State::Initialising).unwrap();
+}
+
+#[test]
+fn conn_4_conn_5_a_hello_is_read_as_it_was_published() {
+    loom::model(|| {
+        let mem = page();
+        let (own, peer) = (OwnEnd::new(mem).unwrap(), PeerEnd::new(mem).unwrap());
+        let writer = thread::spawn(move || {
+            publish(own, 1);
+            publish(own, 2);
+        });
+        let seen = peer.glance();
+        if seen.is(State::Initialising) {
+            // An error: it changed meanwhile.
+            if let Ok(hello) = peer.hello::<[u8; 3]>(&seen) {
+                assert_eq!(hello, [seen.pair.epoch as u8; 3]);
+            }
+        }
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn conn_8_who_reads_junk_sees_that_the_peer_has_left() {
+    const JUNK: u32 = 0xdead_beef;
+    loom::model(|| {
+        let (mem, ring) = (page(), memory(1));
+        let (own, peer) = (OwnEnd::new(mem).unwrap(), PeerEnd::new(mem).unwrap());
+        publish(own, 1);
+        let frontend = thread::spawn(move || {
+            own.set_state(State::Closing);
+            // The revocation.
+            ring.write_u32(0, JUNK, Relaxed);
+        });
+        let read = ring.read_u32(0, Relaxed);
+        if peer.still(Pair { generation: 0, epoch: 1 }, &[State::Initialising]) {
+            assert_ne!(read, JUNK);
+        }
+        frontend.join().unwrap();
     });
 }

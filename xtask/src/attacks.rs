@@ -157,7 +157,7 @@ fn test_name(line: &str) -> Option<&str> {
     (!guarantee.is_empty() && guarantee.bytes().all(|byte| byte.is_ascii_digit())).then_some(name)
 }
 
-fn read(path: &Path) -> Result<String> {
+pub(crate) fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))
 }
 

@@ -1,8 +1,8 @@
 //! Every clause of the boundary's specification names what holds it.
 //!
 //! A clause of `ring-proto/SPEC.md` ends with `Held by:` and names: of a test
-//! function, of a loom model as `loom::NAME`, of a system test as
-//! `system::NAME`, of a fuzz target as `fuzz::NAME`. Each must be in the tree.
+//! function, of a model as `loom::NAME` or `model::NAME`, of a system
+//! test as `system::NAME`, of a fuzz target as `fuzz::NAME`. Each must be in the tree.
 //! Rust files are cut into tokens, so a name in a comment or a string is none,
 //! and tests within macros such as `proptest!` are.
 
@@ -119,7 +119,9 @@ impl Holders {
                     .with_context(|| format!("can't read {}", path.display()))?;
                 let tokens = TokenStream::from_str(&text)
                     .map_err(|e| anyhow!("can't read {}: {e}", path.display()))?;
-                let prefix = if path.ends_with("tests/loom.rs") { "loom::" } else { "" };
+                let models = [("tests/loom.rs", "loom::"), ("tests/model/main.rs", "model::")];
+                let found = models.iter().find(|(file, _)| path.ends_with(file));
+                let prefix = found.map_or("", |(_, prefix)| prefix);
                 self.tests(tokens, prefix);
             }
         }

@@ -13,6 +13,7 @@
 //! | [`run`], [`test`](mod@test), [`check`], [`deny`], [`sizes`], [`mod@bench`] | the commands |
 //! | [`attacks`], [`without`] | attacks on a node, and their tests without the defence |
 //! | [`sim`](mod@sim) | deterministic simulation, and bugs planted for it |
+//! | [`models`], [`mutants`] | tests in which every interleaving is explored, and what they must find |
 //! | [`figures`] | what measuring commands print and write |
 
 pub mod attacks;
@@ -28,6 +29,8 @@ pub mod figures;
 pub mod fuzz;
 pub mod http;
 pub mod manifest;
+pub mod models;
+pub mod mutants;
 pub mod qemu;
 pub mod run;
 pub mod sim;

@@ -7,6 +7,9 @@
 //! nor does one that fails for any other reason than the attack: a build that
 //! fails, a node that does not boot.
 //!
+//! The patches in `tests/mutants` break what a model holds; the model, which is
+//! in the copy too, must find it.
+//!
 //! All patches share one copy, in which only files that differ are written, and
 //! one target directory: after the first, a run builds little.
 
@@ -20,12 +23,16 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::attacks::{Attacks, Patch};
+use crate::mutants::{self, Mutant};
+use crate::qemu::install;
 use crate::{build, workspace};
 
 /// What the error of a system test begins with if the attack was under way.
 pub const UNDER_ATTACK: &str = "under attack";
 /// Stands for all patches.
 const ALL: &str = "all";
+/// Stands for all of `tests/mutants`.
+const ALL_MUTANTS: &str = "models";
 /// Folders of the copy that are its own.
 const OWN: [&str; 2] = ["target", "run"];
 
@@ -40,8 +47,8 @@ enum Outcome {
     Nothing,
 }
 
-/// Runs the tests of `names` (attacks, patches, or `all`) without their
-/// defences, and prints what came of each.
+/// Runs the tests of `names` (attacks, patches, `models` or `all`) without
+/// their defences, and prints what came of each.
 ///
 /// # Errors
 ///
@@ -49,40 +56,76 @@ enum Outcome {
 pub fn without(names: &[String]) -> Result<()> {
     let root = workspace::root();
     let attacks = Attacks::load(root)?;
-    let mut chosen: Vec<&Patch> = Vec::new();
+    let mutants = mutants::load(root)?;
+    let mut chosen: Vec<Change<'_>> = Vec::new();
     for name in names {
-        let fits = |patch: &&Patch| name == ALL || *name == patch.name || name == patch.attack();
-        let found: Vec<&Patch> = attacks.patches.iter().filter(fits).collect();
-        if found.is_empty() {
-            bail!("there is no patch tests/defences/{name}.patch");
+        let before = chosen.len();
+        for patch in &attacks.patches {
+            if name == ALL || *name == patch.name || name == patch.attack() {
+                chosen.push(Change::Defence(patch, attacks.test(patch.attack())?));
+            }
         }
-        chosen.extend(found);
+        let fits = |m: &&Mutant| name == ALL || name == ALL_MUTANTS || *name == m.patch.name;
+        chosen.extend(mutants.iter().filter(fits).map(Change::Mutant));
+        if chosen.len() == before {
+            bail!("there is no patch tests/defences/{name}.patch or tests/mutants/{name}.patch");
+        }
     }
-    let copy = Copy { of: Tree::new(), tests: tests()? };
+    let mut copy = Copy { of: Tree::new(), tests: None };
+    if chosen.iter().any(|change| matches!(change, Change::Defence(..))) {
+        install::ensure()?;
+        copy.tests = Some(tests()?);
+    }
     let mut rows = Vec::new();
-    for patch in chosen {
-        let test = attacks.test(patch.attack())?;
+    for change in chosen {
         let begin = Instant::now();
-        say(&format!("\n== without {}: {test}", patch.name));
-        let outcome = copy.run(patch, test)?;
-        rows.push((patch, test, outcome, begin.elapsed().as_secs()));
+        say(&format!("\n== without {}: {}", change.name(), change.test()));
+        let outcome = copy.run(change)?;
+        rows.push((change, outcome, begin.elapsed().as_secs()));
     }
     say("");
-    let width = rows.iter().map(|row| row.0.name.len()).max().unwrap_or(0);
+    let width = rows.iter().map(|row| row.0.name().len()).max().unwrap_or(0);
     let mut bad = 0;
-    for (Patch { name, .. }, test, outcome, seconds) in &rows {
-        let text = match outcome {
-            Outcome::Missed => "fails under attack, as it should",
-            Outcome::Passed => "PASSES: the test cannot tell that the defence is gone",
-            Outcome::Nothing => "SAYS NOTHING: it failed before the attack; see above",
+    for (change, outcome, seconds) in &rows {
+        let text = match (outcome, change) {
+            (Outcome::Missed, Change::Defence(..)) => "fails under attack, as it should",
+            (Outcome::Missed, Change::Mutant(_)) => "fails, as it should",
+            (Outcome::Passed, _) => "PASSES: the test cannot tell that the defence is gone",
+            (Outcome::Nothing, _) => "SAYS NOTHING: it failed before the attack; see above",
         };
         bad += usize::from(*outcome != Outcome::Missed);
+        let (name, test) = (change.name(), change.test());
         say(&format!("without {name:width$}  {test} {text} ({seconds} s)"));
     }
     if bad != 0 {
         bail!("{bad} of {} tests did not fail as they should", rows.len());
     }
     Ok(())
+}
+
+/// A patch, and the test that is to fail with it.
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    /// Of a node's defence; the test of an attack.
+    Defence(&'a Patch, &'a str),
+    /// Of what a model holds.
+    Mutant(&'a Mutant),
+}
+
+impl Change<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Defence(patch, _) => &patch.name,
+            Self::Mutant(mutant) => &mutant.patch.name,
+        }
+    }
+
+    fn test(&self) -> &str {
+        match self {
+            Self::Defence(_, test) => test,
+            Self::Mutant(mutant) => &mutant.test,
+        }
+    }
 }
 
 /// Builds the system tests and says where their program is.
@@ -123,15 +166,33 @@ impl Tree {
 /// The copy, and what tests it.
 struct Copy {
     of: Tree,
-    /// The program of the system tests.
-    tests: PathBuf,
+    /// The program of the system tests, if they are needed.
+    tests: Option<PathBuf>,
 }
 
 impl Copy {
-    fn run(&self, patch: &Patch, test: &str) -> Result<Outcome> {
-        self.of.patch(patch)?;
+    fn run(&self, change: Change<'_>) -> Result<Outcome> {
+        match change {
+            Change::Defence(patch, test) => {
+                self.of.patch(patch)?;
+                self.attack(test)
+            }
+            Change::Mutant(mutant) => {
+                self.of.patch(&mutant.patch)?;
+                Ok(match mutant.run(&self.of.tree, &self.of.target, say)? {
+                    Some(false) => Outcome::Missed,
+                    Some(true) => Outcome::Passed,
+                    None => Outcome::Nothing,
+                })
+            }
+        }
+    }
+
+    /// Runs the test of an attack on a node that is built from the copy.
+    fn attack(&self, test: &str) -> Result<Outcome> {
+        let program = self.tests.as_ref().context("the system tests were not built")?;
         let Tree { tree, target } = &self.of;
-        let mut command = Command::new(&self.tests);
+        let mut command = Command::new(program);
         command.args(["--exact", test]).current_dir(tree);
         command.env(workspace::TREE, tree).env("CARGO_TARGET_DIR", target);
         command.stdin(Stdio::null()).stdout(Stdio::piped());

@@ -9,8 +9,7 @@ use core::{fmt::Write, sync::atomic::Ordering};
 
 use hv_core::domain::Life;
 use ring_proto::{
-    DomainId, MAX_DOMAIN_CONNECTIONS, boot,
-    conn::State,
+    DomainId, MAX_DOMAIN_CONNECTIONS, boot, conn,
     crash::{CrashRecord, CrashReport, Reason, Rebuild, Timeline, UNKNOWN},
     hypercall::Error,
     layout,
@@ -19,10 +18,6 @@ use zerocopy::{FromZeros, transmute};
 
 use super::{Answer, Node, PAGE, hypercall::IN_FLIGHT, restore::copy_text};
 use crate::{iommu, time, vt::Vcpu};
-
-/// Offsets in `conn::EndPage`.
-const STATE: u64 = 0;
-const GENERATION: u64 = 4;
 
 impl Node {
     /// What the hypervisor can tell of a domain that did not report itself:
@@ -128,10 +123,8 @@ impl Node {
     pub(super) fn show_closed(&self, domain: DomainId) {
         let generation = self.domains[domain].info.generation;
         for (own, _) in self.connections.iter().filter_map(|c| c.ends(domain)) {
-            // The generation first: a peer that sees it knows that whatever
-            // else the page says is stale.
-            for (offset, value) in [(GENERATION, generation), (STATE, State::Closed as u32)] {
-                if let Ok(word) = self.ram.word32(own.page.saturating_add(offset)) {
+            for (offset, value) in conn::closed(generation) {
+                if let Ok(word) = self.ram.word32(own.page.saturating_add(offset as u64)) {
                     word.store(value, Ordering::SeqCst);
                 }
             }

@@ -7,12 +7,12 @@ use ring_proto::hypercall::{Error, MAP_DMA, MAP_WRITE};
 use ring_proto::shm::SharedMem;
 use ring_proto::{DomainId, Generation, Port, ring};
 
-use super::RETRY_NS;
 use super::conduct::{Complaint, Conduct, Verdict};
+use super::{RETRY_NS, next_epoch};
 use crate::{Counters, Env, count};
 
 /// The part of the grant window that belongs to one connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Window {
     /// First page for rings.
     pub ring_page: u32,
@@ -25,7 +25,7 @@ pub struct Window {
 }
 
 /// Slot sizes of a queue.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QueueKind {
     /// Bytes of a request.
     pub request: usize,
@@ -34,7 +34,7 @@ pub struct QueueKind {
 }
 
 /// What a protocol demands of a hello.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rules {
     /// Protocol.
     pub protocol: Protocol,
@@ -72,7 +72,7 @@ pub enum BackStep {
     Draining,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// The own page was not written yet.
     New,
@@ -88,6 +88,7 @@ enum Phase {
 
 /// Handshake machine and mappings of a backend.
 #[derive(Debug)]
+#[cfg_attr(stepped, derive(Clone, PartialEq, Eq, Hash))]
 pub struct BackLink {
     pages: Pages,
     port: Port,
@@ -144,6 +145,15 @@ impl BackLink {
     /// Whether the rings may be used.
     pub fn is_up(&self) -> bool {
         matches!(self.phase, Phase::Up(_))
+    }
+
+    /// The epoch of the own hello, and the frontend's hello that it answers.
+    #[cfg(stepped)]
+    pub fn joined(&self) -> Option<(u32, Pair)> {
+        match self.phase {
+            Phase::Up(pair) => Some((self.epoch, pair)),
+            _ => None,
+        }
     }
 
     /// Down with memory still mapped.
@@ -204,7 +214,7 @@ impl BackLink {
             Phase::Up(_) if self.still() => BackStep::Up,
             Phase::Up(pair) | Phase::Mapped(pair) => {
                 // A generation that ended is no strike; one that leaves is.
-                if self.pages.peer.glance().pair.generation == pair.generation {
+                if !self.has_ended(pair.generation) {
                     self.strike(env, counters, "it left");
                 }
                 self.down(env, counters, State::Initialising);
@@ -307,6 +317,10 @@ impl BackLink {
                     Error::PeerDead | Error::Exhausted | Error::Hardware => {
                         self.publish_refusal(env, seen.pair, why);
                     }
+                    // Its successor's grants are not its own.
+                    _ if self.has_ended(generation) => {
+                        self.publish_refusal(env, seen.pair, why);
+                    }
                     _ => self.refuse(env, counters, seen.pair, why),
                 }
                 self.phase = Phase::Draining;
@@ -314,6 +328,12 @@ impl BackLink {
                 BackStep::Waiting
             }
         }
+    }
+
+    /// Whether this generation of the frontend is no more.
+    fn has_ended(&self, generation: Generation) -> bool {
+        let seen = self.pages.peer.glance();
+        seen.pair.generation != generation || seen.is(State::Closed)
     }
 
     fn check(&self, hello: &FrontHello) -> Result<(), &'static str> {
@@ -383,7 +403,7 @@ impl BackLink {
         body: BackBody,
     ) {
         let Phase::Mapped(pair) = self.phase else { return };
-        self.publish(pair, features, body, State::Connected);
+        self.publish(env, pair, features, body, State::Connected);
         self.phase = Phase::Up(pair);
         count(&mut counters.connects);
         env.notify(self.port);
@@ -414,7 +434,7 @@ impl BackLink {
     fn publish_refusal(&mut self, env: &mut impl Env, pair: Pair, why: &str) {
         self.rejected = Some(pair);
         let why = heapless::String::try_from(why).unwrap_or_default();
-        self.publish(pair, 0, BackBody::Refused { why }, State::Closing);
+        self.publish(env, pair, 0, BackBody::Refused { why }, State::Closing);
         env.notify(self.port);
     }
 
@@ -431,8 +451,8 @@ impl BackLink {
         self.complained = times;
     }
 
-    fn publish(&mut self, pair: Pair, features: u32, body: BackBody, state: State) {
-        self.epoch = self.epoch.wrapping_add(1);
+    fn publish(&mut self, env: &impl Env, pair: Pair, features: u32, body: BackBody, state: State) {
+        self.epoch = next_epoch(self.epoch, env);
         let hello = BackHello { version: VERSION, features, body };
         let published =
             self.pages.own.publish(&hello, self.epoch, pair, State::Initialising, state);

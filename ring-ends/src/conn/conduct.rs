@@ -9,7 +9,7 @@ use super::{
 };
 
 /// What a backend has to say about its frontend, for the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Complaint {
     /// What the frontend did last.
     pub why: &'static str,
@@ -44,6 +44,7 @@ pub(super) enum Verdict {
 
 /// The record of one frontend.
 #[derive(Debug, Default)]
+#[cfg_attr(stepped, derive(Clone, PartialEq, Eq, Hash))]
 pub(super) struct Conduct {
     /// The generation that was answered last, and when.
     answered: Option<(Generation, u64)>,

@@ -6,11 +6,12 @@ use ring_proto::conn::{
 use ring_proto::shm::SharedMem;
 use ring_proto::{DomainId, GrantRef, PAGE_SIZE, Port, conn::GrantRange, grant};
 
-use super::{BACKOFF_FIRST_NS, BACKOFF_MOST_NS, RETRY_NS, STABLE_NS};
+use super::{BACKOFF_FIRST_NS, BACKOFF_MOST_NS, RETRY_NS, STABLE_NS, next_epoch};
 use crate::{Counters, Env, count};
 
 /// Own memory that is granted page by page with consecutive references.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(stepped, derive(PartialEq, Eq, Hash))]
 pub struct Region {
     /// Whole, page-aligned pages.
     pub mem: SharedMem,
@@ -65,7 +66,7 @@ pub enum FrontStep {
     Lost,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Not offered. Waits until `not_before` or for another backend generation.
     Down { not_before: u64, generation: u32 },
@@ -77,6 +78,7 @@ enum Phase {
 
 /// Handshake machine and grants of a frontend.
 #[derive(Debug)]
+#[cfg_attr(stepped, derive(Clone, PartialEq, Eq, Hash))]
 pub struct FrontLink {
     pages: Pages,
     port: Port,
@@ -148,13 +150,24 @@ impl FrontLink {
         }
     }
 
+    /// The epoch of the own hello, and the backend's hello that answers it.
+    #[cfg(stepped)]
+    pub fn joined(&self) -> Option<(u32, Pair)> {
+        match self.phase {
+            Phase::Up { backend, .. } => Some((self.epoch, backend)),
+            _ => None,
+        }
+    }
+
     /// Looks at the peer and goes one step.
     pub fn step(&mut self, env: &mut impl Env, counters: &mut Counters) -> FrontStep {
         let seen = self.pages.peer.glance();
         match self.phase {
             Phase::Down { not_before, generation } => {
                 let now = env.now_ns();
-                if now < not_before && seen.pair.generation == generation {
+                if seen.pair.generation != generation {
+                    self.losses = 0;
+                } else if now < not_before {
                     return FrontStep::Waiting;
                 }
                 if self.granted {
@@ -175,6 +188,8 @@ impl FrontLink {
                 }
                 if seen.is(State::Closing) {
                     self.refusal = match self.pages.peer.hello(&seen) {
+                        // An old refusal beside the pair of an answer to come.
+                        Err(HelloError::Unsettled) => return FrontStep::Waiting,
                         Ok(BackHello { body: BackBody::Refused { why }, .. }) => Some(why),
                         _ => None,
                     };
@@ -233,12 +248,7 @@ impl FrontLink {
             queues,
             pool: self.pool.range(),
         };
-        if self.epoch == 0 {
-            // From a number that no former generation could foresee and put
-            // into its own hello, for this one to be taken for that.
-            self.epoch = (env.now_ns() & u64::from(u32::MAX)).try_into().unwrap_or(0);
-        }
-        self.epoch = self.epoch.wrapping_add(1);
+        self.epoch = next_epoch(self.epoch, env);
         // A FrontHello is always far shorter than HELLO_MAX.
         let published = self.pages.own.publish(
             &hello,

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use ring_ends::{Env, Region};
-use ring_proto::conn::{Pages, State};
+use ring_proto::conn::{self, Pages};
 use ring_proto::grant;
 use ring_proto::hypercall::{Error, MAP_DMA, MAP_WRITE};
 use ring_proto::shm::SharedMem;
@@ -210,8 +210,9 @@ impl Sim {
             *generation += 1;
             *generation
         };
-        page.write_u32(0, State::Closed as u32, Release);
-        page.write_u32(4, generation, Release);
+        for (offset, word) in conn::closed(generation) {
+            page.write_u32(offset, word, Release);
+        }
         if domain == FRONT {
             let grefs: Vec<_> = self.0.borrow().grants.keys().copied().collect();
             for (granter, gref) in grefs {

@@ -3,18 +3,13 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use hv_core::domain::Life;
-use ring_proto::conn::State;
 use ring_proto::crash::{CrashRecord, Reason, Timeline};
 use ring_proto::hypercall::Error;
-use ring_proto::{DomainId, boot};
+use ring_proto::{DomainId, boot, conn};
 use zerocopy::FromZeros;
 
 use super::{Answer, Hv};
 use crate::report::trace;
-
-/// Offsets in `conn::EndPage`.
-const STATE: u64 = 0;
-const GENERATION: u64 = 4;
 
 impl Hv {
     /// Ends a running domain's generation.
@@ -54,8 +49,8 @@ impl Hv {
     pub(super) fn show_closed(&self, domain: DomainId) {
         let generation = self.domains[domain].info.generation;
         for (own, _) in self.connections.iter().filter_map(|c| c.ends(domain)) {
-            for (offset, value) in [(GENERATION, generation), (STATE, State::Closed as u32)] {
-                self.ram.at(own.page + offset, 4).write_u32(0, value, SeqCst);
+            for (offset, value) in conn::closed(generation) {
+                self.ram.at(own.page + offset as u64, 4).write_u32(0, value, SeqCst);
             }
         }
     }
