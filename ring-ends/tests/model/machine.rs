@@ -390,6 +390,10 @@ impl Env for Machine {
         });
     }
 
+    fn complain(&mut self, _: Port) {
+        // No frontend of the model is given a bound to wait for.
+    }
+
     fn grant(&mut self, gref: GrantRef, _: u64, _: DomainId, _: u64) {
         let _ = self.act(false, false, |world| {
             let use_ = (world.generations[FRONT], world.offers);
