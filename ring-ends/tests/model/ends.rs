@@ -164,6 +164,10 @@ impl Program for Front {
                     At::Post
                 }
                 FrontStep::Up => At::Look,
+                FrontStep::Left => {
+                    self.link.let_go(env, &mut counters);
+                    At::Step
+                }
                 FrontStep::Lost => At::Step,
             },
             At::Offer => {
