@@ -14,7 +14,8 @@ use crate::{events, hypercall, panic::give_up, time::NEVER};
 /// Bytes that [`exhaust_memory`] takes at a time.
 const CHUNK: usize = 64 << 10;
 
-/// Does what was ordered. It does not return.
+/// Does what was ordered, which ends this generation. To the compiler some
+/// kinds return.
 pub(crate) fn carry_out(kind: Inject) {
     match kind {
         Inject::Panic => give_up(format_args!("ordered by the operator")),

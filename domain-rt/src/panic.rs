@@ -43,11 +43,14 @@ pub fn stalled(why: core::fmt::Arguments<'_>) -> ! {
 pub fn report(info: &PanicInfo<'_>) -> ! {
     static PANICKING: AtomicBool = AtomicBool::new(false);
     let mut report = CrashReport::new_zeroed();
-    report.reason = match () {
-        () if STALLED.load(Ordering::Relaxed) => Reason::Stalled as u32,
-        () if heap::is_exhausted() => Reason::Memory as u32,
-        () => Reason::Panic as u32,
+    let reason = if STALLED.load(Ordering::Relaxed) {
+        Reason::Stalled
+    } else if heap::is_exhausted() {
+        Reason::Memory
+    } else {
+        Reason::Panic
     };
+    report.reason = reason as u32;
     report.time_ns = now_ns();
     let (rbp, rsp): (u64, u64);
     // SAFETY: reads two registers.

@@ -28,7 +28,8 @@ pub struct BootInfo {
     pub magic: u64,
     /// [`ABI`].
     pub abi: u32,
-    /// This life's number; of a spare, in its own count.
+    /// This life's number; of a spare, in its own count, also after it took
+    /// over: this page is written once in a life.
     pub generation: u32,
     /// Own domain number; of a spare, that of its principal.
     pub domain: u16,

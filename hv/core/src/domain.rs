@@ -74,7 +74,7 @@ impl Domain {
         Self { config, space, window, table, life: Life::Stopped, held: false, info }
     }
 
-    /// Whether it can be a peer: it runs, so its memory means something.
+    /// Whether it runs, so its memory means something.
     pub fn is_alive(&self) -> bool {
         self.life == Life::Running
     }

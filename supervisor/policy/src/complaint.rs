@@ -2,10 +2,10 @@
 //!
 //! The backend is asked to check itself. One that does not answer in time, or
 //! finds itself stuck, is ended: a death like any other, which its budget
-//! counts. One that finds
-//! itself well may still be wrong, so it is restarted on the frontend's word,
-//! but only once within [`WORD_NS`] for each frontend: no guest can hold a
-//! driver down, and other guests of the driver see a pause at most that often.
+//! counts. One that finds itself well may still be wrong, so it is restarted on
+//! the frontend's word, but only once within [`WORD_NS`] for each frontend: no
+//! guest can hold a driver down, and other guests of the driver see a pause at
+//! most that often.
 
 use ring_proto::{
     DomainId, Generation, MAX_CONNECTIONS, MAX_DOMAINS,

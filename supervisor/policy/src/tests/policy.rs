@@ -1,6 +1,7 @@
 //! What a restarted supervisor still knows; complaints; planned restarts.
 
 use super::*;
+use crate::complaint::{CHECK_NS, Complaints, Verdict};
 
 /// Replaces the supervisor by its next generation.
 fn next_supervisor(bench: &mut Bench) {
@@ -102,6 +103,21 @@ fn g6_a_backend_that_does_not_answer_a_check_or_is_stuck_is_restarted() {
     }
     bench.run_ms(10);
     assert_eq!(state(&bench, BLK), DomainState::Held as u32);
+}
+
+#[test]
+fn a_generation_owes_no_answer_to_a_check_of_the_one_before() {
+    let mut bench = Bench::new();
+    bench.node.habits[usize::from(BLK)].answers_after_ns = None;
+    bench.node.complain(KV, BLK);
+    let mut complaints = Complaints::new();
+    let mut blk = bench.node.domains[usize::from(BLK)];
+    let asked = complaints.judge(&mut bench.node, &blk, &[], 0);
+    assert_eq!(asked, Verdict::Wait(CHECK_NS));
+    // It died and began anew while the supervisor did not look.
+    blk.generation += 1;
+    let judged = complaints.judge(&mut bench.node, &blk, &[], CHECK_NS);
+    assert_eq!(judged, Verdict::Leave);
 }
 
 #[test]
