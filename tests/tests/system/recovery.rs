@@ -243,14 +243,23 @@ pub fn g6_a_deterministic_crasher_is_held_and_its_clients_wait(bench: &Bench) ->
 /// Fails if `kv`, whose disk is held, or the supervisor use more than a few
 /// percent of their cores.
 fn is_idle(client: &mut Client) -> Result<()> {
-    const SPAN: Duration = Duration::from_secs(4);
+    const SPAN_NS: u64 = 4_000_000_000;
     let used = |client: &mut Client| -> Result<(u64, Vec<(String, u64)>)> {
         let domains = client.domains()?;
         let now = client.info()?.now_ns;
         Ok((now, domains.iter().map(|d| (d.name.to_string(), d.cpu_ns)).collect()))
     };
     let (begin, before) = used(client)?;
-    std::thread::sleep(SPAN);
+    // By the node's clock. Asking costs the supervisor time, so once a second.
+    let until = begin.saturating_add(SPAN_NS);
+    let mut asked = begin;
+    while asked < until {
+        let left = Duration::from_nanos(until.saturating_sub(asked));
+        std::thread::sleep(left.min(Duration::from_secs(1)));
+        let now = client.info()?.now_ns;
+        ensure!(now > asked, "the node's clock stands still");
+        asked = now;
+    }
     let (end, after) = used(client)?;
     let span = end.saturating_sub(begin);
     for ((name, before), (_, after)) in before.iter().zip(&after) {
