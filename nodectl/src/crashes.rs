@@ -103,6 +103,7 @@ pub fn show(story: &Story) -> String {
         let _ = writeln!(out, "  {}", entry.message.trim_end());
     }
     let _ = writeln!(out, "  requests in flight: {}", in_flight(entry));
+    let _ = writeln!(out, "  next reset of its devices: {}", names::reset(entry.reset));
     out.push_str("\nbacktrace\n");
     out.push_str(&backtrace(&story.backtrace));
     out.push_str("\nregisters\n");
@@ -232,7 +233,7 @@ fn record_json(entry: &CrashEntry) -> Value {
         "fault_address": entry.fault_address, "exit_code": entry.exit_code,
         "registers": registers, "backtrace": entry.backtrace.as_slice(),
         "image_crc": format!("{:08x}", entry.image_crc), "in_flight": entry.in_flight,
-        "rebuild": names::rebuild(entry.rebuild), "pages_restored": entry.pages_restored,
+        "rebuild": names::rebuild(entry.rebuild), "reset": names::reset(entry.reset), "pages_restored": entry.pages_restored,
         "recovery_ns": recovery_ns(entry),
         "times_ns": {
             "died": t.died, "detected": t.detected, "quiesced": t.quiesced, "told": t.told,

@@ -2,7 +2,7 @@
 
 use ring_proto::{
     conn::{Protocol, State},
-    crash::{Reason, Rebuild},
+    crash::{Reason, Rebuild, Reset},
     hypercall::{DomainState, Error},
 };
 
@@ -50,6 +50,16 @@ pub fn rebuild(number: u16) -> String {
         Rebuild::None => "none",
         Rebuild::Cold => "cold",
         Rebuild::Spare => "spare",
+    })
+}
+
+/// How devices were reset for a life.
+pub fn reset(number: u16) -> String {
+    known(number.into(), Reset::from_raw(number), |reset| match reset {
+        Reset::Driver => "driver",
+        Reset::Function => "function",
+        Reset::Bus => "bus",
+        Reset::Gone => "device gone",
     })
 }
 

@@ -67,6 +67,7 @@ pub fn list(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> Strin
         "HYPERCALLS",
         "NOTIFIES",
         "IRQS",
+        "RESET",
     ])];
     for d in domains {
         let state = match names::domain_state(d.state) {
@@ -87,6 +88,7 @@ pub fn list(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> Strin
             d.hypercalls.to_string(),
             d.notifies.to_string(),
             d.interrupts.to_string(),
+            names::reset(d.reset),
         ]);
     }
     let mut out = table(&rows);
@@ -125,8 +127,9 @@ pub fn list_json(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> 
                 "last_reason": names::reason(d.last_reason), "memory": d.memory,
                 "started_ns": d.started_ns, "died_ns": d.died_ns, "cpu_ns": d.cpu_ns,
                 "exits": d.exits, "hypercalls": d.hypercalls, "notifies": d.notifies,
-                "interrupts": d.interrupts, "mapped": d.mapped, "granted": d.granted,
+                "mapped": d.mapped, "granted": d.granted,
                 "interrupts": d.interrupts, "spare_of": d.spare_of,
+                "reset": names::reset(d.reset), "resets": d.resets,
             })
         })
         .collect();

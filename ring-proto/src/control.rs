@@ -292,6 +292,10 @@ pub struct DomainStatus {
     pub granted: u32,
     /// It is the warm spare of this domain; ready means that it stands by.
     pub spare_of: Option<DomainId>,
+    /// [`crate::crash::Reset`] with which its last life began.
+    pub reset: u16,
+    /// Resets of its devices by the hypervisor.
+    pub resets: u16,
 }
 
 /// A connection; states are those of [`crate::conn::State`], the protocol that
@@ -408,6 +412,8 @@ pub struct CrashEntry {
     pub image_crc: u32,
     /// It was ordered: an end, or a misbehaviour.
     pub ordered: bool,
+    /// [`crate::crash::Reset`] for the next generation.
+    pub reset: u16,
     /// Panic message and place.
     pub message: String<192>,
 }

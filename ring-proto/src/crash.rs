@@ -51,6 +51,21 @@ numbered! {
     }
 }
 
+numbered! {
+    /// How the devices of a domain are reset before a life begins. The driver
+    /// resets its device in any case.
+    pub enum Reset: u16 {
+        /// By the driver alone.
+        Driver = 0,
+        /// Function-level reset.
+        Function = 1,
+        /// Reset of the bus behind their port.
+        Bus = 2,
+        /// A device does not answer: there is no life, the domain is held.
+        Gone = 3,
+    }
+}
+
 /// Value of [`CrashRecord::in_flight`]: the domain did not say.
 pub const UNKNOWN: u32 = u32::MAX;
 
@@ -153,7 +168,9 @@ pub struct CrashRecord {
     pub image_crc: u32,
     /// 1 if the supervisor ordered this end, or an
     /// [`Inject`](crate::event::Inject) in this generation.
-    pub ordered: u32,
+    pub ordered: u16,
+    /// [`Reset`] for the next generation.
+    pub reset: u16,
     /// What the domain reported or the hypervisor found in its registers and stack.
     pub report: CrashReport,
 }

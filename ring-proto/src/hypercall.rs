@@ -250,8 +250,10 @@ pub struct DomainInfo {
     pub mapped: u32,
     /// Its grants that others have mapped.
     pub granted: u32,
-    /// Padding.
-    pub reserved: u32,
+    /// [`crate::crash::Reset`] with which its last life began.
+    pub reset: u16,
+    /// Resets of its devices by the hypervisor, of function or bus.
+    pub resets: u16,
     /// Name from the manifest, NUL-padded.
     pub name: [u8; 24],
 }

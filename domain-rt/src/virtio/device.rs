@@ -185,6 +185,14 @@ impl Device {
     /// The reset comes first: before it the device may still hold the rings of
     /// an earlier generation, and must not get at memory with them.
     pub fn open(slot: usize, kind: DeviceType) -> Result<Self, Error> {
+        let mut this = Self::find(slot, kind)?;
+        this.reset()?;
+        hypercall::device_enable(slot, true)?;
+        Ok(this)
+    }
+
+    /// Finds the device of `slot` as it is.
+    pub fn find(slot: usize, kind: DeviceType) -> Result<Self, Error> {
         let boot = boot();
         let count = boot.device_count as usize;
         let device = boot
@@ -200,7 +208,7 @@ impl Device {
         if transport.device_type() != kind {
             return Err(Error::WrongType(transport.device_type()));
         }
-        let mut this = Self {
+        Ok(Self {
             transport,
             slot,
             vectors: device.msix_entries,
@@ -208,10 +216,12 @@ impl Device {
             notify,
             notify_multiplier: multiplier as usize,
             features: 0,
-        };
-        this.reset()?;
-        hypercall::device_enable(slot, true)?;
-        Ok(this)
+        })
+    }
+
+    /// Nobody has used it since its last reset.
+    pub fn is_reset(&self) -> bool {
+        self.transport.get_status().is_empty()
     }
 
     /// Resets the device: afterwards it touches no memory.
@@ -319,9 +329,12 @@ impl Device {
         );
     }
 
-    /// Whether the device gave up and wants a reset.
+    /// Whether the device that was started gave up and wants a reset, was reset,
+    /// or is gone: then it reads as all ones, or as nothing.
     pub fn needs_reset(&self) -> bool {
-        self.transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET)
+        let status = self.transport.get_status();
+        status.contains(DeviceStatus::DEVICE_NEEDS_RESET)
+            || !status.contains(DeviceStatus::DRIVER_OK)
     }
 }
 

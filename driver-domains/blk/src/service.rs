@@ -84,15 +84,15 @@ pub fn run(boot: &'static BootInfo) -> ! {
     stand_by();
     let mut disk = match VirtioBlk::open(0) {
         Ok(disk) => disk,
-        // The supervisor restarts this domain, and holds it if that does not
-        // help.
-        Err(error) => give_up(format_args!("no disk: {error}")),
+        // The next life begins with a harder reset; the supervisor holds this
+        // domain if that does not help.
+        Err(error) => stalled(format_args!("no disk: {error}")),
     };
     // What an earlier generation wrote may still be in the disk's cache, and
     // a guest may have been told by now that it is durable or not; after this
     // flush all of it is.
     if let Err(error) = flush(&mut disk) {
-        give_up(format_args!("the disk's cache cannot be flushed: {error}"));
+        stalled(format_args!("the disk's cache cannot be flushed: {error}"));
     }
     let mut service = Service::new(boot, disk);
     service.run()

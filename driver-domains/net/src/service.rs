@@ -93,9 +93,9 @@ pub fn run(boot: &'static BootInfo) -> ! {
     stand_by();
     let nic = match VirtioNet::open(0) {
         Ok(nic) => nic,
-        // The supervisor restarts this domain, and holds it if that does not
-        // help.
-        Err(error) => give_up(format_args!("no NIC: {error}")),
+        // The next life begins with a harder reset; the supervisor holds this
+        // domain if that does not help.
+        Err(error) => stalled(format_args!("no NIC: {error}")),
     };
     Service::new(boot, nic).run()
 }

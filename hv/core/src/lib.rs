@@ -13,6 +13,7 @@
 //! | [`domain`] | life cycle, generations, events |
 //! | [`sched`] | which vCPU runs next on a core, and until when |
 //! | [`audit`] | whether a mapping that was found is one that should be there |
+//! | [`reset`] | how hard devices are reset before a life, and at which pace |
 //! | [`records`] | death records and console log that outlive their domain |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -27,4 +28,5 @@ pub mod domain;
 pub mod grants;
 pub mod memory;
 pub mod records;
+pub mod reset;
 pub mod sched;

@@ -67,6 +67,7 @@ impl Node {
             _ => detected,
         };
         self.sched.stop(domain);
+        self.devices.life_ended(domain, self.domains[domain].info.ready, reason);
         let ended = self.domains[domain].died(reason, detected);
         // Before its grants turn into scratch pages: a peer that reads junk
         // there must be able to see that it is junk (SPEC.md, CONN-8).
@@ -99,7 +100,8 @@ impl Node {
             pages_restored: 0,
             in_flight: self.in_flight(domain),
             image_crc: self.images.get(usize::from(image)).map_or(0, |image| image.crc),
-            ordered: u32::from(injected || reason == Reason::Operator),
+            ordered: u16::from(injected || reason == Reason::Operator),
+            reset: self.devices.rung(domain) as u16,
             report,
         });
         self.info.next_crash = self.deaths.next();

@@ -1,10 +1,15 @@
 //! Devices of domains: ownership, DMA, interrupts, configuration space.
 
 mod audit;
+mod reset;
 
 use alloc::{format, string::String, vec::Vec};
 
-use hv_core::memory::{Kind, Space};
+use hv_core::{
+    domain::ByDomain,
+    memory::{Kind, Space},
+    reset::Ladder,
+};
 use ring_proto::{
     DomainId, PAGE_SIZE, Port, boot,
     bundle::{self, Select},
@@ -86,6 +91,8 @@ pub struct Devices {
     owned: Vec<Owned>,
     /// By domain.
     tables: Vec<Option<PageTable<Identity>>>,
+    /// By domain.
+    ladders: ByDomain<Ladder>,
     /// One for each vector in use. It never grows.
     bindings: Vec<Binding>,
 }
@@ -120,6 +127,7 @@ impl Devices {
             named: Vec::new(),
             owned: Vec::new(),
             tables: Vec::new(),
+            ladders: ByDomain::default(),
             bindings: Vec::with_capacity(256),
         }
     }
@@ -155,6 +163,7 @@ impl Devices {
         space: &Space,
         config: &bundle::Domain,
     ) -> Result<(), String> {
+        self.ladders.push(Ladder::default());
         for &index in &config.devices {
             let bdf = *self.named.get(usize::from(index)).ok_or("device missing")?;
             let function = self.pci.function(bdf).ok_or("device missing")?;
@@ -302,6 +311,7 @@ impl Devices {
             self.tables.get(usize::from(domain)).and_then(Option::as_ref).ok_or(Error::Hardware)?;
         let iommu = self.iommu.as_mut().ok_or(Error::Hardware)?;
         iommu.attach(bdf, iommu_domain(domain), table.root()).map_err(hardware)?;
+        self.ladders[domain].enabled();
         owned.attached = true;
         Ok(())
     }

@@ -330,6 +330,7 @@ impl Node {
         self.domains[domain].held = held;
         if !held {
             self.domains[domain].info.released_ns = time::now_ns();
+            self.devices.released(domain);
         }
         Ok(0)
     }

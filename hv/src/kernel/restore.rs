@@ -17,12 +17,13 @@
 use hv_core::{
     domain::Life,
     memory::{Kind, Region},
+    reset::Act,
 };
 use ring_proto::{
     DomainId,
     boot::{self, BarBoot, BootInfo, ConnectionBoot, DeviceBoot},
     conn,
-    crash::Rebuild,
+    crash::{Rebuild, Reset},
     hypercall::Error,
     layout,
 };
@@ -47,6 +48,7 @@ impl Node {
     pub(super) fn begin(&mut self, domain: DomainId) -> Result<(), Error> {
         self.stamp(domain, |t| &mut t.decided);
         if self.domains[domain].may_begin()
+            && self.devices.at_rest(domain)
             && let Some(spare) = self.spare_of(domain)
         {
             self.take_over(domain, spare);
@@ -69,7 +71,7 @@ impl Node {
             // The extent was registered when the node was built. Grantees of an
             // earlier life may still write here, and nobody reads it.
             let _ = self.ram.zero(self.domains[domain].space.scratch, PAGE);
-            return self.birth(domain);
+            return self.reset_devices(domain);
         };
         let pristine = self.pristine(domain, &region);
         // Devices and the hypervisor write here without a mark in the table.
@@ -117,6 +119,38 @@ impl Node {
             self.bundle.get(s.file_offset as usize..(s.file_offset + s.file_len) as usize)
         });
         bytes.unwrap_or(&[])
+    }
+
+    /// The memory is pristine; the life begins when the devices are reset.
+    /// Meanwhile the domain sleeps.
+    fn reset_devices(&mut self, domain: DomainId) {
+        let act = self.devices.reset(domain, time::now_ns());
+        let rung = self.devices.rung(domain);
+        let d = &mut self.domains[domain];
+        d.info.reset = rung as u16;
+        match act {
+            Act::Begin(_) | Act::Release => {}
+            Act::Wait(until) => self.sched.sleep(domain, until),
+            Act::Done => {
+                if rung != Reset::Driver {
+                    d.info.resets = d.info.resets.saturating_add(1);
+                    let name = d.config.name.clone();
+                    self.say(format_args!("{name}: devices were reset: {rung:?}"));
+                }
+                self.birth(domain);
+            }
+            Act::Gone => {
+                (d.life, d.held) = (Life::Dead, true);
+                let (name, generation) = (d.config.name.clone(), d.info.generation);
+                self.sched.stop(domain);
+                if let Some(record) = self.deaths.before(domain, generation) {
+                    record.reset = rung as u16;
+                }
+                let bdf = self.devices.gone(domain).map(|f| f.bdf);
+                self.say(format_args!("{name}: held: its device {bdf:?} does not answer"));
+                self.tell_supervisor();
+            }
+        }
     }
 
     /// The memory is pristine: tables, boot information, then the first

@@ -22,6 +22,8 @@ pub mod register {
     pub const BUSES: u16 = 0x18;
     /// The first capability, 8 bits.
     pub const CAPABILITIES: u16 = 0x34;
+    /// Bridges: control, 16 bits.
+    pub const BRIDGE_CONTROL: u16 = 0x3e;
 }
 
 /// Bits of the command register.

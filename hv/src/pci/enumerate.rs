@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::capability::{self, ACS, ATS, MSI, MSI_X, PASID, PCI_EXPRESS, PRI, VENDOR};
 use super::config::{Ecam, command, register};
 use super::msix::MsiX;
+use super::reset::Express;
 use super::{BARS, Bdf, Error, Function, Kind, MAX_FUNCTIONS, bar};
 use crate::phys::PhysIo;
 
@@ -71,29 +72,39 @@ fn present<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> bool {
 fn read<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> Function {
     let [_, _, subclass, class] = ecam.read::<u32>(bdf, register::CLASS).to_le_bytes();
     let pcie = capability::find(ecam, bdf, PCI_EXPRESS);
+    let word = |offset| (offset, ecam.read::<u32>(bdf, offset));
     let kind = kind(ecam, bdf, class, subclass, pcie);
     let mut function = Function {
         bdf,
-        vendor: ecam.read::<u16>(bdf, register::VENDOR),
+        identity: [word(register::VENDOR), word(register::CLASS)],
         class,
         kind,
         bars: [None; BARS],
         msix: None,
+        express: Express::read(ecam, bdf),
         readable: 0,
         unfit: false,
     };
-    if pcie.is_some() {
-        fence_extended(ecam, bdf);
-    }
     // Sizing moves BARs about, which the platform's own parts may not survive.
     if kind == Kind::Endpoint {
-        fence(ecam, bdf);
+        fence_all(ecam, bdf);
         function.bars = bar::read_all(ecam, bdf);
         function.msix = MsiX::read(ecam, bdf, &function.bars);
         function.unfit = function.msix.is_none() && capability::find(ecam, bdf, MSI_X).is_some();
         function.readable = readable(ecam, &function);
     }
+    if kind != Kind::Endpoint && pcie.is_some() {
+        fence_extended(ecam, bdf);
+    }
     function
+}
+
+/// All that keeps an endpoint to itself.
+pub(super) fn fence_all<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) {
+    fence(ecam, bdf);
+    if capability::find(ecam, bdf, PCI_EXPRESS).is_some() {
+        fence_extended(ecam, bdf);
+    }
 }
 
 /// No bus mastering, no addresses, no interrupts of any kind.
@@ -131,17 +142,19 @@ fn fence_extended<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) {
 /// capabilities, the whole of MSI-X, and where a virtio device's registers are
 /// (virtio 1.2, 4.1.4), but not the window to them.
 fn readable<IO: PhysIo>(ecam: &Ecam<IO>, function: &Function) -> u64 {
-    const VIRTIO: u16 = 0x1af4;
+    const VIRTIO: u32 = 0x1af4;
     // Identity, command and status, class, header type; subsystem; the list.
     let mut words = 0b1111 | 1 << 0xb | 1 << 0xd;
     for (id, at) in capability::all(ecam, function.bdf) {
         let shown = match id {
             MSI_X => 0b111,
-            VENDOR if function.vendor == VIRTIO => match ecam.read::<u8>(function.bdf, at + 3) {
-                2 => 0b1_1111,
-                1 | 3 | 4 => 0b1111,
-                _ => 1,
-            },
+            VENDOR if function.identity[0].1 & 0xffff == VIRTIO => {
+                match ecam.read::<u8>(function.bdf, at + 3) {
+                    2 => 0b1_1111,
+                    1 | 3 | 4 => 0b1111,
+                    _ => 1,
+                }
+            }
             _ => 1,
         };
         words |= shown << (at / 4);

@@ -11,6 +11,7 @@ pub mod capability;
 pub mod config;
 pub mod enumerate;
 pub mod msix;
+pub mod reset;
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -20,6 +21,7 @@ use crate::phys::PhysIo;
 use bar::Bar;
 use config::{Ecam, command, register};
 use msix::MsiX;
+use reset::Express;
 
 /// Most functions that a node may have.
 pub const MAX_FUNCTIONS: usize = 64;
@@ -100,8 +102,8 @@ pub enum Kind {
 pub struct Function {
     /// Where it is.
     pub bdf: Bdf,
-    /// Vendor id.
-    pub vendor: u16,
+    /// Words of its configuration that tell it from others: offset and value.
+    identity: [(u16, u32); 2],
     /// Base class: 1 = storage, 2 = network.
     pub class: u8,
     /// What it is to us.
@@ -110,6 +112,8 @@ pub struct Function {
     pub bars: [Option<Bar>; BARS],
     /// Its MSI-X capability, if its tables lie wholly in a memory BAR.
     pub msix: Option<MsiX>,
+    /// Its PCI Express capability.
+    pub express: Option<Express>,
     /// The words of the first 256 bytes of its configuration space that its
     /// owner may read, one bit each. Beyond them it may read none.
     readable: u64,

@@ -59,6 +59,8 @@ fn largest_answers() -> Vec<Answer> {
         mapped: u32::MAX,
         granted: u32::MAX,
         spare_of: Some(u16::MAX),
+        reset: u16::MAX,
+        resets: u16::MAX,
     };
     let mut domains = Page { entries: heapless::Vec::new(), next: Some(u16::MAX) };
     while domains.entries.push(domain.clone()).is_ok() {}
@@ -110,6 +112,7 @@ fn largest_answers() -> Vec<Answer> {
         in_flight: Some(u32::MAX),
         image_crc: u32::MAX,
         ordered: true,
+        reset: u16::MAX,
         message,
     };
     vec![

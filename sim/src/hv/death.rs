@@ -37,7 +37,7 @@ impl Hv {
         record.times = Timeline { died, detected, quiesced, told, ..Timeline::default() };
         record.report.reason = reason as u32;
         let injected = std::mem::take(&mut self.guests[domain].injected);
-        record.ordered = u32::from(injected || reason == Reason::Operator);
+        record.ordered = u16::from(injected || reason == Reason::Operator);
         self.deaths.push(record);
         // There is nobody else to restart the supervisor.
         if self.domains[domain].config.capabilities & boot::CAP_SUPERVISOR != 0 {

@@ -214,7 +214,7 @@ impl FakeNode {
         record.times.quiesced = self.now;
         record.in_flight = UNKNOWN;
         let injected = std::mem::take(&mut self.injected[index]);
-        record.ordered = u32::from(injected || reason == Reason::Operator);
+        record.ordered = u16::from(injected || reason == Reason::Operator);
         record.report.reason = reason as u32;
         record.report.backtrace[0] = 0x20_1234;
         let message: String = format!("generation {generation} ended");

@@ -66,6 +66,8 @@ pub fn domain(info: &DomainInfo) -> DomainStatus {
         mapped: info.mapped,
         granted: info.granted,
         spare_of: (info.spare_of != NOBODY).then_some(info.spare_of),
+        reset: info.reset,
+        resets: info.resets,
     }
 }
 
@@ -109,6 +111,7 @@ pub fn crash(record: &CrashRecord, name: Name) -> CrashEntry {
         in_flight: (record.in_flight != UNKNOWN).then_some(record.in_flight),
         image_crc: record.image_crc,
         ordered: record.ordered != 0,
+        reset: record.reset,
         message: text(&record.report.message),
     }
 }

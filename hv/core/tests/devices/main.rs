@@ -30,3 +30,4 @@ mod firmware;
 mod functions;
 mod isolation;
 mod paging;
+mod reset;

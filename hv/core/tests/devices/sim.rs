@@ -213,6 +213,10 @@ impl Machine {
         self.0.write().unwrap().functions.get_mut(&bdf).unwrap().config[at] = value;
     }
 
+    pub fn set_bar_mask(&self, bdf: u16, bar: usize, mask: u32) {
+        self.0.write().unwrap().functions.get_mut(&bdf).unwrap().bar_masks[bar] = mask;
+    }
+
     fn run_commands(&self) {
         let control = self.register(0x18);
         if control & 1 == 0 || control & 1 << 12 == 0 || self.0.read().unwrap().stuck {
@@ -288,7 +292,7 @@ impl Machine {
                 let fixed = function.config[at] & !mask;
                 function.config[at] = value & mask | fixed & 0xf;
             }
-            4 | 5 | 0x48.. => function.config[at] = value,
+            4 | 5 | 0x3e | 0x3f | 0x48.. => function.config[at] = value,
             _ => {}
         }
     }
