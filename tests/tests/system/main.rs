@@ -19,6 +19,7 @@ mod endurance;
 mod hypervisor;
 mod iommu;
 mod recovery;
+mod resets;
 mod serving;
 mod spares;
 
@@ -52,6 +53,9 @@ fn main() -> ExitCode {
         spares::g6_a_spare_may_die_too,
         spares::g6_driver_and_spare_may_die_at_once,
         recovery::g7_the_supervisor_may_crash_too,
+        resets::g6_a_function_is_reset_where_the_driver_does_not_help,
+        resets::g6_a_bus_is_reset_where_the_function_cannot_be,
+        resets::g6_a_disk_that_is_pulled_is_held_until_it_is_back,
     ];
     tests.extend(attacks::all());
     tests.extend(attacks_devices::all());

@@ -242,7 +242,7 @@ pub fn g6_a_deterministic_crasher_is_held_and_its_clients_wait(bench: &Bench) ->
 
 /// Fails if `kv`, whose disk is held, or the supervisor use more than a few
 /// percent of their cores.
-fn is_idle(client: &mut Client) -> Result<()> {
+pub fn is_idle(client: &mut Client) -> Result<()> {
     const SPAN_NS: u64 = 4_000_000_000;
     let used = |client: &mut Client| -> Result<(u64, Vec<(String, u64)>)> {
         let domains = client.domains()?;

@@ -97,19 +97,27 @@ pub fn command(
 
 /// The disk with its image, and the NIC with the user network.
 fn devices(config: &NodeConfig, port: u16) -> Vec<OsString> {
-    vec![
+    let (mut all, place) = match &config.disk_behind_port {
+        Some(more) => (
+            vec!["-device".into(), "pcie-root-port,id=rp,chassis=1,addr=6".into()],
+            format!("bus=rp,id=plugged{more}"),
+        ),
+        None => (Vec::new(), "addr=4".to_owned()),
+    };
+    all.extend([
         "-drive".into(),
         with_path(
             "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file.locking=on,file.filename=",
             &config.disk,
         ),
         "-device".into(),
-        "virtio-blk-pci,drive=disk,addr=4,disable-legacy=on,iommu_platform=on".into(),
+        format!("virtio-blk-pci,drive=disk,{place},disable-legacy=on,iommu_platform=on").into(),
         "-netdev".into(),
         format!("user,id=wire,hostfwd=tcp:127.0.0.1:{port}-:80").into(),
         "-device".into(),
         "virtio-net-pci,netdev=wire,addr=5,romfile=,disable-legacy=on,iommu_platform=on".into(),
-    ]
+    ]);
+    all
 }
 
 /// An option with a path in it, where QEMU wants commas doubled.

@@ -86,6 +86,9 @@ pub struct NodeConfig {
     /// Arguments that put disk and NIC into the machine; `None` = one virtio
     /// disk with the image, one virtio NIC with the user network.
     pub devices: Option<Vec<OsString>>,
+    /// The disk sits behind a root port, with these further properties of QEMU's.
+    /// Not under AMD-Vi, see [`Iommu::Amd`].
+    pub disk_behind_port: Option<String>,
     /// Further arguments for QEMU.
     pub extra_args: Vec<OsString>,
 }
@@ -109,6 +112,7 @@ impl NodeConfig {
             qemu_log: dir.join("qemu.log"),
             on_line: None,
             devices: None,
+            disk_behind_port: None,
             extra_args: Vec::new(),
         }
     }
