@@ -216,6 +216,26 @@ pub fn check(domain: DomainId, drain: bool) -> Result<u32, Error> {
     Ok(u32::try_from(number).unwrap_or(0))
 }
 
+/// Writes part of the file that updates a domain.
+pub fn image_write(domain: DomainId, offset: u32, bytes: &[u8]) -> Result<(), Error> {
+    let (at, len) = (bytes.as_ptr() as u64, bytes.len() as u64);
+    // SAFETY: the hypervisor reads the borrowed slice.
+    unsafe { call(Nr::ImageWrite, [domain.into(), offset.into(), at, len, 0]) }.map(drop)
+}
+
+/// Has a piece of that file checked. `Ok(0)`: its image is on trial;
+/// [`Error::Busy`]: call again; else so many bytes of `why` say why not.
+pub fn image_commit(domain: DomainId, why: &mut [u8]) -> Result<usize, Error> {
+    let (at, len) = (why.as_mut_ptr() as u64, why.len() as u64);
+    // SAFETY: the hypervisor writes bytes into the borrowed slice.
+    unsafe { call(Nr::ImageCommit, [domain.into(), at, len, 0, 0]) }.map(number)
+}
+
+/// Ends the trial of a domain's image: it is kept, or the one before returns.
+pub fn image_judge(domain: DomainId, keep: bool) -> Result<(), Error> {
+    plain(Nr::ImageJudge, [domain.into(), keep.into(), 0, 0, 0]).map(drop)
+}
+
 /// Makes a domain unstartable until it is released.
 pub fn hold(domain: DomainId) -> Result<(), Error> {
     plain(Nr::Hold, [u64::from(domain), 0, 0, 0, 0]).map(drop)

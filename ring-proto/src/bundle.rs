@@ -15,7 +15,11 @@ use crate::{MAX_CONNECTIONS, MAX_DOMAIN_DEVICES, MAX_DOMAINS};
 /// Value of [`Header::magic`].
 pub const MAGIC: [u8; 8] = *b"BHBUNDLE";
 /// Value of [`Header::version`].
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+/// Value of [`Header::magic`] in an image file, which updates one domain: the
+/// header is followed by the `postcard` form of one [`Image`], padded to a page,
+/// and its segments, each page aligned.
+pub const IMAGE_MAGIC: [u8; 8] = *b"BHIMAGE\0";
 /// Most segments of an image.
 pub const MAX_SEGMENTS: usize = 8;
 /// Most PCI functions that a manifest names.
@@ -63,7 +67,7 @@ pub struct Image {
     /// Name of the program.
     pub name: Name,
     /// [`crc32_of`] the segments' bytes in the file, in their order: tells builds of a program
-    /// apart. For people and their symbols; the hypervisor does not check it.
+    /// apart, for people and their symbols. The hypervisor checks that of an update.
     pub crc: u32,
     /// Guest-physical address of the first instruction.
     pub entry: u64,
@@ -147,6 +151,9 @@ pub struct Domain {
     /// It is the warm spare of the domain with this index, which stands before
     /// it and differs in name, devices and `spare_of` only.
     pub spare_of: Option<u16>,
+    /// Bytes set aside for its image, so that it can be updated: in its memory, and twice beside
+    /// it. A multiple of the page size; 0 = it cannot be updated.
+    pub update_space: u64,
 }
 
 /// Restart policy of a domain.
@@ -196,7 +203,12 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 
 /// [`crc32`] of several pieces, one after the other.
 pub fn crc32_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
-    !pieces.into_iter().flatten().fold(!0, |crc, &b| {
+    pieces.into_iter().fold(0, crc32_more)
+}
+
+/// The [`crc32`] of bytes of which the first have the CRC `crc` and `bytes` follow; none have 0.
+pub fn crc32_more(crc: u32, bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!crc, |crc, &b| {
         (0..8)
             .fold(crc ^ u32::from(b), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
     })

@@ -107,6 +107,21 @@ numbered! {
         /// work and take no more; returns the check's number. Its
         /// answer appears in [`DomainInfo::health`].
         Check = 45,
+        /// `(domain, offset, address, length ≤ 2048)`: part of the file that updates a
+        /// domain ([`crate::bundle::IMAGE_MAGIC`]), at most where the parts before it
+        /// end; what followed is forgotten. [`Error::BadState`] while an image is on
+        /// trial, [`Error::Exhausted`] beyond the space for updates, [`Error::Busy`]
+        /// while the part's place is still being restored from.
+        ImageWrite = 46,
+        /// `(domain, address, length)`: check the file that was written and put the
+        /// image on trial, see [`Trial`]. [`Error::Busy`]: so far it is good; call again
+        /// to have more of it checked. Returns 0, or why it is refused: so many bytes
+        /// of text at `address`.
+        ImageCommit = 47,
+        /// `(domain, keep 0|1)`: end the trial of a domain's image. 1: it runs in that
+        /// domain and is its image from now on. 0: not; whoever runs it is restarted with
+        /// the one before.
+        ImageJudge = 48,
     }
 }
 
@@ -152,6 +167,8 @@ pub const COMPLAINT_NS: u64 = 100_000_000;
 pub const EVERY_DOMAIN: u64 = u64::MAX;
 /// [`DomainInfo::spare_of`] and [`DomainInfo::complainant`]: nobody.
 pub const NOBODY: DomainId = DomainId::MAX;
+/// Most bytes of one `ImageWrite`.
+pub const MAX_IMAGE_WRITE: u64 = 2048;
 /// Most bytes of one `ConsoleWrite`.
 pub const MAX_CONSOLE_WRITE: u64 = 1024;
 
@@ -184,6 +201,23 @@ numbered! {
         Dead = 2,
         /// Held: not to be started until released.
         Held = 3,
+    }
+}
+
+numbered! {
+    /// Where a domain's new image is on trial. A trial ends with
+    /// [`Nr::ImageJudge`], or with the generation that runs it: then the next one
+    /// has the image before.
+    pub enum Trial: u32 {
+        /// There is none.
+        None = 0,
+        /// Nobody runs it yet; the next generation of the domain's spare will, or
+        /// that of the domain if it has no spare.
+        Due = 1,
+        /// Here: this domain runs it or is being built of it.
+        Here = 2,
+        /// The spare does, or for a spare, its principal.
+        Elsewhere = 3,
     }
 }
 
@@ -254,6 +288,16 @@ pub struct DomainInfo {
     pub reset: u16,
     /// Resets of its devices by the hypervisor, of function or bus.
     pub resets: u16,
+    /// [`Trial`] of an image for this domain, or its principal.
+    pub trial: u32,
+    /// [`crate::bundle::Image::crc`] of what it runs, or ran last.
+    pub image_crc: u32,
+    /// The same of what it is to run, but for a trial.
+    pub good_crc: u32,
+    /// Padding.
+    pub reserved: u32,
+    /// [`crate::bundle::Domain::update_space`].
+    pub update_space: u64,
     /// Name from the manifest, NUL-padded.
     pub name: [u8; 24],
 }

@@ -88,6 +88,7 @@ pub(crate) fn manifest(guests: usize, cores: u16) -> Node {
         args: heapless::String::new(),
         autostart: true,
         spare_of: None,
+        update_space: 0,
     };
     let mut node = Node {
         cores,

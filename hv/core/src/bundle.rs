@@ -5,7 +5,7 @@
 
 use ring_proto::{
     MAX_DOMAIN_CONNECTIONS, PAGE_SIZE, boot,
-    bundle::{Connection, Domain, Node, Select},
+    bundle::{Connection, Domain, Image, Node, Select},
     conn::Protocol,
     layout,
 };
@@ -52,7 +52,12 @@ const SEGMENT_FILE: Problem = "a segment's bytes lie outside the bundle";
 const BAD_MEMORY: Problem = "memory must be a multiple of 4 KiB, at most 4 GiB";
 const BAD_SHARE: Problem = "weight must be at least 1 and cap 1 to 100";
 
+const BAD_UPDATE_SPACE: Problem =
+    "the space for updates must be a multiple of 4 KiB, at most 2 MiB, without capabilities";
+
 const PAGE: u64 = PAGE_SIZE as u64;
+/// Bounds the step that lays an image out anew.
+const MAX_UPDATE_SPACE: u64 = 2 << 20;
 /// Largest grant table (entries) and window (pages).
 const MAX_GRANTS: u32 = 16384;
 /// Largest memory of a domain.
@@ -69,13 +74,15 @@ pub fn validate(node: &Node, total_len: u64) -> Result<(), ManifestError> {
         })
     };
     each(Item::Node, 1, &|_| demand(!node.domains.is_empty(), "there are no domains"))?;
-    each(Item::Image, node.images.len(), &|i| check_image(node, i, total_len))?;
+    each(Item::Image, node.images.len(), &|i| {
+        check_image(node.images.get(i).ok_or(BAD_REFERENCE)?, total_len)
+    })?;
     each(Item::Device, node.devices.len(), &|i| check_device(node, i))?;
     each(Item::Domain, node.domains.len(), &|i| check_domain(node, i))?;
     each(Item::Connection, node.connections.len(), &|i| check_connection(node, i))
 }
 
-fn demand(good: bool, problem: Problem) -> Result<(), Problem> {
+pub(crate) fn demand(good: bool, problem: Problem) -> Result<(), Problem> {
     if good { Ok(()) } else { Err(problem) }
 }
 
@@ -84,8 +91,8 @@ fn check_name(name: &str) -> Result<(), Problem> {
     demand(!name.is_empty() && name.bytes().all(good), BAD_NAME)
 }
 
-fn check_image(node: &Node, index: usize, total_len: u64) -> Result<(), Problem> {
-    let image = node.images.get(index).ok_or(BAD_REFERENCE)?;
+/// Checks an image whose bytes lie in a file of `total_len`.
+pub(crate) fn check_image(image: &Image, total_len: u64) -> Result<(), Problem> {
     check_name(&image.name)?;
     demand(!image.segments.is_empty(), "the image has no segments")?;
     let mut free_from = layout::IMAGE_BASE;
@@ -124,6 +131,10 @@ fn check_domain(node: &Node, index: usize) -> Result<(), Problem> {
     let fits = |n: u32| n != 0 && n.is_multiple_of(512) && n <= MAX_GRANTS;
     let grants = fits(domain.grant_entries) && fits(domain.grant_window_pages);
     demand(grants, "grant table and window are multiples of 512 up to 16384")?;
+    let space = domain.update_space;
+    let plain = space == 0 || domain.capabilities == 0 && space <= MAX_UPDATE_SPACE;
+    demand(plain && space % PAGE == 0, BAD_UPDATE_SPACE)?;
+    memory::check_room(domain, image)?;
     let need = memory::least_memory(domain, image).ok_or(BAD_MEMORY)?;
     demand(domain.memory >= need, MEMORY_TOO_SMALL)?;
     let there = |core| core < 64 && (node.cores == 0 || core < node.cores);

@@ -12,6 +12,7 @@ use ring_proto::{
 
 use crate::{
     grants::{Table, Window},
+    image::Body,
     memory::Space,
 };
 
@@ -43,6 +44,8 @@ pub struct Domain {
     pub life: Life,
     /// Not to be started until released.
     pub held: bool,
+    /// What its memory is laid out for.
+    pub body: Body,
     /// What the supervisor sees, but for state and CPU time: [`Domain::info`].
     pub info: DomainInfo,
 }
@@ -64,6 +67,7 @@ impl Domain {
             restart_automatic: restart.automatic.into(),
             complainant: NOBODY,
             spare_of: config.spare_of.unwrap_or(NOBODY),
+            update_space: config.update_space,
             ..DomainInfo::default()
         };
         for (to, from) in info.name.iter_mut().zip(config.name.bytes()) {
@@ -71,7 +75,16 @@ impl Domain {
         }
         let window = Window::new(config.grant_window_pages);
         let table = Table::new(config.grant_entries);
-        Self { config, space, window, table, life: Life::Stopped, held: false, info }
+        Self {
+            config,
+            space,
+            window,
+            table,
+            life: Life::Stopped,
+            held: false,
+            body: Body::default(),
+            info,
+        }
     }
 
     /// Whether it runs, so its memory means something.
@@ -87,6 +100,11 @@ impl Domain {
     /// Whether it can be a peer: a spare has the place of none.
     pub fn is_peer(&self) -> bool {
         self.is_alive() && self.config.spare_of.is_none()
+    }
+
+    /// The domain whose images it runs.
+    pub fn principal(&self) -> DomainId {
+        self.config.spare_of.unwrap_or(self.info.id)
     }
 
     /// Whether a next generation may begin.
@@ -162,9 +180,9 @@ impl Domain {
 /// born; the spare has the dead one's memory and it is to be restored. What
 /// belongs to the number (name, ports, grants, statistics) stays with it.
 pub fn take_over(principal: &mut Domain, spare: &mut Domain, now: u64) {
-    let base = principal.space.base;
-    principal.space.rebase(spare.space.base);
-    spare.space.rebase(base);
+    core::mem::swap(&mut principal.space, &mut spare.space);
+    spare.space.give_foreign(&mut principal.space);
+    core::mem::swap(&mut principal.body, &mut spare.body);
     principal.born(now);
     let info = &mut spare.info;
     (info.generation, info.ready) = (info.generation.wrapping_add(1).max(1), 0);

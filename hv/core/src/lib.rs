@@ -26,6 +26,7 @@ pub mod audit;
 pub mod bundle;
 pub mod domain;
 pub mod grants;
+pub mod image;
 pub mod memory;
 pub mod records;
 pub mod reset;

@@ -7,16 +7,20 @@
 use alloc::vec::Vec;
 
 use ring_proto::{
-    PAGE_SIZE,
-    bundle::{Domain, Image},
+    MAX_DOMAIN_CONNECTIONS, MAX_DOMAIN_DEVICES, PAGE_SIZE,
+    bundle::{Domain, Image, MAX_SEGMENTS},
     layout,
 };
+
+use crate::bundle::{Problem, demand};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Pages that every domain has beside image, heap and DMA pool: boot
 /// information, event page, two page-table pages, scratch page.
 const FIXED_PAGES: u64 = 5;
+/// Most regions: own ones, connection pages, pieces of BARs around withheld pages.
+const REGIONS: usize = 6 + MAX_SEGMENTS + 2 * MAX_DOMAIN_CONNECTIONS + MAX_DOMAIN_DEVICES * 6 * 3;
 /// Least heap.
 const LEAST_HEAP: u64 = 64 << 10;
 
@@ -95,10 +99,20 @@ pub fn least_memory(domain: &Domain, image: &Image) -> Option<u64> {
 
 fn fixed_bytes(domain: &Domain, image: &Image) -> Option<u64> {
     let mut sum = (FIXED_PAGES * PAGE).checked_add(grant_table_bytes(domain.grant_entries))?;
-    for s in &image.segments {
-        sum = sum.checked_add(s.memory_len)?;
-    }
+    sum = sum.checked_add(image_room(domain, image)?)?;
     sum.checked_add(domain.dma_pool)
+}
+
+/// Memory set aside for a domain's image: whichever it runs, all else stays where it is.
+fn image_room(domain: &Domain, image: &Image) -> Option<u64> {
+    let mut lens = image.segments.iter().map(|s| s.memory_len);
+    Some(lens.try_fold(0, u64::checked_add)?.max(domain.update_space))
+}
+
+/// Whether an image fits into the space for updates, if there is one.
+pub(crate) fn check_room(domain: &Domain, image: &Image) -> Result<(), Problem> {
+    let fits = image_room(domain, image) == Some(domain.update_space);
+    demand(fits || domain.update_space == 0, "the image takes more than the space for updates")
 }
 
 /// The memory of one domain.
@@ -115,6 +129,8 @@ pub struct Space {
     pub scratch: u64,
     /// Bytes of heap.
     pub heap_len: u64,
+    /// Machine address of the image's room.
+    image_at: u64,
 }
 
 #[expect(clippy::arithmetic_side_effects, reason = "an address in a region is not below its start")]
@@ -123,7 +139,7 @@ impl Space {
     /// 2 MiB aligned. `None` if the manifest was not validated.
     pub fn new(domain: &Domain, image: &Image, base: u64) -> Option<Self> {
         let heap_len = domain.memory.checked_sub(fixed_bytes(domain, image)?)?;
-        let mut regions = Vec::with_capacity(16 + 2 * ring_proto::MAX_DOMAIN_CONNECTIONS + 16);
+        let mut regions = Vec::with_capacity(REGIONS);
         let mut next = base;
         let mut add = |gpa, len: u64, write, execute, kind| {
             if len > 0 {
@@ -133,9 +149,12 @@ impl Space {
         };
         add(layout::HEAP, heap_len, true, false, Kind::Heap);
         add(layout::DMA_POOL, domain.dma_pool, true, false, Kind::DmaPool);
-        for (i, s) in image.segments.iter().enumerate() {
-            add(s.address, s.memory_len, s.write, s.execute, Kind::Image(i));
-        }
+        let image_at = base + heap_len + domain.dma_pool;
+        next = image_at + image_room(domain, image)?;
+        let mut add = |gpa, len: u64, write, execute, kind| {
+            regions.push(Region { gpa, hpa: next, len, write, execute, kind });
+            next += len;
+        };
         add(layout::BOOT_INFO, PAGE, false, false, Kind::BootInfo);
         add(layout::EVENT_PAGE, PAGE, true, false, Kind::Event);
         add(layout::PAGE_TABLES, 2 * PAGE, true, false, Kind::PageTables);
@@ -147,8 +166,22 @@ impl Space {
             Kind::GrantTable,
         );
         let scratch = next;
-        regions.sort_by_key(|r| r.gpa);
-        Some(Self { regions, base, len: domain.memory, scratch, heap_len })
+        let mut this = Self { regions, base, len: domain.memory, scratch, heap_len, image_at };
+        this.set_image(image);
+        Some(this)
+    }
+
+    /// Lays out a validated image in the room for it, in place of the one before.
+    /// Allocates nothing.
+    pub fn set_image(&mut self, image: &Image) {
+        self.regions.retain(|r| !matches!(r.kind, Kind::Image(_)));
+        let mut hpa = self.image_at;
+        for (i, s) in image.segments.iter().enumerate() {
+            let (gpa, len, write, execute) = (s.address, s.memory_len, s.write, s.execute);
+            self.regions.push(Region { gpa, hpa, len, write, execute, kind: Kind::Image(i) });
+            hpa += len;
+        }
+        self.regions.sort_unstable_by_key(|r| r.gpa);
     }
 
     /// Adds a region of foreign frames (connection page, BAR), never to be
@@ -158,14 +191,12 @@ impl Space {
         self.regions.insert(at, Region { gpa, hpa, len, write, execute: false, kind });
     }
 
-    /// Moves to another extent of the same size: own memory lies there from now
-    /// on; foreign frames stay where they are.
-    pub fn rebase(&mut self, base: u64) {
-        let old = core::mem::replace(&mut self.base, base);
-        for r in self.regions.iter_mut().filter(|r| r.is_own_memory()) {
-            r.hpa = r.hpa - old + base;
+    /// Hands its foreign regions to a space that has none. Allocates nothing.
+    pub fn give_foreign(&mut self, to: &mut Self) {
+        for r in self.regions.iter().filter(|r| !r.is_own_memory()) {
+            to.add_foreign(r.gpa, r.hpa, r.len, r.write, r.kind);
         }
-        self.scratch = self.scratch - old + base;
+        self.regions.retain(Region::is_own_memory);
     }
 
     /// All regions in order of guest-physical address.

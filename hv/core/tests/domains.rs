@@ -62,6 +62,7 @@ fn config(name: &str, spare_of: Option<u16>) -> bundle::Domain {
         args: Default::default(),
         autostart: true,
         spare_of,
+        update_space: 0,
     }
 }
 

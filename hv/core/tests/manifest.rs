@@ -45,6 +45,7 @@ fn domain(name: &str, devices: &[u16]) -> Domain {
         args: Default::default(),
         autostart: true,
         spare_of: None,
+        update_space: 0,
     }
 }
 
@@ -175,6 +176,16 @@ fn bad_domains() {
     bad(Domain, 1, "the supervisor capabilities belong to one domain only", |n| {
         n.domains[0].capabilities = 1;
         n.domains[1].capabilities = 3;
+    });
+    let space =
+        "the space for updates must be a multiple of 4 KiB, at most 2 MiB, without capabilities";
+    bad(Domain, 0, space, |n| n.domains[0].update_space = 0x8_0001);
+    bad(Domain, 0, space, |n| n.domains[0].update_space = (2 << 20) + 0x1000);
+    bad(Domain, 0, space, |n| {
+        (n.domains[0].update_space, n.domains[0].capabilities) = (0x8_0000, 1);
+    });
+    bad(Domain, 0, "the image takes more than the space for updates", |n| {
+        n.domains[0].update_space = 0xb000;
     });
     let need = least_memory(&good().domains[0], &good().images[0]).unwrap();
     bad(Domain, 0, MEMORY_TOO_SMALL, |n| n.domains[0].memory = need - 0x1000);

@@ -10,6 +10,7 @@ use alloc::{format, string::String, vec::Vec};
 use hv_core::{
     bundle::validate,
     domain::{ByDomain, Domain, Life},
+    image::Images,
     memory::{Kind, Space},
     records::{Console, Deaths, LineQuota},
     sched::Scheduler,
@@ -82,8 +83,7 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
     let manifest = parse(bundle)?;
     let maps = Maps::new().ok_or("no memory for permission maps")?;
     let mut node = Node {
-        bundle,
-        images: manifest.images.iter().cloned().collect(),
+        images: ByDomain::default(),
         domains: ByDomain::default(),
         guests: ByDomain::default(),
         connections: Vec::new(),
@@ -103,7 +103,9 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
         // Their foreign pages change tables one by one.
         let spared =
             config.spare_of.is_some() || manifest.domains.iter().any(|d| d.spare_of == Some(id));
-        node.add_domain(id, config, maps, spared)?;
+        let image = manifest.images.get(usize::from(config.image)).ok_or("image missing")?;
+        node.images.push(Images::new(bundle, image, config));
+        node.add_domain(id, config, image, maps, spared)?;
     }
     for (number, config) in (0..).zip(&manifest.connections) {
         node.add_connection(number, config).ok_or("no memory for connection pages")?;
@@ -132,6 +134,7 @@ impl Node {
         &mut self,
         id: DomainId,
         config: &bundle::Domain,
+        image: &bundle::Image,
         maps: Maps,
         spared: bool,
     ) -> Result<(), String> {
@@ -146,12 +149,12 @@ impl Node {
         let pages = (config.memory / PAGE) as usize;
         // Restoring the image zeroes what the image does not fill.
         let base = self.ram.alloc(pages, HUGE).ok_or_else(short)?;
-        let image = self.images.get(usize::from(config.image)).ok_or("image missing")?;
         let space = Space::new(config, image, base).ok_or("memory layout does not fit")?;
         // A spare takes over on its principal's core, where neither runs meanwhile.
         let home = config.spare_of.unwrap_or(id);
         let core = config.core.unwrap_or(home) % self.info.cores.max(1) as u16;
-        let nested = paging::new_table(config.memory > SMALL && !spared).ok_or_else(short)?;
+        let by_page = config.memory <= SMALL || spared || config.update_space > 0;
+        let nested = paging::new_table(!by_page).ok_or_else(short)?;
         let uart = config.capabilities & boot::CAP_CONTROL_UART != 0;
         // ASID 0 is the host's own.
         if u32::from(id) + 1 >= cpu::features::get().asids {
@@ -171,7 +174,9 @@ impl Node {
             leftovers: 0,
         });
         self.devices.add_domain(id, &space, config)?;
-        self.domains.push(Domain::new(id, config.clone(), space, core));
+        let mut domain = Domain::new(id, config.clone(), space, core);
+        domain.body.crc = image.crc;
+        self.domains.push(domain);
         Ok(())
     }
 
@@ -232,6 +237,10 @@ impl Node {
         let (d, nested) = (&self.domains[domain], &mut self.guests[domain].nested);
         for r in d.space.regions() {
             nested.map(r.gpa, r.hpa, r.len, super::rights(r).bits(), alloc)?;
+        }
+        if d.config.update_space > 0 {
+            let len = layout::IMAGE_END - layout::IMAGE_BASE;
+            nested.reserve(layout::IMAGE_BASE, len, alloc)?;
         }
         // A spare gets the tables for what it will take over.
         let principal = d.config.spare_of.and_then(|id| self.domains.named(id));

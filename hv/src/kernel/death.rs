@@ -79,7 +79,7 @@ impl Node {
         self.withdraw_everything(domain);
         let quiesced = time::now_ns();
         let injected = core::mem::take(&mut self.guests[domain].injected);
-        let image = self.domains[domain].config.image;
+        self.end_trial(domain);
         self.tell_peers(domain);
         self.tell_supervisor();
         // Nobody who was told can look before this lock is released.
@@ -99,7 +99,7 @@ impl Node {
             generation: ended,
             pages_restored: 0,
             in_flight: self.in_flight(domain),
-            image_crc: self.images.get(usize::from(image)).map_or(0, |image| image.crc),
+            image_crc: self.domains[domain].body.crc,
             ordered: u16::from(injected || reason == Reason::Operator),
             reset: self.devices.rung(domain) as u16,
             report,
@@ -162,6 +162,7 @@ impl Node {
             }
             Life::Building(_) if matches!(reason, Reason::Operator | Reason::Stalled) => {
                 self.domains[domain].life = Life::Dead;
+                self.end_trial(domain);
                 self.sched.stop(domain);
             }
             Life::Building(_) | Life::Dead | Life::Stopped => {}

@@ -126,6 +126,9 @@ impl Node {
             Nr::NodeInfo => self.node_info(caller, a, now),
             Nr::Shutdown => crate::power_off(EXIT_ORDERLY),
             Nr::Check => self.order_check(a, b),
+            Nr::ImageWrite => self.image_write(caller, args),
+            Nr::ImageCommit => self.image_commit(caller, a, b, c),
+            Nr::ImageJudge => self.image_judge(a, b),
         })
     }
 
@@ -133,13 +136,23 @@ impl Node {
         self.domains.check(domain).ok_or(Error::NotFound)
     }
 
-    fn read_caller(&self, caller: DomainId, gpa: u64, out: &mut [u8]) -> Result<(), Error> {
+    pub(super) fn read_caller(
+        &self,
+        caller: DomainId,
+        gpa: u64,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
         let space = &self.domains[caller].space;
         let at = space.translate(gpa, out.len() as u64, false).ok_or(Error::BadAddress)?;
         self.ram.read(at, out)
     }
 
-    fn write_caller(&self, caller: DomainId, gpa: u64, data: &[u8]) -> Result<(), Error> {
+    pub(super) fn write_caller(
+        &self,
+        caller: DomainId,
+        gpa: u64,
+        data: &[u8],
+    ) -> Result<(), Error> {
         let at = self.writable(caller, gpa, data.len() as u64).ok_or(Error::BadAddress)?;
         self.ram.write(at, data)
     }
@@ -320,8 +333,11 @@ impl Node {
             let word = page.and_then(|page| self.ram.word32(page.saturating_add(HEALTH)).ok());
             word.map_or(0, |w| w.load(Acquire))
         };
-        let records =
-            self.domains.iter().map(|d| DomainInfo { health: health(d), ..d.info(cpu_ns(d)) });
+        let records = self.domains.iter().map(|d| {
+            let mut info = DomainInfo { health: health(d), ..d.info(cpu_ns(d)) };
+            self.images[d.principal()].show(d.body, &mut info);
+            info
+        });
         self.write_records(caller, gpa, room, records)
     }
 

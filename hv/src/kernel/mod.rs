@@ -12,6 +12,7 @@ mod death;
 mod device;
 mod grant;
 mod hypercall;
+mod image;
 mod ram;
 mod restore;
 mod takeover;
@@ -24,6 +25,7 @@ use core::{
 
 use hv_core::{
     domain::{ByDomain, Domain, Life},
+    image::Images,
     memory::{Kind, Region},
     records::{Console, Deaths, LineQuota},
     sched::{Decision, Scheduler},
@@ -132,8 +134,8 @@ fn rights(r: &Region) -> Rights {
 
 /// Everything that the hypervisor knows.
 pub struct Node {
-    bundle: &'static [u8],
-    images: Vec<bundle::Image>,
+    /// A spare's are its principal's, and its own are not used.
+    images: ByDomain<Images>,
     domains: ByDomain<Domain>,
     guests: ByDomain<Guest>,
     connections: Vec<Connection>,

@@ -15,7 +15,8 @@
 )]
 
 use hv_core::{
-    domain::Life,
+    domain::{ByDomain, Domain, Life},
+    image::Images,
     memory::{Kind, Region},
     reset::Act,
 };
@@ -55,6 +56,7 @@ impl Node {
             return Ok(());
         }
         self.domains[domain].begin_build()?;
+        self.lay_out(domain);
         self.sched.start(domain, time::now_ns());
         Ok(())
     }
@@ -73,7 +75,7 @@ impl Node {
             let _ = self.ram.zero(self.domains[domain].space.scratch, PAGE);
             return self.reset_devices(domain);
         };
-        let pristine = self.pristine(domain, &region);
+        let pristine = pristine(&self.images, &self.domains[domain], &region);
         // Devices and the hypervisor write here without a mark in the table.
         let always = !region.is_marked();
         let (mut at, mut work, mut restored) = (from.max(region.gpa), 0, 0);
@@ -105,20 +107,6 @@ impl Node {
         if let Some(record) = self.deaths.before(domain, generation) {
             record.pages_restored += restored;
         }
-    }
-
-    /// What a region holds at the beginning; beyond that it is zero.
-    fn pristine(&self, domain: DomainId, region: &Region) -> &'static [u8] {
-        let image = self.images.get(usize::from(self.domains[domain].config.image));
-        let segment = match region.kind {
-            Kind::Image(i) => image.and_then(|image| image.segments.get(i)),
-            _ => None,
-        };
-        // The manifest was validated against the bundle's length.
-        let bytes = segment.and_then(|s| {
-            self.bundle.get(s.file_offset as usize..(s.file_offset + s.file_len) as usize)
-        });
-        bytes.unwrap_or(&[])
     }
 
     /// The memory is pristine; the life begins when the devices are reset.
@@ -162,9 +150,8 @@ impl Node {
         if let Some(page) = d.space.find(Kind::BootInfo).map(|r| r.hpa) {
             let _ = self.ram.write(page, info.as_bytes());
         }
-        let Some(image) = self.images.get(usize::from(d.config.image)) else { return };
         if let Some(vcpu) = &mut guest.vcpu {
-            vcpu.reset(image.entry);
+            vcpu.reset(self.images[d.principal()].of(d.body).0.entry);
         }
         let now = time::now_ns();
         d.born(now);
@@ -263,6 +250,18 @@ impl Node {
         copy_text(&mut boot.peer_name, &self.domains[peer.domain].config.name);
         boot
     }
+}
+
+/// What a region holds at the beginning; beyond that it is zero.
+fn pristine<'a>(images: &'a ByDomain<Images>, d: &Domain, region: &Region) -> &'a [u8] {
+    let Kind::Image(i) = region.kind else { return &[] };
+    let (image, file) = images[d.principal()].of(d.body);
+    // The image was validated against the file's length.
+    let bytes = image
+        .segments
+        .get(i)
+        .and_then(|s| file.get(s.file_offset as usize..(s.file_offset + s.file_len) as usize));
+    bytes.unwrap_or(&[])
 }
 
 /// Copies text, leaving at least one NUL after it.

@@ -23,9 +23,11 @@ impl Node {
     /// The spare of a domain, if it stands by.
     pub(super) fn spare_of(&self, principal: DomainId) -> Option<DomainId> {
         let mut all = self.domains.iter();
-        let spare = all.find(|d| d.config.spare_of == Some(principal) && d.stands_by())?.info.id;
+        let spare = all.find(|d| d.config.spare_of == Some(principal) && d.stands_by())?;
+        let runs = self.images[principal].may_take_over(spare.info.id, spare.body);
+        let spare = spare.info.id;
         // Not if somebody wants its end.
-        self.guests[spare].orders.end.is_none().then_some(spare)
+        (self.guests[spare].orders.end.is_none() && runs).then_some(spare)
     }
 
     /// Has `spare`, which stands by, be `principal`, which may begin a life.
@@ -41,6 +43,7 @@ impl Node {
         core::mem::swap(&mut p.asleep, &mut s.asleep);
         self.devices.swap_tables(principal, spare);
         domain::take_over(pd, sd, now);
+        self.images[principal].moved(principal, spare);
         for r in pd.space.regions().iter().filter(|r| !r.is_own_memory()) {
             for offset in (0..r.len).step_by(PAGE_SIZE) {
                 let at = r.gpa.saturating_add(offset);

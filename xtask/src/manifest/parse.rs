@@ -197,6 +197,7 @@ const DOMAIN_KEYS: &[&str] = &[
     "args",
     "autostart",
     "spare",
+    "update_space",
 ];
 
 fn domains(
@@ -270,6 +271,7 @@ fn domain(
         args,
         autostart: flag(section, "autostart", true)?,
         spare_of: None,
+        update_space: section.get("update_space").map_or(Ok(0), |field| pages(&field))?,
     };
     Ok(Domain {
         spec,
