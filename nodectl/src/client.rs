@@ -25,6 +25,8 @@ use crate::{
     symbols::Backtrace,
 };
 
+mod update;
+
 /// How long the supervisor may take for a command that it answers at once.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A question that changes nothing is asked again after this time, in case it

@@ -32,6 +32,15 @@ pub enum Error {
         /// The oldest one that is kept beyond it, if there is one.
         oldest: Option<u64>,
     },
+    /// The image takes more memory than the manifest's `update_space`, bytes.
+    ImageTooLarge {
+        /// What it takes.
+        takes: u64,
+        /// What there is.
+        room: u64,
+    },
+    /// A file is no program that can run in a domain.
+    NoImage(PathBuf, String),
     /// A domain's name that no domain can have.
     BadName(String),
     /// The node says no.
@@ -43,7 +52,11 @@ impl Error {
     /// asked or did not answer.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Refused(_) | Self::BadName(_) | Self::NoRecord { .. } => 1,
+            Self::Refused(_)
+            | Self::BadName(_)
+            | Self::ImageTooLarge { .. }
+            | Self::NoRecord { .. } => 1,
+            Self::NoImage(..) => 2,
             _ => 3,
         }
     }
@@ -91,6 +104,13 @@ impl fmt::Display for Error {
             Self::NoRecord { sequence, oldest: None } => {
                 write!(f, "there was no death {sequence}")
             }
+            Self::ImageTooLarge { takes, room } => write!(
+                f,
+                "the image takes {} KiB in memory, and `update_space` in the manifest is {} KiB",
+                takes >> 10,
+                room >> 10
+            ),
+            Self::NoImage(path, why) => write!(f, "{}: {why}", path.display()),
             Self::BadName(name) => write!(f, "no domain can be named `{name}`"),
             Self::Refused(failure) => f.write_str(&failure.text),
         }

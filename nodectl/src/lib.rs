@@ -7,7 +7,9 @@
 
 mod client;
 pub mod crashes;
+pub mod elf;
 mod error;
+pub mod image;
 pub mod names;
 pub mod report;
 pub mod symbols;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -92,6 +92,15 @@ enum Command {
         #[command(subcommand)]
         one: Option<Crashes>,
     },
+    /// Replace a driver's program while the node runs. If the new one does not
+    /// come up, the old one is back by itself; then the exit code is 1.
+    Update {
+        /// Name of the domain.
+        domain: String,
+        /// The new program: an ELF file as `cargo xtask build` leaves it.
+        #[arg(long, value_name = "FILE")]
+        image: PathBuf,
+    },
     /// Power the node off in good order.
     Shutdown,
 }
@@ -102,7 +111,7 @@ enum Crashes {
     Show {
         /// Its number in the list.
         number: u64,
-        /// Folder with the images and their symbols.
+        /// Folder with the images and their symbols, or the file that a domain was updated with.
         #[arg(long, value_name = "DIR", default_value = "target/node")]
         images: PathBuf,
         /// Log lines of the dead generation to show.
@@ -224,12 +233,41 @@ fn run(arguments: &Arguments) -> Result<u8, Error> {
             let all = client.crashes(*from)?;
             show(crashes::list(&all), crashes::list_json(&all))?;
         }
+        Command::Update { domain, image } => {
+            return update(&mut client, domain, image, arguments.json);
+        }
         Command::Shutdown => {
             client.shutdown()?;
             show("the node shuts down\n".to_owned(), json!({ "shutdown": true }))?;
         }
     }
     Ok(0)
+}
+
+/// Replaces a domain's image; prints how far it is, and what came of it.
+fn update(client: &mut Client, domain: &str, path: &Path, json: bool) -> Result<u8, Error> {
+    let bad = |why: String| Error::NoImage(path.to_owned(), why);
+    let elf = std::fs::read(path).map_err(|why| bad(why.to_string()))?;
+    let file = nodectl::image::of_elf(domain, &elf).map_err(|why| bad(why.to_string()))?;
+    let total = file.bytes.len();
+    let mut progress = |done: usize| {
+        if !json {
+            eprint!("\r{done} of {total} bytes");
+            if done == total {
+                eprintln!("; now on trial");
+            }
+        }
+    };
+    let (old, updated) = client.update(domain, &file, &mut progress)?;
+    // From the last moment in which the old generation could serve to the new one's first.
+    let record = updated.record.and_then(|sequence| client.crash_record(sequence).ok());
+    let pause = record.map(|r| r.times.ready.saturating_sub(r.times.detected));
+    if json {
+        print(&format!("{}\n", report::update_json(&updated, old, file.crc, pause)))?;
+    } else {
+        print(&report::update(&updated, old, file.crc, pause))?;
+    }
+    Ok(u8::from(!updated.kept))
 }
 
 /// Prints the log; with `follow` until the node ends or we are interrupted.

@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use ring_proto::{
     DomainId,
-    control::{Absence, ConnectionStatus, DomainAudit, DomainStatus, Info, LogPage, Recovery},
-    hypercall::{HYPERVISOR, LogHeader},
+    control::{
+        Absence, ConnectionStatus, DomainAudit, DomainStatus, Info, LogPage, Recovery, Updated,
+    },
+    hypercall::{HYPERVISOR, LogHeader, Trial},
 };
 use serde_json::{Value, json};
 use zerocopy::FromBytes;
@@ -62,6 +64,7 @@ pub fn list(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> Strin
         "LAST DEATH",
         "CORE",
         "MEMORY",
+        "IMAGE",
         "CPU",
         "EXITS",
         "HYPERCALLS",
@@ -83,6 +86,10 @@ pub fn list(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> Strin
             if d.died_ns == 0 { "-".to_owned() } else { names::reason(d.last_reason) },
             d.core.to_string(),
             size(d.memory),
+            match d.trial == Trial::Here as u32 {
+                true => format!("{:08x} on trial", d.image_crc),
+                false => format!("{:08x}", d.image_crc),
+            },
             seconds(d.cpu_ns),
             d.exits.to_string(),
             d.hypercalls.to_string(),
@@ -130,6 +137,7 @@ pub fn list_json(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> 
                 "mapped": d.mapped, "granted": d.granted,
                 "interrupts": d.interrupts, "spare_of": d.spare_of,
                 "reset": names::reset(d.reset), "resets": d.resets,
+                "image_crc": d.image_crc, "good_crc": d.good_crc, "on_trial": d.trial == Trial::Here as u32,
             })
         })
         .collect();
@@ -146,6 +154,31 @@ pub fn list_json(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> 
         })
         .collect();
     json!({ "domains": domains_json, "connections": connections })
+}
+
+/// An update of an image with checksum `old` to one with `new`, and how long the
+/// domain paused, ns, if it did.
+pub fn update(updated: &Updated, old: u32, new: u32, pause: Option<u64>) -> String {
+    let Updated { domain, kept, image_crc, why, .. } = updated;
+    let mut out = match kept {
+        true => format!("{domain} runs the new image: {old:08x} -> {image_crc:08x}"),
+        false => format!("{domain} has its image {image_crc:08x} again, not {new:08x}: {why}"),
+    };
+    match pause.filter(|&ns| ns > 0) {
+        Some(ns) => {
+            let _ = writeln!(out, "; it paused for {}", ms(ns));
+        }
+        None => out.push('\n'),
+    }
+    out
+}
+
+/// The same for programs.
+pub fn update_json(updated: &Updated, old: u32, new: u32, pause: Option<u64>) -> Value {
+    json!({
+        "domain": updated.domain.as_str(), "kept": updated.kept, "old_crc": old, "new_crc": new,
+        "image_crc": updated.image_crc, "why": updated.why.as_str(), "pause_ns": pause,
+    })
 }
 
 /// A recovery.

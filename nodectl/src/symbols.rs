@@ -111,7 +111,7 @@ impl Address {
 }
 
 impl Program {
-    /// Finds, among the `.elf` files in `folder`, the one of which the image
+    /// Finds, among the `.elf` files in `folder`, or in the one file that it is, the one of which the image
     /// with checksum `crc` was made ([`ring_proto::bundle::Image::crc`]).
     ///
     /// # Errors
@@ -120,11 +120,16 @@ impl Program {
     pub fn find(folder: &Path, crc: u32) -> Result<Self, Missing> {
         let failed = |why| Missing::Folder(folder.to_owned(), why);
         let mut others = 0;
-        for entry in std::fs::read_dir(folder).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            if path.extension().is_none_or(|extension| extension != "elf") {
-                continue;
+        let mut paths = Vec::new();
+        if folder.is_file() {
+            paths.push(folder.to_owned());
+        } else {
+            for entry in std::fs::read_dir(folder).map_err(failed)? {
+                paths.push(entry.map_err(failed)?.path());
             }
+            paths.retain(|path| path.extension().is_some_and(|extension| extension == "elf"));
+        }
+        for path in paths {
             // Whatever cannot be read or parsed is not the one that ran.
             match std::fs::read(&path).ok().filter(|file| checksum(file) == Some(crc)) {
                 Some(file) => return Ok(Self { path, file }),

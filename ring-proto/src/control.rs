@@ -26,13 +26,15 @@ mod frame;
 pub use frame::{Decoder, EncodeError, FrameError, encode};
 
 /// First byte of every frame's content: version of these messages.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Most bytes of a frame on the line, with its closing zero.
 pub const FRAME_MAX: usize = 2048;
 /// Most entries of a page of [`Answer::Domains`] or [`Answer::Connections`].
 pub const PAGE_ENTRIES: usize = 8;
 /// Most bytes of a page of [`Answer::Log`].
 pub const LOG_BYTES: usize = 1792;
+/// Most bytes of one [`Command::Stage`].
+pub const STAGE_BYTES: usize = 1792;
 /// Longest that a command may take, ms; larger wishes are cut to this.
 pub const MAX_TIMEOUT_MS: u32 = 300_000;
 
@@ -49,6 +51,8 @@ pub struct Request {
 }
 
 /// What the host can ask for. New commands go to the end.
+// Parts of images are large, and there is no heap to box them.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// The node and the supervisor: [`Answer::Info`].
@@ -113,6 +117,22 @@ pub enum Command {
     },
     /// Power the node off in good order: [`Answer::Done`], then silence.
     Shutdown,
+    /// Part of an image file ([`crate::bundle::IMAGE_MAGIC`]) for a domain's update:
+    /// [`Answer::Done`]. Parts come in order; one may be sent again, as it or its
+    /// answer was lost or the supervisor restarted, and then those after it, too.
+    Stage {
+        /// Which domain.
+        domain: Name,
+        /// Where it begins in the file.
+        offset: u32,
+        /// The bytes.
+        bytes: Vec<u8, STAGE_BYTES>,
+    },
+    /// Try the image that was staged, and keep it if it works: [`Answer::Updated`].
+    Update {
+        /// Which domain.
+        domain: Name,
+    },
 }
 
 /// Ways to misbehave; see [`crate::event::Inject`]. New ones go to the end.
@@ -197,6 +217,23 @@ pub enum Answer {
     Crash(Option<CrashEntry>),
     /// Done, nothing more to say.
     Done,
+    /// To [`Command::Update`]: its trial is over.
+    Updated(Updated),
+}
+
+/// What came of an update.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Updated {
+    /// Domain.
+    pub domain: Name,
+    /// The new image is the domain's now; else the one before is.
+    pub kept: bool,
+    /// Checksum of the domain's image.
+    pub image_crc: u32,
+    /// Why it was not kept.
+    pub why: Text,
+    /// Crash record of the generation that ended for it, if one did.
+    pub record: Option<u64>,
 }
 
 /// Part of a list.
@@ -296,6 +333,14 @@ pub struct DomainStatus {
     pub reset: u16,
     /// Resets of its devices by the hypervisor.
     pub resets: u16,
+    /// Checksum of the image that it runs, or ran last.
+    pub image_crc: u32,
+    /// The same of the one that it is to run, but for a trial.
+    pub good_crc: u32,
+    /// [`crate::hypercall::Trial`] of a new image.
+    pub trial: u32,
+    /// Bytes that an image may take in memory if it is updated; 0 = it cannot be.
+    pub update_space: u64,
 }
 
 /// A connection; states are those of [`crate::conn::State`], the protocol that

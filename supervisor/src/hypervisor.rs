@@ -75,6 +75,18 @@ impl Node for Hypervisor {
         hypercall::log_read(cursor, out, of)
     }
 
+    fn image_write(&mut self, domain: DomainId, offset: u32, bytes: &[u8]) -> Result<(), Error> {
+        hypercall::image_write(domain, offset, bytes)
+    }
+
+    fn image_commit(&mut self, domain: DomainId, why: &mut [u8]) -> Result<usize, Error> {
+        hypercall::image_commit(domain, why)
+    }
+
+    fn image_judge(&mut self, domain: DomainId, keep: bool) -> Result<(), Error> {
+        hypercall::image_judge(domain, keep)
+    }
+
     fn audit(&mut self, domain: DomainId) -> Result<u64, Error> {
         hypercall::audit(domain)
     }

@@ -48,11 +48,12 @@ impl Line {
         if !uart.lsr().contains(LSR::TRANSMITTER_EMPTY) {
             return true;
         }
-        // One byte is enough for an interrupt: a request's tail must not wait
-        // in the FIFO. Sending is polled, see `send`.
+        // A request's tail does not wait in the FIFO: what stays there for the
+        // time of four characters interrupts, too. With a low level QEMU hands
+        // on as few bytes at a time. Sending is polled, see `send`.
         let config = Config {
             interrupts: IER::DATA_READY,
-            fifo_trigger_level: Some(FifoTriggerLevel::One),
+            fifo_trigger_level: Some(FifoTriggerLevel::Fourteen),
             baud_rate: BaudRate::Baud115200,
             ..Config::DEFAULT
         };

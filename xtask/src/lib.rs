@@ -24,7 +24,7 @@ pub mod check;
 pub mod clauses;
 pub mod deny;
 pub mod disk;
-pub mod elf;
+pub use nodectl::elf;
 pub mod figures;
 pub mod fuzz;
 pub mod http;

@@ -61,6 +61,10 @@ fn largest_answers() -> Vec<Answer> {
         spare_of: Some(u16::MAX),
         reset: u16::MAX,
         resets: u16::MAX,
+        image_crc: u32::MAX,
+        good_crc: u32::MAX,
+        trial: u32::MAX,
+        update_space: u64::MAX,
     };
     let mut domains = Page { entries: heapless::Vec::new(), next: Some(u16::MAX) };
     while domains.entries.push(domain.clone()).is_ok() {}

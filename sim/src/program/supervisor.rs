@@ -155,6 +155,19 @@ impl Node for Calls<'_, '_> {
         Ok(cursor)
     }
 
+    // The operator orders no update: programs are Rust objects here.
+    fn image_write(&mut self, _domain: DomainId, _offset: u32, _: &[u8]) -> Result<(), Error> {
+        Err(Error::NotPermitted)
+    }
+
+    fn image_commit(&mut self, _domain: DomainId, _why: &mut [u8]) -> Result<usize, Error> {
+        Err(Error::NotPermitted)
+    }
+
+    fn image_judge(&mut self, _domain: DomainId, _keep: bool) -> Result<(), Error> {
+        Err(Error::NotPermitted)
+    }
+
     fn audit(&mut self, domain: DomainId) -> Result<u64, Error> {
         let hv = self.call();
         hv.checked(domain).map(|domain| hv.audit(domain))

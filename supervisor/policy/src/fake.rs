@@ -8,7 +8,9 @@ use ring_proto::{
     conn::State,
     crash::{CrashRecord, Reason, Rebuild, UNKNOWN},
     event::{Inject, STUCK},
-    hypercall::{ConnectionInfo, DomainInfo, DomainState, Error, LogHeader, NodeInfo},
+    hypercall::{
+        ConnectionInfo, DomainInfo, DomainState, Error, LogHeader, NOBODY, NodeInfo, Trial,
+    },
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -64,6 +66,12 @@ pub struct FakeNode {
     pub starts: Vec<(DomainId, u64)>,
     /// Checks that were ordered, and whether to drain.
     pub checks: Vec<(DomainId, bool)>,
+    /// The file that was staged for blk; it is refused if it begins with "bad".
+    pub staged: Vec<u8>,
+    /// How blk behaves while it runs a new image.
+    pub on_trial: Habits,
+    /// How the trials ended that the supervisor ended.
+    pub judged: Vec<bool>,
     /// It was powered off.
     pub off: bool,
     /// Violations that the audit finds in each domain.
@@ -77,6 +85,8 @@ pub struct FakeNode {
     connections: Vec<(DomainId, DomainId)>,
 }
 
+/// Checksum of any new image; all others have 0.
+pub const NEW_CRC: u32 = 7;
 /// Number of the simulated supervisor.
 pub const SUPERVISOR: DomainId = 0;
 /// Number of the simulated blk.
@@ -111,6 +121,8 @@ impl FakeNode {
                 restart_budget: 5,
                 restart_window_s: 10,
                 restart_automatic: 1,
+                spare_of: NOBODY,
+                update_space: if text == &"blk" { 1 << 20 } else { 0 },
                 name,
                 ..DomainInfo::default()
             }
@@ -123,6 +135,9 @@ impl FakeNode {
             console: Vec::new(),
             starts: Vec::new(),
             checks: Vec::new(),
+            staged: Vec::new(),
+            on_trial: Habits::default(),
+            judged: Vec::new(),
             off: false,
             violations: 0,
             held: vec![false; names.len()],
@@ -203,6 +218,10 @@ impl FakeNode {
         info.last_reason = reason as u32;
         info.died_ns = self.now;
         info.health = 0;
+        if info.trial == Trial::Here as u32 {
+            info.trial = Trial::None as u32;
+            std::mem::swap(&mut self.habits[index], &mut self.on_trial);
+        }
         self.dies_at[index] = None;
         self.answers_at[index] = None;
         let mut record = CrashRecord::new_zeroed();
@@ -248,6 +267,12 @@ impl FakeNode {
         info.state = DomainState::Running as u32;
         info.started_ns = now;
         info.ready = 0;
+        info.image_crc = info.good_crc;
+        if info.trial == Trial::Due as u32 {
+            info.trial = Trial::Here as u32;
+            info.image_crc = NEW_CRC;
+            std::mem::swap(&mut self.habits[index], &mut self.on_trial);
+        }
         self.stalled[index] = false;
         if let Some(ns) = self.habits[index].dies_by_itself_ns {
             self.dies_at[index] = Some((now + ns, Reason::Panic));
@@ -429,6 +454,43 @@ impl Node for FakeNode {
             next += len as u64;
         }
         Ok(next)
+    }
+
+    fn image_write(&mut self, _: DomainId, offset: u32, bytes: &[u8]) -> Result<(), Error> {
+        let at = offset as usize;
+        if at > self.staged.len() {
+            return Err(Error::BadArgument);
+        }
+        self.staged.truncate(at);
+        self.staged.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn image_commit(&mut self, domain: DomainId, why: &mut [u8]) -> Result<usize, Error> {
+        if self.staged.starts_with(b"bad") {
+            why[..9].copy_from_slice(b"it is bad");
+            return Ok(9);
+        }
+        self.get(domain)?.trial = Trial::Due as u32;
+        Ok(0)
+    }
+
+    fn image_judge(&mut self, domain: DomainId, keep: bool) -> Result<(), Error> {
+        self.judged.push(keep);
+        let info = self.get(domain)?;
+        let here = info.trial == Trial::Here as u32;
+        if !here && keep {
+            return Err(Error::BadState);
+        }
+        if keep {
+            info.trial = Trial::None as u32;
+            info.good_crc = NEW_CRC;
+        } else if here {
+            return self.restart(domain);
+        } else {
+            info.trial = Trial::None as u32;
+        }
+        Ok(())
     }
 
     fn audit(&mut self, domain: DomainId) -> Result<u64, Error> {

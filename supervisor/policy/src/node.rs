@@ -43,6 +43,13 @@ pub trait Node {
         of: Option<(DomainId, Generation)>,
         out: &mut [u8],
     ) -> Result<u64, Error>;
+    /// Writes part of the file that updates a domain.
+    fn image_write(&mut self, domain: DomainId, offset: u32, bytes: &[u8]) -> Result<(), Error>;
+    /// Has a piece of that file checked. `Ok(0)`: its image is on trial;
+    /// [`Error::Busy`]: call again; else so many bytes of `why` say why not.
+    fn image_commit(&mut self, domain: DomainId, why: &mut [u8]) -> Result<usize, Error>;
+    /// Ends the trial of a domain's image: it is kept, or the one before returns.
+    fn image_judge(&mut self, domain: DomainId, keep: bool) -> Result<(), Error>;
     /// Number of violations in a domain's tables.
     fn audit(&mut self, domain: DomainId) -> Result<u64, Error>;
     /// Powers the node off.

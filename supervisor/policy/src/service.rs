@@ -39,6 +39,7 @@ const HOLD_MS: u32 = 10_000;
 
 mod complaints;
 mod deaths;
+mod updates;
 
 /// What ends this supervisor itself, once its answer has left the line.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +70,7 @@ pub struct Supervisor {
     lost_events: u64,
     absence: Absence,
     complaints: Complaints,
+    updates: updates::Updates,
 }
 
 impl Supervisor {
@@ -90,6 +92,7 @@ impl Supervisor {
             lost_events: 0,
             absence: Absence::default(),
             complaints: Complaints::new(),
+            updates: updates::Updates::new(),
         };
         if let Err(why) = this.look(node) {
             log::error!("the hypervisor does not show its domains: {why:?}");
@@ -152,6 +155,7 @@ impl Supervisor {
         self.read_deaths(node);
         let mut next = self.restart_the_dead(node, now);
         next = next.min(self.hear_complaints(node, now));
+        next = next.min(self.steer_updates(node, now));
         if !self.operations.is_empty() {
             next = next.min(self.finish_operations(node));
         }
@@ -336,6 +340,18 @@ impl Supervisor {
             Command::Crash { domain, how, timeout_ms } => {
                 return self.begin(node, seq, &domain, Order::Crash(inject(how)), timeout_ms);
             }
+            Command::Stage { domain, offset, bytes } => {
+                let info = self.updatable(&domain)?;
+                node.image_write(info.id, offset, &bytes).map_err(|why| match why {
+                    Error::Busy => Failure::new(
+                        FailureKind::Busy,
+                        format_args!("{domain} is being restored; try again"),
+                    ),
+                    why => refused(why),
+                })?;
+                Answer::Done
+            }
+            Command::Update { domain } => return self.begin_update(node, seq, domain),
             Command::Release { domain, timeout_ms } => {
                 return self.begin(node, seq, &domain, Order::Release, timeout_ms);
             }

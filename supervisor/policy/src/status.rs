@@ -68,6 +68,10 @@ pub fn domain(info: &DomainInfo) -> DomainStatus {
         spare_of: (info.spare_of != NOBODY).then_some(info.spare_of),
         reset: info.reset,
         resets: info.resets,
+        image_crc: info.image_crc,
+        good_crc: info.good_crc,
+        trial: info.trial,
+        update_space: info.update_space,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod policy;
+mod update;
 
 const MS: u64 = 1_000_000;
 

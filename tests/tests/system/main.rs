@@ -22,6 +22,7 @@ mod recovery;
 mod resets;
 mod serving;
 mod spares;
+mod updates;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,9 @@ fn main() -> ExitCode {
         spares::g6_a_spare_takes_over_at_each_of_20_deaths,
         spares::g6_a_spare_may_die_too,
         spares::g6_driver_and_spare_may_die_at_once,
+        updates::g3_live_updates_under_load_lose_nothing,
+        updates::g3_live_updates_without_a_spare_lose_nothing,
+        updates::g3_broken_images_are_rolled_back_under_load,
         recovery::g7_the_supervisor_may_crash_too,
         resets::g6_a_function_is_reset_where_the_driver_does_not_help,
         resets::g6_a_bus_is_reset_where_the_function_cannot_be,

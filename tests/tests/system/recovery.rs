@@ -22,7 +22,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 
 /// How often a test repeats what it does: `BULKHEAD_ROUNDS`, or a number that
 /// fits a run of all tests.
-fn rounds(otherwise: usize) -> usize {
+pub fn rounds(otherwise: usize) -> usize {
     let wanted = std::env::var("BULKHEAD_ROUNDS").ok().and_then(|text| text.parse().ok());
     wanted.unwrap_or(otherwise)
 }

@@ -12,7 +12,8 @@ impl Supervisor {
         for index in 0..self.domains.len() {
             let Some(&info) = self.domains.get(index) else { continue };
             // One that was told to finish its work pauses on purpose.
-            let drains = self.operations.iter().any(|o| o.domain == info.id && o.drain.is_some());
+            let drains = self.operations.iter().any(|o| o.domain == info.id && o.drain.is_some())
+                || self.updates.drains(info.id);
             if info.id == self.me || drains {
                 continue;
             }

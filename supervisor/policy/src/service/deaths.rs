@@ -68,6 +68,7 @@ impl Supervisor {
                     operation.record = Some(record.sequence);
                 }
             }
+            self.updates.note(&record);
             self.count(&record);
         }
     }

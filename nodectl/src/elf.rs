@@ -170,8 +170,9 @@ pub fn loadable(file: &[u8]) -> Result<(u64, u64)> {
 }
 
 /// A program for tests: segments as (address, flags, bytes, length in memory).
-#[cfg(test)]
-pub(crate) fn sample(segments: &[(u64, u32, &[u8], u64)], entry: u64) -> Vec<u8> {
+#[doc(hidden)]
+#[must_use]
+pub fn sample(segments: &[(u64, u32, &[u8], u64)], entry: u64) -> Vec<u8> {
     use object::endian::{LittleEndian, U16, U32, U64};
     let le = LittleEndian;
     let mut offset = 64 + 56 * segments.len() as u64;

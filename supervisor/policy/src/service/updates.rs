@@ -1,0 +1,295 @@
+//! Trials of new images.
+//!
+//! What the hypervisor shows of a trial is all that is needed to bring it to its
+//! end, so a restarted supervisor goes on where the one before stopped. Only who
+//! asked for it is forgotten with a supervisor; the host then reads the outcome
+//! in the list of domains.
+//!
+//! The spare tries first: if it does not stand by in time, the driver was never
+//! touched. Then the driver finishes its work and hands over. Without a spare
+//! it is built of the new image itself. Once it is ready and stayed up for
+//! [`TRIAL_NS`], the image is kept.
+
+use heapless::String;
+use ring_proto::{
+    DomainId, Generation, MAX_DOMAINS,
+    bundle::Name,
+    control::{self, Answer, FRAME_MAX, Failure, FailureKind, Updated},
+    crash::CrashRecord,
+    event::STUCK,
+    hypercall::{DomainInfo, DomainState, Error, NOBODY, Trial},
+};
+
+use super::{RETRY_NS, SHARED_POLL_NS, Supervisor, is, refused};
+use crate::{Node, status};
+
+/// How long a generation of a new image may take until it is ready, ns.
+pub const READY_NS: u64 = 10_000_000_000;
+/// How long it must stay up, ns.
+pub const TRIAL_NS: u64 = 1_000_000_000;
+/// How long the old one may take to finish its work, ns.
+const DRAIN_NS: u64 = 5_000_000_000;
+/// More than any image has pieces to check.
+const PIECES: usize = 4096;
+
+/// A trial as this supervisor has seen it.
+#[derive(Clone, Copy, Debug)]
+struct Watch {
+    trial: Trial,
+    since_ns: u64,
+    /// Generation that is to finish its work, number of its answer, and when it
+    /// is ended all the same.
+    drain: Option<(Generation, u32, u64)>,
+    /// When an order may be repeated.
+    again_ns: u64,
+}
+
+/// Whom to tell.
+#[derive(Debug)]
+struct Asked {
+    seq: u32,
+    domain: DomainId,
+    name: Name,
+    kept: bool,
+    why: &'static str,
+    record: Option<u64>,
+}
+
+/// Trials of all domains.
+#[derive(Debug)]
+pub(super) struct Updates {
+    watches: [Watch; MAX_DOMAINS],
+    asked: Option<Asked>,
+}
+
+impl Updates {
+    pub(super) const fn new() -> Self {
+        let watch = Watch { trial: Trial::None, since_ns: 0, drain: None, again_ns: 0 };
+        Self { watches: [watch; MAX_DOMAINS], asked: None }
+    }
+
+    /// Whether a domain pauses on purpose, since it is to hand over.
+    pub(super) fn drains(&self, domain: DomainId) -> bool {
+        self.watches.get(usize::from(domain)).is_some_and(|w| w.drain.is_some())
+    }
+
+    /// Notes the death of a generation that ended for an update.
+    pub(super) fn note(&mut self, record: &CrashRecord) {
+        if let Some(asked) = &mut self.asked
+            && asked.domain == record.domain
+        {
+            asked.record.get_or_insert(record.sequence);
+        }
+    }
+
+    fn blame(&mut self, domain: DomainId, why: &'static str) {
+        if let Some(asked) = self.asked.as_mut().filter(|asked| asked.domain == domain) {
+            asked.why = why;
+        }
+    }
+}
+
+impl Supervisor {
+    /// The domain of that name, if its image can be updated.
+    pub(super) fn updatable(&self, name: &Name) -> Result<DomainInfo, Failure> {
+        let info = self.find(name)?;
+        if info.update_space == 0 || info.spare_of != NOBODY {
+            return Err(Failure::new(
+                FailureKind::BadState,
+                format_args!("{name} cannot be updated: its manifest gives it no `update_space`"),
+            ));
+        }
+        Ok(info)
+    }
+
+    /// Puts the staged image on trial; the answer comes when that is over.
+    pub(super) fn begin_update(
+        &mut self,
+        node: &mut impl Node,
+        seq: u32,
+        name: Name,
+    ) -> Result<Option<Answer>, Failure> {
+        let info = self.updatable(&name)?;
+        let failed = |kind, text| Err(Failure::new(kind, text));
+        if self.updates.asked.is_some() || info.trial != Trial::None as u32 {
+            return failed(FailureKind::Busy, format_args!("an earlier update is still on trial"));
+        }
+        if !is(&info, DomainState::Running) {
+            return failed(FailureKind::BadState, format_args!("{name} does not run"));
+        }
+        let mut why = [0; 128];
+        let mut result = Err(Error::Busy);
+        for _ in 0..PIECES {
+            result = node.image_commit(info.id, &mut why);
+            if result != Err(Error::Busy) {
+                break;
+            }
+        }
+        let len = result.map_err(refused)?;
+        if len > 0 {
+            let mut text = String::<128>::new();
+            for part in why.get(..len).unwrap_or(&why).utf8_chunks() {
+                // As long as the buffer.
+                let _ = text.push_str(part.valid());
+            }
+            return failed(
+                FailureKind::BadState,
+                format_args!("the image for {name} is refused: {text}"),
+            );
+        }
+        let why = "it died on trial";
+        let domain = info.id;
+        self.updates.asked = Some(Asked { seq, domain, name, kept: false, why, record: None });
+        Ok(None)
+    }
+
+    /// Brings trials to their end. Returns when to come back.
+    pub(super) fn steer_updates(&mut self, node: &mut impl Node, now: u64) -> u64 {
+        let mut next = u64::MAX;
+        for index in 0..self.domains.len() {
+            let Some(&info) = self.domains.get(index) else { continue };
+            if info.update_space > 0 && info.spare_of == NOBODY {
+                next = next.min(self.steer(node, &info, now));
+            }
+        }
+        next
+    }
+
+    fn steer(&mut self, node: &mut impl Node, info: &DomainInfo, now: u64) -> u64 {
+        let spare = self.domains.iter().find(|d| d.spare_of == info.id).copied();
+        let Some(watch) = self.updates.watches.get_mut(usize::from(info.id)) else {
+            return u64::MAX;
+        };
+        let trial = Trial::from_raw(info.trial).unwrap_or(Trial::None);
+        if watch.trial != trial {
+            *watch = Watch { trial, since_ns: now, drain: None, again_ns: 0 };
+        }
+        let may_order = now >= watch.again_ns;
+        let late = now >= watch.since_ns.saturating_add(READY_NS);
+        let soon = now.saturating_add(RETRY_NS);
+        let running = is(info, DomainState::Running);
+        match (trial, spare) {
+            (Trial::None, spare) => {
+                // A spare is as its principal is to be.
+                let other = spare.filter(|s| is(s, DomainState::Running));
+                let other = other.filter(|s| s.image_crc != info.good_crc);
+                if let Some(spare) = other {
+                    if may_order {
+                        watch.again_ns = soon;
+                        self.order(node, spare.id);
+                    }
+                    self.finish_update(info, now).min(soon)
+                } else {
+                    self.finish_update(info, now)
+                }
+            }
+            (Trial::Due, _) if late || !running => {
+                self.give_up(node, info, "no generation of it could be begun", now)
+            }
+            (Trial::Due, Some(spare)) => {
+                if may_order {
+                    watch.again_ns = soon;
+                    self.order(node, spare.id);
+                }
+                soon
+            }
+            (Trial::Elsewhere, Some(spare)) if spare.ready == 0 => match late {
+                true => self.give_up(node, info, "its spare did not stand by in time", now),
+                false => watch.since_ns.saturating_add(READY_NS),
+            },
+            // The driver finishes its work and goes.
+            (Trial::Due, None) | (Trial::Elsewhere, _) => self.drain_for_update(node, info, now),
+            (Trial::Here, _) if running && info.ready != 0 => {
+                let until = info.started_ns.max(1).saturating_add(TRIAL_NS);
+                if now < until {
+                    return until;
+                }
+                match node.image_judge(info.id, true) {
+                    Ok(()) => {
+                        if let Some(asked) =
+                            self.updates.asked.as_mut().filter(|asked| asked.domain == info.id)
+                        {
+                            asked.kept = true;
+                        }
+                    }
+                    Err(why) => {
+                        log::error!("{}: its image is not kept: {why:?}", status::name(info));
+                    }
+                }
+                now.saturating_add(SHARED_POLL_NS)
+            }
+            (Trial::Here, _) if late => self.give_up(node, info, "it was not ready in time", now),
+            (Trial::Here, _) => watch.since_ns.saturating_add(READY_NS),
+        }
+    }
+
+    fn drain_for_update(&mut self, node: &mut impl Node, info: &DomainInfo, now: u64) -> u64 {
+        let soon = now.saturating_add(RETRY_NS);
+        let Some(watch) = self.updates.watches.get_mut(usize::from(info.id)) else { return soon };
+        // One that died meanwhile is the policy's.
+        if !is(info, DomainState::Running) || now < watch.again_ns {
+            return soon;
+        }
+        match watch.drain.filter(|drain| drain.0 == info.generation) {
+            None if info.ready != 0 => match node.check(info.id, true) {
+                Ok(number) => {
+                    let until = now.saturating_add(DRAIN_NS);
+                    watch.drain = Some((info.generation, number, until));
+                    now.saturating_add(SHARED_POLL_NS)
+                }
+                Err(_) => soon,
+            },
+            Some((_, number, until)) if info.health & !STUCK != number && now < until => {
+                now.saturating_add(SHARED_POLL_NS)
+            }
+            _ => {
+                watch.again_ns = soon;
+                self.order(node, info.id);
+                soon
+            }
+        }
+    }
+
+    fn order(&self, node: &mut impl Node, domain: DomainId) {
+        if let Err(why) = node.restart(domain) {
+            log::error!("{} cannot be restarted: {why:?}", self.name(domain));
+        }
+    }
+
+    fn give_up(
+        &mut self,
+        node: &mut impl Node,
+        info: &DomainInfo,
+        why: &'static str,
+        now: u64,
+    ) -> u64 {
+        log::error!("{}: its new image is given up: {why}", status::name(info));
+        self.updates.blame(info.id, why);
+        if let Err(why) = node.image_judge(info.id, false) {
+            log::error!("{}: its image does not go back: {why:?}", status::name(info));
+        }
+        now.saturating_add(SHARED_POLL_NS)
+    }
+
+    /// Answers once the trial is over and the domain is ready.
+    fn finish_update(&mut self, info: &DomainInfo, now: u64) -> u64 {
+        let Some(asked) = self.updates.asked.as_ref().filter(|a| a.domain == info.id) else {
+            return u64::MAX;
+        };
+        if self.room() < FRAME_MAX || info.ready == 0 && is(info, DomainState::Running) {
+            return now.saturating_add(RETRY_NS);
+        }
+        let why = if asked.kept { "" } else { asked.why };
+        let updated = Updated {
+            domain: asked.name.clone(),
+            kept: asked.kept,
+            image_crc: info.good_crc,
+            why: control::format(format_args!("{why}")),
+            record: asked.record,
+        };
+        let seq = asked.seq;
+        self.updates.asked = None;
+        self.reply(seq, Ok(Answer::Updated(updated)));
+        u64::MAX
+    }
+}

@@ -1,0 +1,122 @@
+//! Updates: what comes of a new image.
+
+use std::vec;
+
+use ring_proto::{
+    control::{Answer, Command, FailureKind, Updated},
+    hypercall::Trial,
+};
+
+use super::{Bench, name};
+use crate::{
+    Supervisor,
+    fake::{BLK, Habits, NEW_CRC, SUPERVISOR},
+};
+
+fn stage(
+    bench: &mut Bench,
+    domain: &str,
+    offset: u32,
+    bytes: &[u8],
+) -> Result<Answer, FailureKind> {
+    let bytes = heapless::Vec::from_slice(bytes).unwrap();
+    bench.ask_for(Command::Stage { domain: name(domain), offset, bytes })
+}
+
+impl Bench {
+    /// Asks and gives the answer that comes at once.
+    fn ask_for(&mut self, command: Command) -> Result<Answer, FailureKind> {
+        let seq = self.send(command);
+        let at = self.replies.iter().position(|r| r.seq == seq).expect("an answer");
+        self.replies.remove(at).result.map_err(|failure| failure.kind)
+    }
+
+    fn updated(&mut self, ms: u64) -> Updated {
+        self.replies.clear();
+        self.send(Command::Update { domain: name("blk") });
+        self.run_ms(ms);
+        match self.replies.pop().map(|reply| reply.result) {
+            Some(Ok(Answer::Updated(updated))) => updated,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn g3_an_image_that_works_is_kept() {
+    let mut bench = Bench::new();
+    assert_eq!(stage(&mut bench, "blk", 0, b"good"), Ok(Answer::Done));
+    assert_eq!(stage(&mut bench, "blk", 4, b" one"), Ok(Answer::Done));
+    let updated = bench.updated(1_500);
+    assert_eq!((updated.kept, updated.image_crc, updated.record), (true, NEW_CRC, Some(0)));
+    assert_eq!(bench.node.checks, [(BLK, true)], "it finished its work first");
+    assert_eq!(
+        (bench.node.judged.clone(), bench.node.staged.clone()),
+        (vec![true], b"good one".to_vec())
+    );
+}
+
+#[test]
+fn g3_an_image_that_dies_on_trial_or_is_never_ready_is_given_up() {
+    let cases = [
+        (
+            Habits { dies_by_itself_ns: Some(1_000), ..Habits::default() },
+            "it died on trial",
+            vec![],
+        ),
+        (
+            Habits { dies_by_itself_ns: Some(500_000_000), ..Habits::default() },
+            "it died on trial",
+            vec![],
+        ),
+        (
+            Habits { ready_after_ns: u64::MAX / 2, ..Habits::default() },
+            "it was not ready in time",
+            vec![false],
+        ),
+    ];
+    for (habits, why, judged) in cases {
+        let mut bench = Bench::new();
+        bench.node.on_trial = habits;
+        stage(&mut bench, "blk", 0, b"good").unwrap();
+        let updated = bench.updated(12_000);
+        assert_eq!((updated.kept, updated.image_crc, updated.why.as_str()), (false, 0, why));
+        assert_eq!(bench.node.judged, judged);
+        let info = bench.node.domains[usize::from(BLK)];
+        assert_eq!((info.ready, info.trial, info.image_crc), (1, Trial::None as u32, 0), "{why}");
+    }
+}
+
+#[test]
+fn g7_the_next_supervisor_brings_a_trial_to_its_end() {
+    // It dies once the new image is staged, on trial, and up.
+    for ms in [0, 2, 500] {
+        let mut bench = Bench::new();
+        stage(&mut bench, "blk", 0, b"good").unwrap();
+        bench.send(Command::Update { domain: name("blk") });
+        bench.run_ms(ms);
+        assert!(bench.node.judged.is_empty());
+        bench.supervisor = Supervisor::new(SUPERVISOR, 2, &mut bench.node);
+        bench.run_ms(1_500);
+        assert_eq!(bench.node.judged, [true], "after {ms} ms");
+        assert_eq!(bench.node.domains[usize::from(BLK)].good_crc, NEW_CRC);
+    }
+}
+
+#[test]
+fn what_cannot_be_updated_is_said() {
+    let mut bench = Bench::new();
+    assert_eq!(stage(&mut bench, "net", 0, b"x"), Err(FailureKind::BadState), "no space");
+    assert_eq!(stage(&mut bench, "none", 0, b"x"), Err(FailureKind::NotFound));
+    assert!(matches!(stage(&mut bench, "blk", 9, b"x"), Err(FailureKind::Hypervisor(_))), "a gap");
+    stage(&mut bench, "blk", 0, b"bad").unwrap();
+    let seq = bench.send(Command::Update { domain: name("blk") });
+    let reply = bench.replies.iter().find(|r| r.seq == seq).unwrap();
+    let text = &reply.result.as_ref().unwrap_err().text;
+    assert_eq!(text, "the image for blk is refused: it is bad");
+    // Two at a time are one too many.
+    stage(&mut bench, "blk", 0, b"good").unwrap();
+    bench.send(Command::Update { domain: name("blk") });
+    let again = bench.ask_for(Command::Update { domain: name("blk") });
+    assert_eq!(again, Err(FailureKind::Busy));
+}
