@@ -135,7 +135,8 @@ impl Node {
                     record.reset = rung as u16;
                 }
                 let bdf = self.devices.gone(domain).map(|f| f.bdf);
-                self.say(format_args!("{name}: held: its device {bdf:?} does not answer"));
+                let device = bdf.as_ref().map_or(&"" as &dyn core::fmt::Display, |bdf| bdf);
+                self.say(format_args!("{name}: held: its device {device} does not answer"));
                 self.tell_supervisor();
             }
         }
