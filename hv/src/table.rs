@@ -112,12 +112,15 @@ pub struct PageTable<IO> {
     root: u64,
     /// Frames in use as tables, the only addresses that are followed.
     tables: Vec<u64>,
+    /// The level-1 table of the last page, and which range it is of: pages that
+    /// are changed together lie side by side.
+    last: Option<(u64, u64)>,
 }
 
 impl<IO: PhysIo> PageTable<IO> {
     /// An empty table. `None` if memory is short.
     pub fn new(io: IO, format: Format, alloc: AllocFrames<'_>) -> Option<Self> {
-        let mut this = Self { io, format, root: 0, tables: Vec::new() };
+        let mut this = Self { io, format, root: 0, tables: Vec::new(), last: None };
         this.root = this.add(alloc)?;
         Some(this)
     }
@@ -154,6 +157,10 @@ impl<IO: PhysIo> PageTable<IO> {
     /// The entry for `virt` at `level`. Tables on the way there are made with
     /// `alloc`, and larger leaves split; without it, there is `None` then.
     fn slot(&mut self, virt: u64, level: u8, mut alloc: Option<AllocFrames<'_>>) -> Option<u64> {
+        let range = virt / span(2);
+        if let Some((_, table)) = self.last.filter(|&(of, _)| level == 1 && of == range) {
+            return Some(entry_address(table, virt, 1));
+        }
         let mut table = self.root;
         for above in (level + 1..=self.format.levels).rev() {
             let at = entry_address(table, virt, above);
@@ -173,6 +180,8 @@ impl<IO: PhysIo> PageTable<IO> {
             // Linked only when it is complete: somebody may be walking.
             self.write(at, table | self.format.link(above));
         }
+        // Who asks for a higher level may unlink what is below.
+        self.last = (level == 1).then_some((range, table));
         Some(entry_address(table, virt, level))
     }
 

@@ -92,6 +92,14 @@ impl<T: Clone> Places<T> {
         Some(item)
     }
 
+    /// Places of a range that are taken, and what is there; ends with the last
+    /// one that is taken at all.
+    pub fn taken(&self, range: Range<u32>) -> impl Iterator<Item = (u32, &T)> {
+        let places = self.places.get(range.start as usize..range.end as usize);
+        let taken = range.zip(places.unwrap_or_default());
+        taken.filter_map(|(place, item)| Some((place, item.as_ref()?))).take(self.used as usize)
+    }
+
     /// Places that are taken.
     pub fn used(&self) -> u32 {
         self.used

@@ -70,14 +70,12 @@ fn window_range(target: u64, count: u64) -> Result<Range<u32>, Error> {
 }
 
 impl Node {
-    /// The word of a granter's grant table.
-    fn grant_word(&self, granter: DomainId, gref: u32) -> Result<&AtomicU64, Error> {
+    /// The words of a granter's grant table, by reference.
+    fn grant_words(&self, granter: DomainId) -> Result<&'static [AtomicU64], Error> {
         let d = &self.domains[granter];
-        if gref >= d.table.len() {
-            return Err(Error::NotFound);
-        }
-        let at = layout::GRANT_TABLE.saturating_add(u64::from(gref).saturating_mul(8));
-        self.ram.word64(d.space.translate(at, 8, true).ok_or(Error::NotFound)?)
+        let len = u64::from(d.table.len()).saturating_mul(8);
+        let at = d.space.translate(layout::GRANT_TABLE, len, true).ok_or(Error::NotFound)?;
+        self.ram.words64(at, d.table.len())
     }
 
     /// The granter that a caller named, if it can be one.
@@ -96,9 +94,13 @@ impl Node {
         let granter = self.granter(granter)?;
         self.domains[caller].window.check_free(pages.clone())?;
         let (write, dma) = (flags & MAP_WRITE != 0, flags & MAP_DMA != 0);
+        let words = self.grant_words(granter)?;
         let mut mapped = Ok(0);
         for (page, gref) in pages.clone().zip(first..) {
-            mapped = mapped.and_then(|_| self.map_one(caller, granter, gref, page, write, dma));
+            let word = words.get(gref as usize).ok_or(Error::NotFound);
+            mapped = mapped.and_then(|_| {
+                self.map_one(caller, Source { granter, gref }, word?, page, write, dma)
+            });
         }
         if dma {
             mapped = mapped.and_then(|_| self.devices.dma_added(caller).map(|()| 0));
@@ -115,16 +117,16 @@ impl Node {
     fn map_one(
         &mut self,
         caller: DomainId,
-        granter: DomainId,
-        gref: u32,
+        source: Source,
+        word: &AtomicU64,
         page: u32,
         write: bool,
         dma: bool,
     ) -> Answer {
+        let Source { granter, gref } = source;
         if self.domains[granter].table.get(gref).is_some() {
             return Err(Error::Busy);
         }
-        let word = self.grant_word(granter, gref)?;
         let seen = word.load(Ordering::Acquire);
         grants::check_map(GrantEntry(seen), caller, write, dma)?;
         let address = GrantEntry(seen).address();
@@ -137,7 +139,7 @@ impl Node {
         word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed)
             .map_err(|_| Error::PeerGrant)?;
         self.domains[granter].table.insert(gref, (caller, page))?;
-        let mapping = Mapping { source: Some(Source { granter, gref }), frame, write, dma };
+        let mapping = Mapping { source: Some(source), frame, write, dma };
         self.domains[caller].window.insert(page, mapping)?;
         let (address, rights) = (window_address(page), Rights { write, ..SCRATCH });
         if self.guests[caller].nested.set(address, frame | rights.bits()).is_none()
@@ -151,8 +153,7 @@ impl Node {
     /// Removes mappings from tables, then from caches, then from the records.
     fn unmap(&mut self, caller: DomainId, pages: Range<u32>) {
         let mut dma = false;
-        for page in pages.clone() {
-            let Some(mapping) = self.domains[caller].window.get(page) else { continue };
+        for (page, mapping) in self.domains[caller].window.taken(pages.clone()) {
             self.guests[caller].nested.set(window_address(page), 0);
             if mapping.dma {
                 dma = true;
@@ -160,13 +161,20 @@ impl Node {
             }
         }
         self.flush_mappings(caller, dma);
+        let mut of: Option<(DomainId, &[AtomicU64])> = None;
         for page in pages {
-            let mapping = self.domains[caller].window.remove(page);
-            let Some(Source { granter, gref, .. }) = mapping.and_then(|m| m.source) else {
+            let window = &mut self.domains[caller].window;
+            if window.used() == 0 {
+                break;
+            }
+            let Some(Source { granter, gref }) = window.remove(page).and_then(|m| m.source) else {
                 continue;
             };
             self.domains[granter].table.remove(gref);
-            if let Ok(word) = self.grant_word(granter, gref) {
+            if of.is_none_or(|(last, _)| last != granter) {
+                of = self.grant_words(granter).ok().map(|words| (granter, words));
+            }
+            if let Some(word) = of.and_then(|(_, words)| words.get(gref as usize)) {
                 word.fetch_and(!IN_USE, Ordering::SeqCst);
             }
         }
@@ -204,8 +212,10 @@ impl Node {
     /// scratch page.
     fn withdraw(&mut self, granter: DomainId, grefs: Range<u32>) {
         let scratch = self.domains[granter].space.scratch;
+        // Every domain has a table of its own: it was laid out with one.
+        let words = self.grant_words(granter).unwrap_or_default();
         for gref in grefs {
-            if let Ok(word) = self.grant_word(granter, gref) {
+            if let Some(word) = words.get(gref as usize) {
                 word.store(0, Ordering::SeqCst);
             }
             let Some((grantee, page)) = self.domains[granter].table.remove(gref) else { continue };
@@ -232,6 +242,10 @@ impl Node {
 
     /// Withdraws all that a domain had granted.
     pub(super) fn withdraw_everything(&mut self, domain: DomainId) {
+        if self.domains[domain].table.used() == 0 {
+            // What it offers beyond that nobody may map any more: it has ended.
+            return;
+        }
         self.withdraw(domain, 0..self.domains[domain].table.len());
     }
 
@@ -248,7 +262,12 @@ impl Node {
         };
         let own = own.ok_or(Error::BadAddress)?;
         let granter = self.granter(op.peer.into())?;
-        let entry = GrantEntry(self.grant_word(granter, op.gref)?.load(Ordering::Acquire));
+        let entry = GrantEntry(
+            self.grant_words(granter)?
+                .get(op.gref as usize)
+                .ok_or(Error::NotFound)?
+                .load(Ordering::Acquire),
+        );
         let need = VALID | COPY | if to_grant { WRITE } else { 0 };
         if !entry.has(need) || entry.grantee() != caller {
             return Err(Error::PeerGrant);

@@ -90,13 +90,18 @@ impl Ram {
 
     /// A 64-bit word that domain and hypervisor share.
     pub fn word64(&self, hpa: u64) -> Result<&AtomicU64, Error> {
-        let at = self.check(hpa, 8)?;
+        self.words64(hpa, 1)?.first().ok_or(Error::BadAddress)
+    }
+
+    /// So many of them in a row.
+    pub fn words64(&self, hpa: u64, count: u32) -> Result<&'static [AtomicU64], Error> {
+        let at = self.check(hpa, u64::from(count).saturating_mul(8))?;
         if !hpa.is_multiple_of(8) {
             return Err(Error::BadAddress);
         }
-        // SAFETY: aligned, in RAM that lives as long as the node; all access
-        // from Rust is atomic or a raw copy.
-        Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
+        // SAFETY: aligned, in RAM that is never given back; all access from
+        // Rust is atomic or a raw copy.
+        Ok(unsafe { core::slice::from_raw_parts(at.cast(), count as usize) })
     }
 
     /// A 32-bit word that domain and hypervisor share.
@@ -105,7 +110,7 @@ impl Ram {
         if !hpa.is_multiple_of(4) {
             return Err(Error::BadAddress);
         }
-        // SAFETY: as for `word64`.
+        // SAFETY: as for `words64`.
         Ok(unsafe { AtomicU32::from_ptr(at.cast()) })
     }
 }
