@@ -8,7 +8,7 @@ use ring_proto::conn::{Pages, Role};
 use ring_proto::grant::GrantEntry;
 use ring_proto::hypercall::Error;
 use ring_proto::shm::SharedMem;
-use ring_proto::{DomainId, GrantRef, PAGE_SIZE, Port, layout};
+use ring_proto::{DomainId, Generation, GrantRef, PAGE_SIZE, Port, layout};
 
 use crate::hv::{Connection, PAGE};
 use crate::report::trace;
@@ -21,6 +21,8 @@ pub(crate) struct Ended;
 pub(crate) struct DomainEnv<'a> {
     pub(crate) world: &'a mut World,
     pub(crate) me: DomainId,
+    /// The generation whose program it is. Its spare may take over at once.
+    pub(crate) generation: Generation,
 }
 
 impl DomainEnv<'_> {
@@ -29,7 +31,8 @@ impl DomainEnv<'_> {
         let (world, me) = (&mut *self.world, self.me);
         world.hv.leave(me);
         world.between(me);
-        if !world.hv.is_running(me) {
+        let d = &world.hv.domains[me];
+        if !d.is_alive() || d.info.generation != self.generation {
             // Not `panic!`: nothing went wrong with the program.
             panic::resume_unwind(Box::new(Ended));
         }

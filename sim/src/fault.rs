@@ -46,20 +46,30 @@ const DEATHS: [Reason; 7] = [
     Reason::Exit,
 ];
 
-fn any_domain(rng: &mut Rng, guests: usize) -> DomainId {
+/// Who is there: guests, and spares of drivers after them.
+#[derive(Clone, Copy)]
+pub(crate) struct Cast {
+    pub(crate) guests: usize,
+    pub(crate) spares: usize,
+}
+
+fn any_domain(rng: &mut Rng, cast: Cast) -> DomainId {
     match rng.u8(..16) {
         0..6 => node::BLK,
         6..10 => node::NET,
         10..12 => node::SUPERVISOR,
-        _ => node::guest(rng.usize(..guests)),
+        12..14 if cast.spares > 0 => node::guest(cast.guests + rng.usize(..cast.spares)),
+        _ => node::guest(rng.usize(..cast.guests)),
     }
 }
 
-fn any_fault(rng: &mut Rng, guests: usize) -> Fault {
-    let domain = any_domain(rng, guests);
+fn any_fault(rng: &mut Rng, cast: Cast) -> Fault {
+    let domain = any_domain(rng, cast);
     match rng.u8(..32) {
         0..8 => Fault::Kill(domain, DEATHS[rng.usize(..DEATHS.len())]),
-        8..10 => Fault::KillSome(rng.u16(1..1 << (usize::from(node::GUESTS) + guests))),
+        8..10 => Fault::KillSome(
+            rng.u16(1..1 << (usize::from(node::GUESTS) + cast.guests + cast.spares)),
+        ),
         10..18 => Fault::KillAtCall(domain, rng.u32(..24)),
         18 => Fault::Hang(domain),
         19..21 => Fault::Stall(domain, 1 << rng.u32(14..26)),
@@ -85,11 +95,11 @@ fn any_fault(rng: &mut Rng, guests: usize) -> Fault {
 }
 
 /// The faults of a run, with the step at which each happens; the last first.
-pub(crate) fn plan(rng: &mut Rng, guests: usize) -> Vec<(u64, Fault)> {
+pub(crate) fn plan(rng: &mut Rng, cast: Cast) -> Vec<(u64, Fault)> {
     let mut at = rng.u64(..160);
     let mut plan = Vec::new();
     for _ in 0..rng.u32(..8) {
-        plan.push((at, any_fault(rng, guests)));
+        plan.push((at, any_fault(rng, cast)));
         // Every other one comes right after: during recovery, that is.
         at += if rng.bool() { rng.u64(..16) } else { rng.u64(..120) };
     }

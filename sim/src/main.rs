@@ -108,7 +108,8 @@ impl Total {
 
     /// Lines of a name and a number, which `cargo xtask sim` reads, and one for people.
     fn print(&self, time: Duration) {
-        let Stats { steps, requests, replayed, frames, frames_lost, deaths, power_cuts } = self.sum;
+        let Stats { steps, requests, replayed, frames, frames_lost, deaths, takeovers, power_cuts } =
+            self.sum;
         let figures = [
             ("runs", self.runs),
             ("steps", steps),
@@ -117,6 +118,7 @@ impl Total {
             ("frames", frames),
             ("frames_lost", frames_lost),
             ("deaths", deaths),
+            ("takeovers", takeovers),
             ("power_cuts", power_cuts),
         ];
         for (name, value) in figures {

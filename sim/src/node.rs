@@ -49,8 +49,13 @@ pub(crate) fn guest(number: usize) -> DomainId {
     GUESTS + number as DomainId
 }
 
-/// A node with so many guests and cores.
-pub(crate) fn manifest(guests: usize, cores: u16) -> Node {
+/// The number of a guest: beyond the last guest's, it is a spare's.
+pub(crate) fn number(domain: DomainId) -> Option<usize> {
+    domain.checked_sub(GUESTS).map(usize::from)
+}
+
+/// A node with so many guests and cores, and spares of these drivers.
+pub(crate) fn manifest(guests: usize, cores: u16, spares: &[DomainId]) -> Node {
     let segment = |page: u64, write| Segment {
         address: layout::IMAGE_BASE + page * PAGE,
         memory_len: PAGE,
@@ -123,6 +128,16 @@ pub(crate) fn manifest(guests: usize, cores: u16) -> Node {
             });
         }
     }
+    // The last: whoever counts guests need not look past them.
+    for &principal in spares {
+        let like = node.domains[usize::from(principal)].clone();
+        let _ = node.domains.push(Domain {
+            name: name(if principal == BLK { "blk-spare" } else { "net-spare" }),
+            devices: heapless::Vec::new(),
+            spare_of: Some(principal),
+            ..like
+        });
+    }
     node
 }
 
@@ -132,11 +147,11 @@ mod tests {
 
     #[test]
     fn the_hypervisor_would_take_the_manifest() {
-        for guests in 1..=MOST_GUESTS {
-            for cores in 1..=2 {
-                let node = manifest(guests, cores);
+        for (guests, cores) in (1..=MOST_GUESTS).flat_map(|g| [(g, 1), (g, 2)]) {
+            for spares in [&[][..], &[BLK], &[NET], &[BLK, NET]] {
+                let node = manifest(guests, cores, spares);
                 assert_eq!(hv_core::bundle::validate(&node, 1 << 20), Ok(()));
-                assert_eq!(node.domains.len(), usize::from(GUESTS) + guests);
+                assert_eq!(node.domains.len(), usize::from(GUESTS) + guests + spares.len());
             }
         }
     }

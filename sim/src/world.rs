@@ -12,7 +12,7 @@ use ring_proto::{DomainId, layout};
 
 use crate::disk::Disk;
 use crate::env::{DomainEnv, Ended};
-use crate::fault::{self, Fault};
+use crate::fault::{self, Cast, Fault};
 use crate::hv::{Hv, PAGE};
 use crate::judge::{Frames, Volume};
 use crate::nic::{Frame, Nic};
@@ -47,6 +47,8 @@ pub struct Stats {
     pub frames_lost: u64,
     /// Generations that ended.
     pub deaths: u64,
+    /// Times that a spare took over.
+    pub takeovers: u64,
     /// Power cuts.
     pub power_cuts: u64,
 }
@@ -54,13 +56,15 @@ pub struct Stats {
 impl Stats {
     /// Adds those of another run.
     pub fn add(&mut self, other: &Self) {
-        let Self { steps, requests, replayed, frames, frames_lost, deaths, power_cuts } = other;
+        let Self { steps, requests, replayed, frames, frames_lost, deaths, takeovers, power_cuts } =
+            other;
         self.steps += steps;
         self.requests += requests;
         self.replayed += replayed;
         self.frames += frames;
         self.frames_lost += frames_lost;
         self.deaths += deaths;
+        self.takeovers += takeovers;
         self.power_cuts += power_cuts;
     }
 }
@@ -114,11 +118,14 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let guests = rng.usize(1..=node::MOST_GUESTS);
-        let manifest = node::manifest(guests, rng.u16(1..=2));
+        let cores = rng.u16(1..=2);
+        let spares = [&[][..], &[node::BLK], &[node::NET], &[node::BLK, node::NET]];
+        let spares = spares[rng.usize(..spares.len())];
+        let manifest = node::manifest(guests, cores, spares);
         let ram = Rc::new(Ram::new(Hv::pages(&manifest)));
         let volume =
             |n: usize| Volume::new(n * node::SECTORS, node::SECTORS, 1 + ((n as u64) << 32));
-        let faults = fault::plan(&mut rng, guests);
+        let faults = fault::plan(&mut rng, Cast { guests, spares: spares.len() });
         let mut this = Self {
             hv: Hv::new(&manifest, ram),
             disk: Disk::new(node::BLK, guests * node::SECTORS),
@@ -301,7 +308,7 @@ impl World {
         self.hv.guests[domain].in_guest = true;
         self.hv.enter(domain);
         let run = AssertUnwindSafe(|| {
-            let mut env = DomainEnv { world: self, me: domain };
+            let mut env = DomainEnv { world: self, me: domain, generation };
             let mut program = match kept {
                 Some(program) => program,
                 None => Program::new(&mut env),
@@ -346,8 +353,7 @@ impl World {
     /// A generation of a domain begins: whatever the last one had is gone.
     fn begins(&mut self, domain: DomainId, generation: u32) {
         self.places[usize::from(domain)] = Place { generation, ..Place::default() };
-        if domain >= node::GUESTS {
-            let number = usize::from(domain - node::GUESTS);
+        if let Some(number) = node::number(domain).filter(|&number| number < self.guests()) {
             self.volumes[number].guest_died();
             self.frames[number].guest_died();
             // It has something to do, whatever its former life did.
@@ -426,6 +432,7 @@ impl World {
     /// Counts of the present hypervisor's life.
     fn count_life(&mut self) {
         self.stats.deaths += self.hv.deaths.next();
+        self.stats.takeovers += self.hv.takeovers;
     }
 
     /// Whether everything is as it should be, now that everybody sleeps.

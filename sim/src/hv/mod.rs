@@ -16,6 +16,7 @@ mod death;
 mod device;
 mod grant;
 mod restore;
+mod takeover;
 mod view;
 
 use std::mem::offset_of;
@@ -132,6 +133,8 @@ pub(crate) struct Hv {
     pub(crate) deaths: Deaths,
     pub(crate) ram: Rc<Ram>,
     supervisor: Option<DomainId>,
+    /// Times that a spare took over.
+    pub(crate) takeovers: u64,
 }
 
 impl Hv {
@@ -153,6 +156,7 @@ impl Hv {
             deaths: Deaths::new(DEATHS),
             ram,
             supervisor: None,
+            takeovers: 0,
         };
         let mut next = BASE;
         for (id, config) in (0..).zip(&manifest.domains) {
@@ -194,7 +198,8 @@ impl Hv {
         self.sched.add(core, config.weight, config.cap, config.watchdog_ms);
         let window = config.grant_window_pages as usize;
         // Only drivers map anything.
-        let mapped = if config.devices.is_empty() { 0 } else { window };
+        let driver = !config.devices.is_empty() || config.spare_of.is_some();
+        let mapped = if driver { window } else { 0 };
         self.guests.push(Guest {
             nested: vec![None; mapped],
             iommu: vec![None; mapped],
@@ -363,7 +368,12 @@ impl Hv {
 
     /// Declares that the domain serves.
     pub(crate) fn set_ready(&mut self, domain: DomainId) {
-        self.ram.at(self.event_page(domain) + READY, 4).write_u32(0, event::READY, SeqCst);
+        self.say(domain, event::READY);
+    }
+
+    /// Says in the event page how far it is.
+    pub(crate) fn say(&mut self, domain: DomainId, word: u32) {
+        self.ram.at(self.event_page(domain) + READY, 4).write_u32(0, word, SeqCst);
     }
 
     /// Takes an ordered misbehaviour.

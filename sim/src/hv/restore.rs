@@ -13,8 +13,14 @@ const STEP: u64 = 32 << 10;
 impl Hv {
     /// Begins a domain's next generation.
     pub(super) fn begin(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.domains[domain].begin_build()?;
         self.stamp(domain, |t| &mut t.decided);
+        if self.domains[domain].may_begin()
+            && let Some(spare) = self.spare_of(domain)
+        {
+            self.take_over(domain, spare);
+            return Ok(());
+        }
+        self.domains[domain].begin_build()?;
         Ok(())
     }
 
@@ -38,7 +44,7 @@ impl Hv {
     }
 
     fn birth(&mut self, domain: DomainId) {
-        let dirty = self.leftovers(domain);
+        let dirty = self.leftovers(domain, self.domains[domain].space.scratch);
         rule!(dirty == 0, "{dirty} pages of domain {domain} are not as its life is to find them");
         self.guests[domain].leftovers += dirty;
         let d = &mut self.domains[domain];
@@ -51,14 +57,16 @@ impl Hv {
         self.tell_supervisor();
     }
 
-    /// Pages that are not zero, but for the scratch page: images are empty
-    /// here. Of each page one word is looked at, the next one each time.
-    fn leftovers(&self, domain: DomainId) -> u64 {
+    /// Pages that are not zero, but for the scratch page and one more: images
+    /// are empty here. Of each page one word is looked at, the next one each time.
+    pub(super) fn leftovers(&self, domain: DomainId, except: u64) -> u64 {
         let d = &self.domains[domain];
         let salts = u64::from(d.info.generation).wrapping_mul(17)..;
         let pages = (d.space.base..d.space.base + d.space.len).step_by(PAGE_SIZE);
         let dirty = pages.zip(salts).filter(|&(page, salt)| {
-            page != d.space.scratch && self.ram.read64(page + salt % (PAGE / 8) * 8) != 0
+            page != d.space.scratch
+                && page != except
+                && self.ram.read64(page + salt % (PAGE / 8) * 8) != 0
         });
         dirty.count() as u64
     }

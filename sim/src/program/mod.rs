@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`guest`] | a guest with a volume and a vif: the real frontends, a random workload |
 //! | [`blk`], [`net`] | driver domains: the real backends, in loops like those of `driver-domains` |
+//! | `Spare` | a spare, whose body its principal gets: the program begins anew with it |
 //! | [`supervisor`] | the real policy, in a loop like that of `supervisor/src` |
 
 pub(crate) mod blk;
@@ -13,7 +14,7 @@ pub(crate) mod supervisor;
 
 use ring_proto::DomainId;
 use ring_proto::crash::Reason;
-use ring_proto::event::Inject;
+use ring_proto::event::{self, Inject};
 
 use crate::env::DomainEnv;
 use crate::node;
@@ -38,11 +39,17 @@ pub(crate) enum Program {
     Blk(Box<blk::Driver>),
     Net(Box<net::Driver>),
     Guest(Box<guest::Guest>),
+    /// A spare, which stands by.
+    Spare,
 }
 
 impl Program {
     /// The program of a domain, at its first instruction.
     pub(crate) fn new(env: &mut DomainEnv<'_>) -> Self {
+        if env.world.hv.domains[env.me].config.spare_of.is_some() {
+            env.world.hv.say(env.me, event::STANDBY);
+            return Self::Spare;
+        }
         match env.me {
             node::SUPERVISOR => Self::Supervisor(Box::default()),
             node::BLK => Self::Blk(Box::new(blk::Driver::new(env))),
@@ -63,13 +70,14 @@ impl Program {
             Self::Blk(driver) => driver.turn(env),
             Self::Net(driver) => driver.turn(env),
             Self::Guest(guest) => guest.turn(env),
+            Self::Spare => Turn::Wait(u64::MAX),
         }
     }
 
     /// Times that its peers broke the protocol, as it says.
     pub(crate) fn misbehaviours(&self) -> u64 {
         match self {
-            Self::Supervisor(_) => 0,
+            Self::Supervisor(_) | Self::Spare => 0,
             Self::Blk(driver) => driver.misbehaviours(),
             Self::Net(driver) => driver.misbehaviours(),
             Self::Guest(guest) => guest.misbehaviours(),
