@@ -339,18 +339,20 @@ impl Client {
             let command = Command::Crash { domain: name(domain)?, how, timeout_ms };
             pending.push(self.send(&command, deadline)?);
         }
-        let mut recoveries = Vec::new();
+        let (mut recoveries, mut failed) = (Vec::new(), None);
         while !pending.is_empty() {
             let (seq, result) = self.next_reply(deadline, begin)?;
             if let Some(at) = pending.iter().position(|&wanted| wanted == seq) {
                 pending.swap_remove(at);
-                match result? {
-                    Answer::Serving(recovery) => recoveries.push(recovery),
-                    _ => return Err(Error::Unexpected("about a recovery")),
+                match result {
+                    Ok(Answer::Serving(recovery)) => recoveries.push(recovery),
+                    Ok(_) => return Err(Error::Unexpected("about a recovery")),
+                    // The others are under way all the same.
+                    Err(error) => failed = failed.or(Some(error)),
                 }
             }
         }
-        Ok(recoveries)
+        failed.map_or(Ok(recoveries), Err)
     }
 
     /// Has a domain misbehave, and once it is on its way back, again: its next

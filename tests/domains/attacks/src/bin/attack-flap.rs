@@ -69,10 +69,9 @@ fn main(boot: &'static BootInfo) -> ! {
 /// in the end.
 fn storms(forge: bool) -> ! {
     for mut front in Front::all() {
-        let (before, begin) = (front.backend_epoch(), now_ns());
-        let hellos = storm(&mut front, forge);
+        let begin = now_ns();
+        let (hellos, answers) = storm(&mut front, forge);
         let ms = (now_ns() - begin) / MS + 1;
-        let answers = front.backend_epoch().wrapping_sub(before);
         log::info!(
             "attack: {NAME}: storm: forge={forge} hellos={hellos} answers={answers} ms={ms}"
         );
@@ -82,13 +81,14 @@ fn storms(forge: bool) -> ! {
 
 /// New epochs as fast as they can be written, good ones and garbage in turn;
 /// with `forge` under another generation each time, too, which the end's own
-/// page allows to claim.
-fn storm(front: &mut Front, forge: bool) -> u32 {
+/// page allows to claim. Returns how many there were, and how many answers: they
+/// are counted by the backend's epoch, of which only the first is the clock's.
+fn storm(front: &mut Front, forge: bool) -> (u32, u32) {
     front.grant();
     let mut good = [0; HELLO_MAX];
     let len = postcard::to_slice(&front.hello(), &mut good).expect("a hello is short").len();
     let end = now_ns() + STORM;
-    let mut hellos = 0;
+    let (mut hellos, before, mut first) = (0, front.backend_epoch(), None);
     while now_ns() < end {
         let _ = events::take_all();
         events::breathe();
@@ -98,8 +98,13 @@ fn storm(front: &mut Front, forge: bool) -> u32 {
         let len = if hellos % 7 == 6 { 3 } else { len };
         front.offer_bytes(&good[..len], len as u32);
         hellos += 1;
+        let epoch = front.backend_epoch();
+        if epoch != before {
+            first.get_or_insert(epoch);
+        }
     }
-    hellos
+    let answers = first.map_or(0, |first| front.backend_epoch().wrapping_sub(first) + 1);
+    (hellos, answers)
 }
 
 /// Revokes everything while requests are in flight. Whether they were.

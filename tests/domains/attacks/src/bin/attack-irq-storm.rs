@@ -48,5 +48,10 @@ fn main(_: &'static BootInfo) -> ! {
             next = now_ns() + PAUSE;
         }
     }
+    // The storm is over, also for whoever looks only later.
+    disk.set_interrupts(false);
+    while disk.in_flight() > 0 {
+        let _ = disk.next_done();
+    }
     done!(NAME, "requests={requests} calls={calls}");
 }
