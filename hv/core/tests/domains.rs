@@ -1,12 +1,14 @@
 //! Lives of domains, and spares that take over.
 
+mod common;
+
 use hv_core::{
     audit::{Leaf, nested_leaf},
     domain::{ByDomain, Domain, Life, take_over},
     memory::{Kind, Space},
 };
 use ring_proto::{
-    bundle::{self, Image, Restart, Segment},
+    bundle::{self, Image, Segment},
     crash::Reason,
     event::{READY, SERVED, STANDBY},
     hypercall::NOBODY,
@@ -39,31 +41,7 @@ fn image() -> Image {
 }
 
 fn config(name: &str, spare_of: Option<u16>) -> bundle::Domain {
-    bundle::Domain {
-        name: name.try_into().unwrap(),
-        image: 0,
-        memory: LEN,
-        dma_pool: 1 << 20,
-        capabilities: 0,
-        devices: heapless::Vec::new(),
-        core: None,
-        weight: 256,
-        cap: 100,
-        watchdog_ms: 100,
-        grant_entries: 512,
-        grant_window_pages: 512,
-        restart: Restart {
-            floor_ms: 5,
-            backoff_percent: 200,
-            budget: 5,
-            window_s: 10,
-            automatic: true,
-        },
-        args: Default::default(),
-        autostart: true,
-        spare_of,
-        update_space: 0,
-    }
+    bundle::Domain { memory: LEN, spare_of, ..common::domain(name) }
 }
 
 /// A driver with a connection page and its spare, both running.

@@ -1,11 +1,13 @@
 //! Updates of a domain's image: what is refused, and who runs what when.
 
+mod common;
+
 use hv_core::{
     image::{Body, Images},
     memory::{Kind, Space},
 };
 use ring_proto::{
-    bundle::{Domain, Header, IMAGE_MAGIC, Image, Restart, Segment, VERSION, crc32, crc32_of},
+    bundle::{Domain, Header, IMAGE_MAGIC, Image, Segment, VERSION, crc32, crc32_of},
     hypercall::{DomainInfo, Error, Trial},
     layout,
 };
@@ -16,31 +18,7 @@ const DRIVER: u16 = 1;
 const SPARE: u16 = 4;
 
 fn config() -> Domain {
-    Domain {
-        name: "blk".try_into().unwrap(),
-        image: 0,
-        memory: 4 << 20,
-        dma_pool: 1 << 20,
-        capabilities: 0,
-        devices: Default::default(),
-        core: None,
-        weight: 256,
-        cap: 100,
-        watchdog_ms: 100,
-        grant_entries: 512,
-        grant_window_pages: 512,
-        restart: Restart {
-            floor_ms: 5,
-            backoff_percent: 200,
-            budget: 5,
-            window_s: 10,
-            automatic: true,
-        },
-        args: Default::default(),
-        autostart: true,
-        spare_of: None,
-        update_space: 16 * PAGE as u64,
-    }
+    Domain { update_space: 16 * PAGE as u64, ..common::domain("blk") }
 }
 
 /// An image with text of so many pages, all of `byte`, and a page of data.

@@ -1,6 +1,8 @@
 //! One good manifest and many bad ones, each with its exact complaint; and the
 //! memory layout that follows from the good one.
 
+mod common;
+
 use hv_core::{
     audit::{self, Leaf},
     bundle::{Item, MEMORY_TOO_SMALL, ManifestError, validate},
@@ -8,7 +10,7 @@ use hv_core::{
     memory::{Kind, Space, least_memory},
 };
 use ring_proto::{
-    bundle::{Connection, Device, Domain, Image, Node, Restart, Segment, Select},
+    bundle::{Connection, Device, Domain, Image, Node, Segment, Select},
     conn::Protocol,
     layout,
 };
@@ -23,29 +25,10 @@ fn segment(address: u64, write: bool, execute: bool) -> Segment {
 
 fn domain(name: &str, devices: &[u16]) -> Domain {
     Domain {
-        name: name.try_into().unwrap(),
-        image: 0,
-        memory: 4 << 20,
-        dma_pool: 1 << 20,
-        capabilities: 0,
         devices: heapless::Vec::from_slice(devices).unwrap(),
-        core: None,
-        weight: 256,
-        cap: 100,
-        watchdog_ms: 100,
         grant_entries: 1024,
         grant_window_pages: 1024,
-        restart: Restart {
-            floor_ms: 5,
-            backoff_percent: 200,
-            budget: 5,
-            window_s: 10,
-            automatic: true,
-        },
-        args: Default::default(),
-        autostart: true,
-        spare_of: None,
-        update_space: 0,
+        ..common::domain(name)
     }
 }
 
