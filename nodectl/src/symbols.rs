@@ -111,8 +111,8 @@ impl Address {
 }
 
 impl Program {
-    /// Finds, among the `.elf` files in `folder`, or in the one file that it is, the one of which the image
-    /// with checksum `crc` was made ([`ring_proto::bundle::Image::crc`]).
+    /// Finds, among the `.elf` files in `folder`, or in the one file that it is,
+    /// the one of which the image with checksum `crc` was made ([`ring_proto::bundle::Image::crc`]).
     ///
     /// # Errors
     ///

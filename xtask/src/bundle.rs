@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hv_core::bundle::{Item, MEMORY_TOO_SMALL};
 use hv_core::memory::least_memory;
+use nodectl::image::{append, place};
 use ring_proto::PAGE_SIZE;
-use ring_proto::bundle::{Header, Image, MAGIC, Node, Segment, VERSION};
+use ring_proto::bundle::{Header, MAGIC, Node, VERSION};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::elf::Flat;
@@ -44,10 +45,7 @@ pub fn make(manifest: &Manifest, images: &[Flat]) -> Result<Vec<u8>> {
         bundle.extend(header.as_bytes());
         bundle.extend(encoded);
         bundle.resize(front, 0);
-        for segment in images.iter().flat_map(|image| &image.segments) {
-            bundle.extend(&segment.data);
-            bundle.resize(bundle.len().next_multiple_of(PAGE_SIZE), 0);
-        }
+        images.iter().for_each(|flat| append(&mut bundle, flat));
         ensure!(bundle.len() == total_len, "the bundle came out at another size than planned");
         return Ok(bundle);
     }
@@ -60,22 +58,7 @@ fn node_at(manifest: &Manifest, images: &[Flat], front: usize) -> Result<(Node, 
     let mut offset = front;
     let mut placed = Vec::new();
     for (name, flat) in names.iter().zip(images) {
-        let mut segments = heapless::Vec::new();
-        for segment in &flat.segments {
-            let placed = Segment {
-                address: segment.address,
-                memory_len: segment.memory_len,
-                file_offset: offset as u64,
-                file_len: segment.data.len() as u64,
-                write: segment.write,
-                execute: segment.execute,
-            };
-            segments.push(placed).map_err(|_| anyhow!("image `{name}` has too many segments"))?;
-            offset += segment.data.len().next_multiple_of(PAGE_SIZE);
-        }
-        let name = heapless::String::try_from(*name)
-            .map_err(|_| anyhow!("the image name `{name}` is too long"))?;
-        placed.push(Image { name, crc: flat.crc(), entry: flat.entry, segments });
+        placed.push(place(name, flat, &mut offset)?);
     }
     Ok((manifest.to_node(&placed)?, offset))
 }
@@ -135,7 +118,7 @@ pub fn read(bundle: &[u8]) -> Result<Node> {
 mod tests {
     use std::path::Path;
 
-    use ring_proto::layout::IMAGE_BASE;
+    use ring_proto::{bundle::Segment, layout::IMAGE_BASE};
 
     use super::*;
     use crate::elf::{flatten, sample};
