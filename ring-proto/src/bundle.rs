@@ -5,6 +5,7 @@
 //! then the segments' bytes, each page aligned. `hv-core` has the one function
 //! that validates a [`Node`]; both sides call it.
 
+use crc::{CRC_32_ISO_HDLC, Crc};
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -195,8 +196,9 @@ pub struct Connection {
     pub addresses: Addresses,
 }
 
-/// CRC-32 (IEEE 802.3, reflected) as in [`Header::manifest_crc`]. Bitwise: it
-/// runs once, over a few kilobytes.
+static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+
+/// CRC-32 (IEEE 802.3, reflected) as in [`Header::manifest_crc`].
 pub fn crc32(bytes: &[u8]) -> u32 {
     crc32_of([bytes])
 }
@@ -208,10 +210,10 @@ pub fn crc32_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
 
 /// The [`crc32`] of bytes of which the first have the CRC `crc` and `bytes` follow; none have 0.
 pub fn crc32_more(crc: u32, bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!crc, |crc, &b| {
-        (0..8)
-            .fold(crc ^ u32::from(b), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
-    })
+    // A digest begins with the bits the other way round, and ends with their complement.
+    let mut digest = CRC.digest_with_initial((!crc).reverse_bits());
+    digest.update(bytes);
+    digest.finalize()
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 use heapless::Vec;
 
 use super::{FRAME_MAX, Message, VERSION};
+use crate::bundle::crc32;
 
-const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 const CRC_LEN: usize = 4;
 /// COBS adds one byte for every begun 254 bytes; then comes the zero.
 const COBS_OVERHEAD: usize = FRAME_MAX / 254 + 1;
@@ -39,7 +39,7 @@ pub fn encode<T: Message>(message: &T) -> Result<Vec<u8, FRAME_MAX>, EncodeError
     let body_len = postcard::to_slice(message, body).map_err(|_| EncodeError)?.len();
     let (checked, rest) =
         content.split_at_mut_checked(body_len.saturating_add(1)).ok_or(EncodeError)?;
-    let crc = CRC.checksum(checked);
+    let crc = crc32(checked);
     *rest.first_chunk_mut().ok_or(EncodeError)? = crc.to_le_bytes();
     let len = checked.len().saturating_add(CRC_LEN);
     let content = content.get(..len).ok_or(EncodeError)?;
@@ -103,7 +103,7 @@ fn open<T: Message>(frame: &mut [u8]) -> Result<T, FrameError> {
     let len = cobs::decode_in_place(frame).map_err(|_| FrameError::Damaged)?;
     let content = frame.get(..len).ok_or(FrameError::Damaged)?;
     let (checked, crc) = content.split_last_chunk::<CRC_LEN>().ok_or(FrameError::Damaged)?;
-    if CRC.checksum(checked) != u32::from_le_bytes(*crc) {
+    if crc32(checked) != u32::from_le_bytes(*crc) {
         return Err(FrameError::Damaged);
     }
     let (&version, body) = checked.split_first().ok_or(FrameError::Damaged)?;
