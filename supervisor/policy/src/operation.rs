@@ -66,6 +66,13 @@ pub struct Drain {
     pub until_ns: u64,
 }
 
+impl Drain {
+    /// Whether the domain answered, or had its time.
+    pub fn is_over(&self, info: &DomainInfo, now: u64) -> bool {
+        info.health & !STUCK == self.number || now >= self.until_ns
+    }
+}
+
 /// How far a command is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -122,7 +129,7 @@ impl Operation {
             return false;
         };
         self.drained = info.health == drain.number;
-        let over = info.health & !STUCK == drain.number || now >= drain.until_ns;
+        let over = drain.is_over(info, now);
         if over {
             self.drain = None;
         }

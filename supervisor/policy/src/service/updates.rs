@@ -16,12 +16,11 @@ use ring_proto::{
     bundle::Name,
     control::{self, Answer, FRAME_MAX, Failure, FailureKind, Updated},
     crash::CrashRecord,
-    event::STUCK,
     hypercall::{DomainInfo, DomainState, Error, NOBODY, Trial},
 };
 
 use super::{RETRY_NS, SHARED_POLL_NS, Supervisor, is, refused};
-use crate::{Node, status};
+use crate::{Node, operation::Drain, status};
 
 /// How long a generation of a new image may take until it is ready, ns.
 pub const READY_NS: u64 = 10_000_000_000;
@@ -37,9 +36,8 @@ const PIECES: usize = 4096;
 struct Watch {
     trial: Trial,
     since_ns: u64,
-    /// Generation that is to finish its work, number of its answer, and when it
-    /// is ended all the same.
-    drain: Option<(Generation, u32, u64)>,
+    /// Generation that is to finish its work.
+    drain: Option<(Generation, Drain)>,
     /// When an order may be repeated.
     again_ns: u64,
 }
@@ -75,15 +73,17 @@ impl Updates {
 
     /// Notes the death of a generation that ended for an update.
     pub(super) fn note(&mut self, record: &CrashRecord) {
-        if let Some(asked) = &mut self.asked
-            && asked.domain == record.domain
-        {
+        if let Some(asked) = self.asked_for(record.domain) {
             asked.record.get_or_insert(record.sequence);
         }
     }
 
+    fn asked_for(&mut self, domain: DomainId) -> Option<&mut Asked> {
+        self.asked.as_mut().filter(|asked| asked.domain == domain)
+    }
+
     fn blame(&mut self, domain: DomainId, why: &'static str) {
-        if let Some(asked) = self.asked.as_mut().filter(|asked| asked.domain == domain) {
+        if let Some(asked) = self.asked_for(domain) {
             asked.why = why;
         }
     }
@@ -171,17 +171,16 @@ impl Supervisor {
         match (trial, spare) {
             (Trial::None, spare) => {
                 // A spare is as its principal is to be.
-                let other = spare.filter(|s| is(s, DomainState::Running));
-                let other = other.filter(|s| s.image_crc != info.good_crc);
-                if let Some(spare) = other {
-                    if may_order {
-                        watch.again_ns = soon;
-                        self.order(node, spare.id);
-                    }
-                    self.finish_update(info, now).min(soon)
-                } else {
-                    self.finish_update(info, now)
+                let other =
+                    |s: &DomainInfo| is(s, DomainState::Running) && s.image_crc != info.good_crc;
+                let Some(spare) = spare.filter(other) else {
+                    return self.finish_update(info, now);
+                };
+                if may_order {
+                    watch.again_ns = soon;
+                    self.order(node, spare.id);
                 }
+                self.finish_update(info, now).min(soon)
             }
             (Trial::Due, _) if late || !running => {
                 self.give_up(node, info, "no generation of it could be begun", now)
@@ -200,15 +199,13 @@ impl Supervisor {
             // The driver finishes its work and goes.
             (Trial::Due, None) | (Trial::Elsewhere, _) => self.drain_for_update(node, info, now),
             (Trial::Here, _) if running && info.ready != 0 => {
-                let until = info.started_ns.max(1).saturating_add(TRIAL_NS);
+                let until = info.started_ns.saturating_add(TRIAL_NS);
                 if now < until {
                     return until;
                 }
                 match node.image_judge(info.id, true) {
                     Ok(()) => {
-                        if let Some(asked) =
-                            self.updates.asked.as_mut().filter(|asked| asked.domain == info.id)
-                        {
+                        if let Some(asked) = self.updates.asked_for(info.id) {
                             asked.kept = true;
                         }
                     }
@@ -233,15 +230,13 @@ impl Supervisor {
         match watch.drain.filter(|drain| drain.0 == info.generation) {
             None if info.ready != 0 => match node.check(info.id, true) {
                 Ok(number) => {
-                    let until = now.saturating_add(DRAIN_NS);
-                    watch.drain = Some((info.generation, number, until));
+                    let until_ns = now.saturating_add(DRAIN_NS);
+                    watch.drain = Some((info.generation, Drain { number, until_ns }));
                     now.saturating_add(SHARED_POLL_NS)
                 }
                 Err(_) => soon,
             },
-            Some((_, number, until)) if info.health & !STUCK != number && now < until => {
-                now.saturating_add(SHARED_POLL_NS)
-            }
+            Some((_, drain)) if !drain.is_over(info, now) => now.saturating_add(SHARED_POLL_NS),
             _ => {
                 watch.again_ns = soon;
                 self.order(node, info.id);
