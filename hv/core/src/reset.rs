@@ -116,30 +116,26 @@ impl Ladder {
     /// How the reset goes on. `idle`: no request of the functions is under way;
     /// `answers`: all of them answer as they did at boot.
     pub fn step(&mut self, now: u64, idle: impl Fn() -> bool, answers: impl Fn() -> bool) -> Act {
-        let until = |from: u64, ns| from.saturating_add(ns);
+        let until = |ns| now.saturating_add(ns);
         let (phase, act) = match self.phase {
             Phase::Idle if self.rung == Reset::Function => {
-                let end = until(now, DRAIN);
+                let end = until(DRAIN);
                 (Phase::Draining(end), Act::Wait(now))
             }
             Phase::Idle if self.rung == Reset::Bus => {
-                (Phase::Asserted(until(now, ASSERT)), Act::Begin(Reset::Bus))
+                (Phase::Asserted(until(ASSERT)), Act::Begin(Reset::Bus))
             }
             Phase::Draining(end) if now < end && !idle() => {
-                (self.phase, Act::Wait(end.min(until(now, LOOK))))
+                (self.phase, Act::Wait(end.min(until(LOOK))))
             }
-            Phase::Draining(_) => {
-                (Phase::Settling(until(now, SETTLE)), Act::Begin(Reset::Function))
-            }
+            Phase::Draining(_) => (Phase::Settling(until(SETTLE)), Act::Begin(Reset::Function)),
             Phase::Asserted(end) | Phase::Settling(end) if now < end => {
                 (self.phase, Act::Wait(end))
             }
-            Phase::Asserted(_) => (Phase::Settling(until(now, SETTLE)), Act::Release),
-            Phase::Settling(_) => (Phase::Answering(until(now, ANSWER)), Act::Wait(now)),
+            Phase::Asserted(_) => (Phase::Settling(until(SETTLE)), Act::Release),
+            Phase::Settling(_) => (Phase::Answering(until(ANSWER)), Act::Wait(now)),
             _ if answers() => (Phase::Idle, Act::Done),
-            Phase::Answering(end) if now < end => {
-                (self.phase, Act::Wait(end.min(until(now, LOOK))))
-            }
+            Phase::Answering(end) if now < end => (self.phase, Act::Wait(end.min(until(LOOK)))),
             Phase::Idle | Phase::Answering(_) => (Phase::Idle, self.lost()),
         };
         self.phase = phase;

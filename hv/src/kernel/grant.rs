@@ -262,12 +262,8 @@ impl Node {
         };
         let own = own.ok_or(Error::BadAddress)?;
         let granter = self.granter(op.peer.into())?;
-        let entry = GrantEntry(
-            self.grant_words(granter)?
-                .get(op.gref as usize)
-                .ok_or(Error::NotFound)?
-                .load(Ordering::Acquire),
-        );
+        let word = self.grant_words(granter)?.get(op.gref as usize).ok_or(Error::NotFound)?;
+        let entry = GrantEntry(word.load(Ordering::Acquire));
         let need = VALID | COPY | if to_grant { WRITE } else { 0 };
         if !entry.has(need) || entry.grantee() != caller {
             return Err(Error::PeerGrant);

@@ -57,6 +57,9 @@ impl Node {
 
     pub(super) fn image_judge(&mut self, domain: u64, keep: u64) -> Answer {
         let domain = self.updatable(domain)?;
+        if keep > 1 {
+            return Err(Error::BadArgument);
+        }
         match self.images[domain].judge(domain, keep == 1)? {
             Some(loser) => self.order(loser.into(), Some(Reason::Operator), true),
             None => Ok(0),

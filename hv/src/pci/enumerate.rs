@@ -92,8 +92,7 @@ fn read<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> Function {
         function.msix = MsiX::read(ecam, bdf, &function.bars);
         function.unfit = function.msix.is_none() && capability::find(ecam, bdf, MSI_X).is_some();
         function.readable = readable(ecam, &function);
-    }
-    if kind != Kind::Endpoint && pcie.is_some() {
+    } else if pcie.is_some() {
         fence_extended(ecam, bdf);
     }
     function
