@@ -21,8 +21,11 @@ use crate::volume::Volume;
 pub(crate) const SOCKETS: usize = 32;
 /// Bytes of each socket's receive and of its send buffer.
 const SOCKET_BUFFER: usize = 48 << 10;
-/// A silent peer is asked after this long whether it is still there …
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// A silent peer is asked after this long whether it is still there. A driver
+/// that does no work is found by what it does not send, so a guest that only
+/// waits for its clients must send something now and then; well before
+/// [`kv_http::CLIENT_IDLE_MS`], when the clients would be given up …
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// … and given up after this long without an answer: far longer than a driver
 /// domain, or a network, may be away.
 const PEER_TIMEOUT: Duration = Duration::from_secs(300);

@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         iommu::machine_vt_d,
         recovery::g2_an_endless_loop_is_ended_by_the_watchdog,
         recovery::g2_a_driver_that_does_no_work_is_replaced,
+        recovery::g2_a_net_that_brings_nothing_is_replaced,
         recovery::g3_planned_restarts_finish_the_work_first,
         recovery::g6_a_deterministic_crasher_is_held_and_its_clients_wait,
         recovery::g7_the_supervisor_is_killed_under_load,

@@ -7,6 +7,7 @@ use nodectl::{Client, control::How, names};
 use system_tests::{
     attack::demo,
     bench::{Bench, Node, RECOVERY},
+    runner::wait_for,
     workload::{Workload, check_all, join},
 };
 
@@ -96,6 +97,35 @@ pub fn g2_a_driver_that_does_no_work_is_replaced(bench: &Bench) -> Result<()> {
                     crash(client, domain, How::Stall)?;
                     workload.wait_progress(3, PATIENCE)?;
                 }
+                Ok(())
+            })
+        },
+    )
+}
+
+/// The same where nothing is missing: the guest waits for its clients, and
+/// what they send does not come through. What it sends now and then to silent
+/// clients tells it so, before it gives them up.
+pub fn g2_a_net_that_brings_nothing_is_replaced(bench: &Bench) -> Result<()> {
+    bench.with_node(
+        |_| (),
+        |node| {
+            let mut connection = node.connect()?;
+            connection.put("key", b"value")?;
+            let mut client = node.control()?;
+            client.order_crash("net", How::Stall)?;
+            // The order is out once the supervisor answers the next question.
+            client.info()?;
+            wait_for("net to be replaced", PATIENCE, || {
+                let got = connection.get("key")?;
+                ensure!(got.as_deref() == Some(b"value"), "the value is {got:?}");
+                let net = client.domain("net")?.context("there is no net")?;
+                ensure!(net.deaths <= 1, "net died {} times", net.deaths);
+                Ok((net.deaths == 1).then_some(net.last_reason))
+            })
+            .and_then(|reason| {
+                let reason = names::reason(reason);
+                ensure!(is_reason(How::Stall, &reason), "net died of {reason}");
                 Ok(())
             })
         },
