@@ -16,7 +16,7 @@ use system_tests::{
 use crate::recovery::{PATIENCE, WAYS, crash, under_load};
 
 /// Waits until the spare of `driver` stands by; returns its generation.
-fn standby(client: &mut Client, driver: &str) -> Result<u32> {
+pub fn standby(client: &mut Client, driver: &str) -> Result<u32> {
     let name = format!("{driver}-spare");
     wait_for(&format!("{name} to stand by"), RECOVERY, || {
         let spare = client.domain(&name)?.with_context(|| format!("there is no {name}"))?;
