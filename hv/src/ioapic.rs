@@ -1,9 +1,9 @@
 //! I/O APICs: how interrupts without messages of their own reach a core.
 #![expect(clippy::arithmetic_side_effects, reason = "registers of a unit with at most 256 pins")]
 
-use heapless::Vec;
+use alloc::vec::Vec;
 
-use crate::acpi::{IoApicInfo, Line, MAX_IOAPICS, Platform};
+use crate::acpi::{IoApicInfo, Line, Platform};
 use crate::iommu::{Error, Iommu};
 use crate::pci::Bdf;
 use crate::phys::PhysIo;
@@ -28,7 +28,7 @@ struct Unit {
 #[derive(Debug)]
 pub struct IoApics<IO> {
     io: IO,
-    units: Vec<Unit, MAX_IOAPICS>,
+    units: Vec<Unit>,
 }
 
 impl<IO: PhysIo> IoApics<IO> {
@@ -42,8 +42,7 @@ impl<IO: PhysIo> IoApics<IO> {
             for pin in 0..pins {
                 this.write_pin(info.address, pin, MASKED, 0);
             }
-            // As many as the platform's list can hold.
-            let _ = this.units.push(Unit { info, pins, source: source.map(|&(_, id)| Bdf(id)) });
+            this.units.push(Unit { info, pins, source: source.map(|&(_, id)| Bdf(id)) });
         }
         this
     }
@@ -54,22 +53,18 @@ impl<IO: PhysIo> IoApics<IO> {
     /// With an IOMMU the vector is also the index into the interrupt table, so
     /// no two pins may have the same vector, not even on different cores.
     pub fn route(
-        &mut self,
+        &self,
         gsi: u32,
         line: Line,
         vector: u8,
         apic_id: u32,
         iommu: Option<&mut Iommu>,
     ) -> Result<(), Error> {
-        const FIRST_VECTOR: u8 = 16;
-        let (address, source, pin) = self.pin(gsi).ok_or(Error::BadArgument)?;
+        let pin_of = |u: &Unit| gsi.checked_sub(u.info.gsi_base).filter(|&pin| pin < u.pins);
+        let found = self.units.iter().find_map(|u| Some((u, pin_of(u)?)));
+        let (&Unit { info: IoApicInfo { address, .. }, source, .. }, pin) =
+            found.ok_or(Error::BadArgument)?;
         let destination = u8::try_from(apic_id).map_err(|_| Error::BadArgument)?;
-        if vector < FIRST_VECTOR {
-            return Err(Error::BadArgument);
-        }
-        if self.vector_is_taken(vector, address, pin) {
-            return Err(Error::BadState);
-        }
         let high = match (iommu, source) {
             (Some(iommu), Some(source)) => {
                 // Nothing arrives by the old way while the new one is built.
@@ -87,22 +82,6 @@ impl<IO: PhysIo> IoApics<IO> {
             if line.level { LEVEL } else { 0 } | if line.active_low { ACTIVE_LOW } else { 0 };
         self.write_pin(address, pin, u32::from(vector) | mode, high);
         Ok(())
-    }
-
-    fn pin(&self, gsi: u32) -> Option<(u64, Option<Bdf>, u32)> {
-        self.units.iter().find_map(|u| {
-            let pin = gsi.checked_sub(u.info.gsi_base)?;
-            (pin < u.pins).then_some((u.info.address, u.source, pin))
-        })
-    }
-
-    fn vector_is_taken(&self, vector: u8, address: u64, pin: u32) -> bool {
-        self.units.iter().any(|u| {
-            (0..u.pins).filter(|&p| (u.info.address, p) != (address, pin)).any(|p| {
-                let [used, ..] = self.read(u.info.address, FIRST_PIN + 2 * p).to_le_bytes();
-                used == vector
-            })
-        })
     }
 
     fn write_pin(&self, address: u64, pin: u32, low: u32, high: u32) {

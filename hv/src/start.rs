@@ -13,7 +13,7 @@ use core::arch::asm;
 use alloc::format;
 use alloc::string::String;
 
-use crate::cpu::{self, features, stack::Stack};
+use crate::cpu::{self, stack::Stack};
 use crate::ioapic::IoApics;
 use crate::memmap::Kind;
 use crate::pci::{self, Pci};
@@ -114,7 +114,6 @@ fn report() {
     let khz = (1_000_000u64 << 32) / time::tsc_mult();
     let apic_khz = ((u128::from(apic::timer_rate()) * 1_000_000) >> 32) as u64;
     say!("TSC {khz} kHz, local APIC timer {apic_khz} kHz");
-    log::debug!("{:?}", features::get());
 }
 
 /// Where a core goes once it is up.

@@ -4,23 +4,20 @@
 //! All units share their tables and get every command, so it does not matter
 //! which of them serves whom, only who is served at all.
 
-use heapless::Vec;
+use alloc::vec::Vec;
 
-use super::table::{Error, MALFORMED, TOO_MANY, Table};
-use super::{MAX_IOMMUS, Platform};
+use super::Platform;
+use super::table::{Error, MALFORMED, OTHER_SEGMENT, Table};
 use crate::phys::PhysIo;
 
-/// Most functions that the table may name.
-const MAX_NAMED: usize = 64;
-
 /// Functions by their requester ids; a bridge stands for all behind it, too.
-pub type Named = Vec<u16, MAX_NAMED>;
+pub type Named = Vec<u16>;
 
 /// What the table says.
 #[derive(Clone, Debug, Default)]
 pub struct Dmar {
     /// Physical addresses of the units' registers.
-    pub units: Vec<u64, MAX_IOMMUS>,
+    pub units: Vec<u64>,
     /// One of them serves all functions that no other unit names.
     pub all: bool,
     /// Functions that a unit names.
@@ -39,7 +36,7 @@ pub fn read<IO: PhysIo>(dmar: &Table<'_, IO>, platform: &mut Platform) -> Result
         let kind: u16 = part.get(0)?;
         // Another PCI segment: nothing would hold its functions back.
         if kind <= 1 && part.get::<u16>(6)? != 0 {
-            return Err(part.error(TOO_MANY));
+            return Err(part.error(OTHER_SEGMENT));
         }
         match kind {
             0 => {
@@ -47,16 +44,16 @@ pub fn read<IO: PhysIo>(dmar: &Table<'_, IO>, platform: &mut Platform) -> Result
                 if mmio == 0 || !mmio.is_multiple_of(PAGE) {
                     return Err(part.error(MALFORMED));
                 }
-                part.add(&mut info.units, mmio)?;
+                info.units.push(mmio);
                 info.all |= part.get::<u8>(4)? & 1 != 0;
                 read_scopes(&part, 16, |kind, id, source, direct| match kind {
-                    IOAPIC => part.add(&mut platform.ioapic_sources, (id, source)),
+                    IOAPIC => platform.ioapic_sources.push((id, source)),
                     // Of a longer path only the end is served, and that is not in sight.
-                    ENDPOINT | BRIDGE if direct => part.add(&mut info.served, source),
-                    _ => Ok(()),
+                    ENDPOINT | BRIDGE if direct => info.served.push(source),
+                    _ => {}
                 })?;
             }
-            1 => read_scopes(&part, 24, |_, _, source, _| part.add(&mut info.reserved, source))?,
+            1 => read_scopes(&part, 24, |_, _, source, _| info.reserved.push(source))?,
             _ => {}
         }
     }
@@ -73,13 +70,13 @@ const IOAPIC: u8 = 3;
 fn read_scopes<IO: PhysIo>(
     part: &Table<'_, IO>,
     at: u64,
-    mut visit: impl FnMut(u8, u8, u16, bool) -> Result<(), Error>,
+    mut visit: impl FnMut(u8, u8, u16, bool),
 ) -> Result<(), Error> {
     for scope in part.parts(at, 8, |at| Ok(part.get::<[u8; 2]>(at)?[1].into())) {
         let scope = scope?;
         let [kind, _, _, _, id, bus, device, function] = scope.get(0)?;
         let source = u16::from_be_bytes([bus, device << 3 | function & 7]);
-        visit(kind, id, source, scope.size() == 8)?;
+        visit(kind, id, source, scope.size() == 8);
     }
     Ok(())
 }

@@ -1,14 +1,11 @@
 //! The I/O Virtualization Reporting Structure: which AMD IOMMUs there are and
 //! which requester ids each of them serves.
 
-use heapless::Vec;
+use alloc::vec::Vec;
 
-use super::table::{Error, MALFORMED, TOO_MANY, Table};
-use super::{IoApicSources, Platform};
+use super::Platform;
+use super::table::{Error, MALFORMED, OTHER_SEGMENT, Table};
 use crate::phys::PhysIo;
-
-/// Most ranges of requester ids of one unit.
-const MAX_RANGES: usize = 64;
 
 /// Requester ids that a unit serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +30,7 @@ pub struct AmdViUnit {
     /// IVHD flags: how HyperTransport is to be set up.
     pub flags: u8,
     /// Whom it serves.
-    pub ranges: Vec<Range, MAX_RANGES>,
+    pub ranges: Vec<Range>,
 }
 
 impl AmdViUnit {
@@ -75,11 +72,11 @@ fn read_unit<IO: PhysIo>(
     if block.get::<u16>(16)? != 0 {
         // Another PCI segment: none of its functions is ever given away, but
         // nothing would hold them back either.
-        return Err(block.error(TOO_MANY));
+        return Err(block.error(OTHER_SEGMENT));
     }
     if !units.iter().any(|u| u.mmio == mmio) {
         let (flags, bdf, capability) = (block.get(1)?, block.get(4)?, block.get(6)?);
-        block.add(units, AmdViUnit { bdf, capability, mmio, flags, ranges: Vec::new() })?;
+        units.push(AmdViUnit { bdf, capability, mmio, flags, ranges: Vec::new() });
     }
     let unit = units.iter_mut().find(|u| u.mmio == mmio).ok_or(block.error(MALFORMED))?;
     let mut open = None;
@@ -102,28 +99,28 @@ fn entry_len<IO: PhysIo>(block: &Table<'_, IO>, at: u64) -> Result<u64, Error> {
 fn read_entry<IO: PhysIo>(
     entry: &Table<'_, IO>,
     open: &mut Option<(u16, Option<u16>)>,
-    ranges: &mut Vec<Range, MAX_RANGES>,
-    ioapics: &mut IoApicSources,
+    ranges: &mut Vec<Range>,
+    ioapics: &mut Vec<(u8, u16)>,
 ) -> Result<(), Error> {
     const IOAPIC: u8 = 1;
     let (kind, device) = (entry.get::<u8>(0)?, entry.get(1)?);
     let alias = || entry.get(5).map(Some);
-    let mut range = |first, last, alias| entry.add(ranges, Range { first, last, alias });
+    let mut range = |first, last, alias| ranges.push(Range { first, last, alias });
     match kind {
-        0x01 => range(0, u16::MAX, None)?,
-        0x02 | 0x46 => range(device, device, None)?,
-        0x42 => range(device, device, alias()?)?,
+        0x01 => range(0, u16::MAX, None),
+        0x02 | 0x46 => range(device, device, None),
+        0x42 => range(device, device, alias()?),
         0x03 | 0x43 | 0x47 if open.is_some() => return Err(entry.error(MALFORMED)),
         0x03 | 0x47 => *open = Some((device, None)),
         0x43 => *open = Some((device, alias()?)),
         0x04 => match open.take() {
-            Some((first, alias)) if first <= device => range(first, device, alias)?,
+            Some((first, alias)) if first <= device => range(first, device, alias),
             _ => return Err(entry.error(MALFORMED)),
         },
         0x48 if entry.get(7) == Ok(IOAPIC) => {
             let item = (entry.get(4)?, entry.get(5)?);
             if !ioapics.contains(&item) {
-                entry.add(ioapics, item)?;
+                ioapics.push(item);
             }
         }
         _ => {}

@@ -9,21 +9,12 @@ pub mod dmar;
 pub mod ivrs;
 pub mod table;
 
-use heapless::Vec;
+use alloc::vec::Vec;
 
 use crate::phys::PhysIo;
 use dmar::Dmar;
 use ivrs::AmdViUnit;
 use table::{Error, MALFORMED, MISSING, Table};
-
-/// Most CPUs that are noticed.
-pub const MAX_CPUS: usize = 64;
-/// Most I/O APICs.
-pub const MAX_IOAPICS: usize = 8;
-/// Most IOMMU units.
-pub const MAX_IOMMUS: usize = 4;
-/// Legacy interrupt lines.
-const ISA_IRQS: usize = 16;
 
 /// An I/O APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,30 +56,27 @@ pub struct PmTimer {
     pub wide: bool,
 }
 
-/// I/O APIC ids and the requester ids of their interrupts.
-pub type IoApicSources = Vec<(u8, u16), MAX_IOAPICS>;
-
 /// What the hypervisor wants to know about the platform.
 #[derive(Clone, Debug, Default)]
 pub struct Platform {
     /// APIC ids of the usable CPUs, in the firmware's order.
-    pub cpus: Vec<u32, MAX_CPUS>,
+    pub cpus: Vec<u32>,
     /// Physical address of the local APICs.
     pub local_apic: u64,
     /// All I/O APICs.
-    pub ioapics: Vec<IoApicInfo, MAX_IOAPICS>,
+    pub ioapics: Vec<IoApicInfo>,
     /// Legacy interrupts that are not wired one to one, and where they arrive.
-    pub overrides: Vec<(u8, u32, Line), ISA_IRQS>,
+    pub overrides: Vec<(u8, u32, Line)>,
     /// PCI configuration space.
     pub ecam: Option<EcamInfo>,
     /// The ACPI timer.
     pub pm_timer: Option<PmTimer>,
     /// All AMD IOMMUs.
-    pub amd_vi: Vec<AmdViUnit, MAX_IOMMUS>,
+    pub amd_vi: Vec<AmdViUnit>,
     /// All Intel IOMMUs.
     pub vt_d: Dmar,
-    /// As the IOMMUs' tables name them.
-    pub ioapic_sources: IoApicSources,
+    /// I/O APIC ids and the requester ids of their interrupts, as the IOMMUs' tables name them.
+    pub ioapic_sources: Vec<(u8, u16)>,
 }
 
 impl Platform {
@@ -151,23 +139,21 @@ fn read_madt<IO: PhysIo>(madt: &Table<'_, IO>, platform: &mut Platform) -> Resul
         let entry = entry?;
         match entry.get::<u8>(0)? {
             0 if entry.get::<u32>(4)? & ENABLED != 0 => {
-                // More CPUs than we can use are left alone.
-                let _ = platform.cpus.push(entry.get::<u8>(3)?.into());
+                platform.cpus.push(entry.get::<u8>(3)?.into());
             }
             1 => {
                 let (id, address) = (entry.get(2)?, entry.get::<u32>(4)?.into());
-                let info = IoApicInfo { id, address, gsi_base: entry.get(8)? };
-                madt.add(&mut platform.ioapics, info)?;
+                platform.ioapics.push(IoApicInfo { id, address, gsi_base: entry.get(8)? });
             }
             2 => {
                 let flags: u16 = entry.get(8)?;
                 // 0 means as the bus has it: edge, active high.
                 let line = Line { level: flags >> 2 & 3 == 3, active_low: flags & 3 == 3 };
-                madt.add(&mut platform.overrides, (entry.get(3)?, entry.get(4)?, line))?;
+                platform.overrides.push((entry.get(3)?, entry.get(4)?, line));
             }
             5 => platform.local_apic = entry.get(4)?,
             9 if entry.get::<u32>(8)? & ENABLED != 0 => {
-                let _ = platform.cpus.push(entry.get(4)?);
+                platform.cpus.push(entry.get(4)?);
             }
             _ => {}
         }

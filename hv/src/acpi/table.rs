@@ -2,7 +2,6 @@
 
 use core::fmt;
 
-use heapless::Vec;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::phys::PhysIo;
@@ -25,8 +24,7 @@ pub const BAD_PLACE: &str = "address or length out of range";
 pub const BAD_CHECKSUM: &str = "wrong checksum";
 pub const MISSING: &str = "not found";
 pub const MALFORMED: &str = "malformed";
-/// The platform has more of something than we can handle.
-pub const TOO_MANY: &str = "more entries than supported";
+pub const OTHER_SEGMENT: &str = "more than one PCI segment";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -124,10 +122,5 @@ impl<'io, IO: PhysIo> Table<'io, IO> {
             *byte = self.io.read::<u8>(address);
         }
         Ok(value)
-    }
-
-    /// Adds what the table names to a list.
-    pub fn add<T, const N: usize>(&self, list: &mut Vec<T, N>, item: T) -> Result<(), Error> {
-        list.push(item).map_err(|_| self.error(TOO_MANY))
     }
 }

@@ -1,12 +1,12 @@
 //! What this processor offers. Code asks here and works without what is not
 //! offered.
 
-use core::arch::x86_64::{__cpuid, __cpuid_count};
+use core::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
 use spin::Once;
 
 /// Features of the boot processor; the others are taken to be alike.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Features {
     /// Secure virtual machine.
     pub svm: bool,
@@ -40,30 +40,21 @@ pub fn get() -> &'static Features {
 fn probe() -> Features {
     let bit = |word: u32, n: u32| word >> n & 1 != 0;
     // A leaf that is not there has no features.
-    let leaf = |number: u32| {
-        let there = __cpuid(number & 0x8000_0000).eax >= number;
-        there.then(|| __cpuid_count(number, 0))
+    let leaf = |number: u32| match __cpuid(number & 0x8000_0000).eax >= number {
+        true => __cpuid_count(number, 0),
+        false => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
     };
-    let mut f = Features::default();
-    if let Some(one) = leaf(1) {
-        f.rdrand = bit(one.ecx, 30);
+    let (seven, extended, svm) = (leaf(7), leaf(0x8000_0001), leaf(0x8000_000a));
+    Features {
+        svm: bit(extended.ecx, 2),
+        asids: svm.ebx,
+        nested_paging: bit(svm.edx, 0),
+        flush_by_asid: bit(svm.edx, 6),
+        gib_pages: bit(extended.edx, 26),
+        rdrand: bit(leaf(1).ecx, 30),
+        smep: bit(seven.ebx, 7),
+        smap: bit(seven.ebx, 20),
+        umip: bit(seven.ecx, 2),
+        ibpb: bit(leaf(0x8000_0008).ebx, 12),
     }
-    if let Some(seven) = leaf(7) {
-        f.smep = bit(seven.ebx, 7);
-        f.smap = bit(seven.ebx, 20);
-        f.umip = bit(seven.ecx, 2);
-    }
-    if let Some(extended) = leaf(0x8000_0001) {
-        f.svm = bit(extended.ecx, 2);
-        f.gib_pages = bit(extended.edx, 26);
-    }
-    if let Some(sizes) = leaf(0x8000_0008) {
-        f.ibpb = bit(sizes.ebx, 12);
-    }
-    if let Some(svm) = leaf(0x8000_000a).filter(|_| f.svm) {
-        f.asids = svm.ebx;
-        f.nested_paging = bit(svm.edx, 0);
-        f.flush_by_asid = bit(svm.edx, 6);
-    }
-    f
 }

@@ -27,8 +27,6 @@ use queue::Command;
 const MAX_ATTACHED: usize = 16;
 /// Interrupts of a function that can be mapped.
 const INDEXES: u16 = 256;
-/// Most pieces of memory that tables and queues take up.
-const MAX_PIECES: usize = 64;
 const PAGE: u64 = 4096;
 /// How often a value is read before a unit counts as broken. A read of a
 /// cached word and a pause take some tens of cycles, so this is about a second.
@@ -227,7 +225,7 @@ impl Iommu {
 }
 
 /// An IOMMU, and the memory of its tables and queues: (address, bytes).
-pub type Found = (Iommu, heapless::Vec<(u64, u64), MAX_PIECES>);
+pub type Found = (Iommu, Vec<(u64, u64)>);
 
 /// Finds the IOMMU and has it block every function there can be. `None` if
 /// the platform has none. Bus mastering must be off already.
@@ -239,10 +237,11 @@ pub fn init<IO: PhysIo + Send + 'static>(
     pci: &Pci<IO>,
     alloc: AllocFrames<'_>,
 ) -> Result<Option<Found>, Error> {
-    let mut memory = heapless::Vec::new();
+    let mut memory = Vec::new();
     let mut alloc = |count, align| {
         let at = alloc(count, align)?;
-        memory.push((at, (count as u64).saturating_mul(PAGE))).ok().map(|()| at)
+        memory.push((at, (count as u64).saturating_mul(PAGE)));
+        Some(at)
     };
     let mut iommu = match (&*platform.amd_vi, &*platform.vt_d.units) {
         ([], []) => return Ok(None),

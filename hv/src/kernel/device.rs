@@ -122,7 +122,7 @@ impl Devices {
             uart: platform.isa_irq(UART_IRQ),
             pci,
             iommu,
-            iommu_memory: memory.into_iter().flatten().collect(),
+            iommu_memory: memory.unwrap_or_default(),
             ioapics,
             named: Vec::new(),
             owned: Vec::new(),
