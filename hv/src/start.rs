@@ -73,7 +73,7 @@ extern "C" fn on_final_stack() -> ! {
 fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(), String> {
     svm::prepare(cores)?;
     let ecam = platform.ecam.ok_or("the firmware names no PCI configuration space (MCFG)")?;
-    let mut pci = Pci::enumerate(phys, ecam).map_err(|e| format!("PCI: {e:?}"))?;
+    let mut pci = Pci::enumerate(phys, ecam);
     memmap::boot().ram().for_each(|ram| pci.withhold(ram.start, ram.len()));
     pci.withhold(platform.local_apic, 1 << 20);
     platform.ioapics.iter().for_each(|unit| pci.withhold(unit.address, 1 << 12));

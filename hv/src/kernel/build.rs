@@ -121,7 +121,7 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
             d.life = Life::Building(0);
             node.sched.start(id, 0);
         }
-        if Devices::wants_uart(&d.config) {
+        if d.config.capabilities & boot::CAP_CONTROL_UART != 0 {
             node.devices.route_uart(id, d.info.core)?;
         }
     }

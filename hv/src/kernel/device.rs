@@ -11,7 +11,7 @@ use hv_core::{
     reset::Ladder,
 };
 use ring_proto::{
-    DomainId, PAGE_SIZE, Port, boot,
+    DomainId, PAGE_SIZE, Port,
     bundle::{self, Select},
     event,
     hypercall::Error,
@@ -87,11 +87,9 @@ pub struct Devices {
     ioapics: IoApics<Identity>,
     uart: (u32, Line),
     /// BDF by the manifest's device index.
-    named: Vec<Bdf>,
+    manifest: Vec<Bdf>,
     owned: Vec<Owned>,
-    /// By domain.
-    tables: Vec<Option<PageTable<Identity>>>,
-    /// By domain.
+    tables: ByDomain<Option<PageTable<Identity>>>,
     ladders: ByDomain<Ladder>,
     /// One for each vector in use. It never grows.
     bindings: Vec<Binding>,
@@ -124,9 +122,9 @@ impl Devices {
             iommu,
             iommu_memory: memory.unwrap_or_default(),
             ioapics,
-            named: Vec::new(),
+            manifest: Vec::new(),
             owned: Vec::new(),
-            tables: Vec::new(),
+            tables: ByDomain::default(),
             ladders: ByDomain::default(),
             bindings: Vec::with_capacity(256),
         }
@@ -141,13 +139,13 @@ impl Devices {
             };
             let function = found
                 .ok_or_else(|| format!("device {}: there is no such PCI function", device.name))?;
-            if self.named.contains(&function.bdf) {
+            if self.manifest.contains(&function.bdf) {
                 return Err(format!(
                     "device {}: {} is another device already",
                     device.name, function.bdf
                 ));
             }
-            self.named.push(function.bdf);
+            self.manifest.push(function.bdf);
         }
         if !manifest.devices.is_empty() && self.iommu.is_none() {
             return Err("there is no IOMMU: no device can be given to a domain".into());
@@ -165,7 +163,7 @@ impl Devices {
     ) -> Result<(), String> {
         self.ladders.push(Ladder::default());
         for &index in &config.devices {
-            let bdf = *self.named.get(usize::from(index)).ok_or("device missing")?;
+            let bdf = *self.manifest.get(usize::from(index)).ok_or("device missing")?;
             let function = self.pci.function(bdf).ok_or("device missing")?;
             // Functions of one device may reach each other without the IOMMU's seeing it.
             if self.owned.iter().any(|o| o.domain != domain && o.bdf.is_sibling(bdf)) {
@@ -202,27 +200,25 @@ impl Devices {
         self.pci.function(owned.bdf)
     }
 
-    fn bdf(&self, domain: DomainId, slot: u64) -> Result<Bdf, Error> {
+    /// The function in a slot that its owner named.
+    fn named(&self, domain: DomainId, slot: u64) -> Result<Function, Error> {
         let slot = usize::try_from(slot).map_err(|_| Error::NotFound)?;
-        self.function(domain, slot).map(|f| f.bdf).ok_or(Error::NotFound)
+        self.function(domain, slot).cloned().ok_or(Error::NotFound)
     }
 
     /// `pci_config`.
     pub fn config(&self, domain: DomainId, args: [u64; 5]) -> Result<u64, Error> {
         let [slot, offset, width, write, value] = args;
-        let bdf = self.bdf(domain, slot)?;
-        let function = self.pci.function(bdf).ok_or(Error::NotFound)?;
+        let function = self.named(domain, slot)?;
         let offset = u16::try_from(offset).ok().filter(|o| *o < 4096).ok_or(Error::BadArgument)?;
         let width = u8::try_from(width).ok().filter(|w| matches!(w, 1 | 2 | 4));
         let width = width.ok_or(Error::BadArgument)?;
         match write {
-            0 => Ok(self.pci.domain_config_read(function, offset, width).into()),
+            0 => Ok(self.pci.domain_config_read(&function, offset, width).into()),
             1 => {
                 let value = u32::try_from(value).map_err(|_| Error::BadArgument)?;
-                self.pci
-                    .domain_config_write(function, offset, width, value)
-                    .map_err(|_| Error::NotPermitted)?;
-                Ok(0)
+                let done = self.pci.domain_config_write(&function, offset, width, value);
+                done.map(|()| 0).ok_or(Error::NotPermitted)
             }
             _ => Err(Error::BadArgument),
         }
@@ -237,13 +233,13 @@ impl Devices {
         entry: u64,
         port: u64,
     ) -> Result<u64, Error> {
-        let bdf = self.bdf(domain, slot)?;
+        let function = self.named(domain, slot)?;
+        let bdf = function.bdf;
         let port = Port::try_from(port).map_err(|_| Error::BadArgument)?;
         let entry = u16::try_from(entry).map_err(|_| Error::BadArgument)?;
         if !(event::PORT_IRQ..event::PORTS).contains(&port) {
             return Err(Error::BadArgument);
         }
-        let function = self.pci.function(bdf).ok_or(Error::NotFound)?;
         if function.msix.as_ref().is_none_or(|m| entry >= m.entries) {
             return Err(Error::NotFound);
         }
@@ -267,9 +263,8 @@ impl Devices {
         let iommu = self.iommu.as_mut().ok_or(Error::Hardware)?;
         let message =
             iommu.interrupt_map(bdf, entry, vector, cpu_apic_id(core)).map_err(hardware)?;
-        let function = self.pci.function(bdf).ok_or(Error::NotFound)?;
-        self.pci.msix_program(function, entry, message).map_err(|_| Error::Hardware)?;
-        self.pci.msix_enable(function).map_err(|_| Error::Hardware)?;
+        self.pci.msix_program(&function, entry, message).ok_or(Error::Hardware)?;
+        self.pci.msix_enable(&function).ok_or(Error::Hardware)?;
         let message = Some(message);
         let (open, throttled) = (false, false);
         self.bindings.push(Binding { vector, domain, port, source, message, open, throttled });
@@ -288,16 +283,14 @@ impl Devices {
 
     /// `device_enable`: bus mastering.
     pub fn enable(&mut self, domain: DomainId, slot: u64, on: u64) -> Result<u64, Error> {
-        let bdf = self.bdf(domain, slot)?;
+        let function = self.named(domain, slot)?;
         if on > 1 {
             return Err(Error::BadArgument);
         }
         if on == 1 {
-            self.attach(domain, bdf)?;
+            self.attach(domain, function.bdf)?;
         }
-        if let Some(function) = self.pci.function(bdf) {
-            self.pci.set_bus_master(function, on == 1);
-        }
+        self.pci.set_bus_master(&function, on == 1);
         Ok(0)
     }
 
@@ -307,8 +300,7 @@ impl Devices {
         if owned.attached {
             return Ok(());
         }
-        let table =
-            self.tables.get(usize::from(domain)).and_then(Option::as_ref).ok_or(Error::Hardware)?;
+        let table = self.tables[domain].as_ref().ok_or(Error::Hardware)?;
         let iommu = self.iommu.as_mut().ok_or(Error::Hardware)?;
         iommu.attach(bdf, iommu_domain(domain), table.root()).map_err(hardware)?;
         self.ladders[domain].enabled();
@@ -381,13 +373,15 @@ impl Devices {
 
     /// Exchanges the IOMMU tables of two domains that have no device attached.
     pub fn swap_tables(&mut self, a: DomainId, b: DomainId) {
-        self.tables.swap(a.into(), b.into());
+        if let Some((a, b)) = self.tables.pair(a, b) {
+            core::mem::swap(a, b);
+        }
     }
 
     /// Has a page of a domain's IOMMU table lead to `hpa`, or nowhere. False if
     /// it has none. [`Self::dma_added`] or [`Self::flush_dma`] follows.
     pub fn set_dma(&mut self, domain: DomainId, iova: u64, target: Option<(u64, bool)>) -> bool {
-        let Some(Some(table)) = self.tables.get_mut(usize::from(domain)) else { return false };
+        let Some(table) = &mut self.tables[domain] else { return false };
         let format = table.format();
         table.set(iova, target.map_or(0, |(hpa, write)| hpa | format.device(write))).is_some()
     }
@@ -422,7 +416,7 @@ impl Devices {
         domain: DomainId,
         mut visit: impl FnMut(u64, u64, bool),
     ) -> Result<(), Error> {
-        let Some(Some(table)) = self.tables.get(usize::from(domain)) else { return Ok(()) };
+        let Some(table) = &self.tables[domain] else { return Ok(()) };
         let format = table.format();
         let mut ours = true;
         ours &= table.for_each(&mut |iova, bits, hpa, _| {
@@ -438,11 +432,6 @@ impl Devices {
         let event = self.iommu.as_mut()?.poll_event()?;
         let owner = self.owned.iter().find(|o| o.bdf == event.bdf).map(|o| o.domain);
         Some((event, owner))
-    }
-
-    /// Whether a domain has the control UART.
-    pub fn wants_uart(config: &bundle::Domain) -> bool {
-        config.capabilities & boot::CAP_CONTROL_UART != 0
     }
 }
 

@@ -55,26 +55,23 @@ pub fn decode(value: [u32; 2], probe: [u32; 2]) -> (bool, Option<Bar>) {
 /// Sizes the BARs of a function whose decoding is switched off. The registers
 /// are as before when this returns.
 pub(super) fn read_all<IO: PhysIo>(ecam: &Ecam<IO>, bdf: Bdf) -> [Option<Bar>; BARS] {
-    let mut bars = [None; BARS];
-    let mut raw = [0; BARS];
-    let mut probe = [0; BARS];
-    let registers = || (register::BAR0..).step_by(4);
-    for ((raw, probe), offset) in raw.iter_mut().zip(&mut probe).zip(registers()) {
-        *raw = ecam.read::<u32>(bdf, offset);
+    let registers = [0, 4, 8, 12, 16, 20].map(|offset| {
+        let offset = register::BAR0.saturating_add(offset);
+        let value = ecam.read::<u32>(bdf, offset);
         ecam.write::<u32>(bdf, offset, u32::MAX);
-        *probe = ecam.read::<u32>(bdf, offset);
-        ecam.write::<u32>(bdf, offset, *raw);
-    }
+        let probe = ecam.read::<u32>(bdf, offset);
+        ecam.write::<u32>(bdf, offset, value);
+        (value, probe)
+    });
+    let mut next = registers.into_iter().skip(1).chain([(0, 0)]);
     let mut upper_half = false;
-    for (index, slot) in bars.iter_mut().enumerate() {
+    registers.map(|(value, probe)| {
+        let (next_value, next_probe) = next.next()?;
         if core::mem::take(&mut upper_half) {
-            continue;
+            return None;
         }
-        let pair = |from: &[u32; BARS]| {
-            let at = |i: usize| from.get(i).copied().unwrap_or(0);
-            [at(index), at(index.saturating_add(1))]
-        };
-        (upper_half, *slot) = decode(pair(&raw), pair(&probe));
-    }
-    bars
+        let (wide, bar) = decode([value, next_value], [probe, next_probe]);
+        upper_half = wide;
+        bar
+    })
 }

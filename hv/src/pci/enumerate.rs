@@ -7,7 +7,7 @@ use super::capability::{self, ACS, ATS, MSI, MSI_X, PASID, PCI_EXPRESS, PRI, VEN
 use super::config::{Ecam, command, register};
 use super::msix::MsiX;
 use super::reset::Express;
-use super::{BARS, Bdf, Error, Function, Kind, MAX_FUNCTIONS, bar};
+use super::{BARS, Bdf, Function, Kind, bar};
 use crate::phys::PhysIo;
 
 const CLASS_BRIDGE: u8 = 0x06;
@@ -18,7 +18,7 @@ const CLASS_IOMMU: (u8, u8) = (0x08, 0x06);
 ///
 /// Every bus is looked at, whether a bridge leads to it or not: a function
 /// that we did not find is one that nobody stops.
-pub(super) fn all<IO: PhysIo>(ecam: &Ecam<IO>) -> Result<Vec<Function>, Error> {
+pub(super) fn all<IO: PhysIo>(ecam: &Ecam<IO>) -> Vec<Function> {
     const DEVICES: u8 = 32;
     const MULTIFUNCTION: u8 = 1 << 7;
     let mut functions = Vec::new();
@@ -30,19 +30,15 @@ pub(super) fn all<IO: PhysIo>(ecam: &Ecam<IO>) -> Result<Vec<Function>, Error> {
             }
             let count =
                 if ecam.read::<u8>(first, register::HEADER) & MULTIFUNCTION != 0 { 8 } else { 1 };
-            for bdf in (0..count).map(|i| first.sibling(i)).filter(|&bdf| present(ecam, bdf)) {
-                if functions.len() == MAX_FUNCTIONS {
-                    return Err(Error::TooMany);
-                }
-                functions.push(read(ecam, bdf));
-            }
+            let all = (0..count).map(|i| first.sibling(i)).filter(|&bdf| present(ecam, bdf));
+            functions.extend(all.map(|bdf| read(ecam, bdf)));
         }
     }
     let unfit: Vec<bool> = functions.iter().map(|f| is_unfit(&functions, f)).collect();
     for (function, unfit) in functions.iter_mut().zip(unfit) {
         function.unfit |= unfit;
     }
-    Ok(functions)
+    functions
 }
 
 /// Its neighbours stand in the way of giving `function` to a domain.

@@ -23,23 +23,8 @@ use config::{Ecam, command, register};
 use msix::MsiX;
 use reset::Express;
 
-/// Most functions that a node may have.
-pub const MAX_FUNCTIONS: usize = 64;
 /// BARs of a function.
 pub const BARS: usize = 6;
-
-/// Why a PCI operation failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
-    /// The function lacks the capability that this needs.
-    Unsupported,
-    /// An argument is out of its range.
-    BadArgument,
-    /// A domain may not do this.
-    NotPermitted,
-    /// There are more functions than we can keep track of.
-    TooMany,
-}
 
 /// Address of a function: `bus << 8 | device << 3 | function`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,13 +136,12 @@ pub struct Pci<IO> {
 impl<IO: PhysIo> Pci<IO> {
     /// Finds all functions and takes those that are not the platform's off the
     /// bus. Call once, at boot, before the IOMMU is set up.
-    pub fn enumerate(io: IO, info: EcamInfo) -> Result<Self, Error> {
+    pub fn enumerate(io: IO, info: EcamInfo) -> Self {
         let ecam = Ecam::new(io, info);
-        let functions = enumerate::all(&ecam)?;
-        let mut this = Self { ecam, functions };
+        let mut this = Self { functions: enumerate::all(&ecam), ecam };
         let (start, len) = this.ecam.range();
         this.withhold(start, len);
-        Ok(this)
+        this
     }
 
     /// All functions in the order of their addresses.
@@ -204,7 +188,8 @@ impl<IO: PhysIo> Pci<IO> {
         }
     }
 
-    /// A domain's write to the configuration space of a function that it owns.
+    /// A domain's write to the configuration space of a function that it owns;
+    /// `None` if it may not do this.
     ///
     /// All that it can do is give up bus mastering. Everything else moves or
     /// redirects the function, or opens a window to what the nested tables
@@ -215,14 +200,12 @@ impl<IO: PhysIo> Pci<IO> {
         offset: u16,
         width: u8,
         value: u32,
-    ) -> Result<(), Error> {
-        if offset != register::COMMAND || !matches!(width, 2 | 4) {
-            return Err(Error::NotPermitted);
-        }
-        if value & u32::from(command::BUS_MASTER) == 0 {
+    ) -> Option<()> {
+        let allowed = offset == register::COMMAND && matches!(width, 2 | 4);
+        if allowed && value & u32::from(command::BUS_MASTER) == 0 {
             self.set_bus_master(function, false);
         }
-        Ok(())
+        allowed.then_some(())
     }
 
     /// Lets a function master the bus, or stops it. Either way it answers to

@@ -7,7 +7,7 @@
 use super::bar::Bar;
 use super::capability::{self, MSI_X};
 use super::config::{Ecam, command, register};
-use super::{BARS, Bdf, Error, Function, Pci};
+use super::{BARS, Bdf, Function, Pci};
 use crate::phys::PhysIo;
 
 /// What a function writes where to raise an interrupt.
@@ -71,68 +71,55 @@ impl MsiX {
         })
     }
 
-    fn entry(&self, index: u16) -> Result<u64, Error> {
-        if index >= self.entries {
-            return Err(Error::BadArgument);
-        }
-        Ok(self.table + u64::from(index) * ENTRY)
+    fn entry(&self, index: u16) -> Option<u64> {
+        (index < self.entries).then_some(self.table + u64::from(index) * ENTRY)
     }
 }
 
+/// What answers with an `Option` has nothing to do with `None`: the function has
+/// no MSI-X, or no such entry.
 impl<IO: PhysIo> Pci<IO> {
     /// Switches MSI-X on with every entry masked; changes nothing if it is on.
     /// A reset switches it off.
-    pub fn msix_enable(&self, function: &Function) -> Result<(), Error> {
-        let msix = function.msix.as_ref().ok_or(Error::Unsupported)?;
+    pub fn msix_enable(&self, function: &Function) -> Option<()> {
+        let msix = function.msix.as_ref()?;
         let control = self.ecam.read::<u16>(function.bdf, msix.capability + CONTROL);
-        if control & (CONTROL_ENABLE | CONTROL_MASK_ALL) == CONTROL_ENABLE {
-            return Ok(());
+        if control & (CONTROL_ENABLE | CONTROL_MASK_ALL) != CONTROL_ENABLE {
+            // Nothing may fire while the entries still hold what was there before.
+            self.msix_control(function.bdf, msix, CONTROL_ENABLE | CONTROL_MASK_ALL);
+            self.msix_mask_all(function)?;
+            self.msix_control(function.bdf, msix, CONTROL_ENABLE);
         }
-        // Nothing may fire while the entries still hold what was there before.
-        self.msix_control(function.bdf, msix, CONTROL_ENABLE | CONTROL_MASK_ALL);
-        self.msix_mask_all(function)?;
-        self.msix_control(function.bdf, msix, CONTROL_ENABLE);
-        Ok(())
+        Some(())
     }
 
     /// Switches MSI-X off.
-    pub fn msix_disable(&self, function: &Function) -> Result<(), Error> {
-        let msix = function.msix.as_ref().ok_or(Error::Unsupported)?;
-        self.msix_control(function.bdf, msix, CONTROL_MASK_ALL);
-        Ok(())
+    pub fn msix_disable(&self, function: &Function) -> Option<()> {
+        self.msix_control(function.bdf, function.msix.as_ref()?, CONTROL_MASK_ALL);
+        Some(())
     }
 
     /// Sets what entry `index` sends and leaves it masked.
-    pub fn msix_program(
-        &self,
-        function: &Function,
-        index: u16,
-        message: Message,
-    ) -> Result<(), Error> {
-        let entry = function.msix.as_ref().ok_or(Error::Unsupported)?.entry(index)?;
+    pub fn msix_program(&self, function: &Function, index: u16, message: Message) -> Option<()> {
+        let entry = function.msix.as_ref()?.entry(index)?;
         self.msix_set_mask(function, index, true)?;
         let io = self.ecam.io();
         let [a, b, c, d, e, f, g, h] = message.address.to_le_bytes();
         io.write::<u32>(entry, u32::from_le_bytes([a, b, c, d]));
         io.write::<u32>(entry + 4, u32::from_le_bytes([e, f, g, h]));
         io.write::<u32>(entry + ENTRY_DATA, message.data);
-        Ok(())
+        Some(())
     }
 
     /// Masks or unmasks an entry. A masked entry remembers that it wants to
     /// fire and does so once it is unmasked.
-    pub fn msix_set_mask(
-        &self,
-        function: &Function,
-        index: u16,
-        masked: bool,
-    ) -> Result<(), Error> {
-        let entry = function.msix.as_ref().ok_or(Error::Unsupported)?.entry(index)?;
+    pub fn msix_set_mask(&self, function: &Function, index: u16, masked: bool) -> Option<()> {
+        let entry = function.msix.as_ref()?.entry(index)?;
         let io = self.ecam.io();
         io.write::<u32>(entry + ENTRY_CONTROL, if masked { ENTRY_MASKED } else { 0 });
         // Reading back waits until the write has arrived.
         let _ = io.read::<u32>(entry + ENTRY_CONTROL);
-        Ok(())
+        Some(())
     }
 
     /// Whether a function masters the bus and whether MSI-X is on. (Where it
@@ -150,7 +137,7 @@ impl<IO: PhysIo> Pci<IO> {
     pub fn msix_unmasked(&self, function: &Function) -> impl Iterator<Item = (u16, Message)> {
         let entries = function.msix.as_ref().map_or(0, |msix| msix.entries);
         (0..entries).filter_map(|index| {
-            let at = function.msix.as_ref()?.entry(index).ok()?;
+            let at = function.msix.as_ref()?.entry(index)?;
             let io = self.ecam.io();
             let [low, high] = [0, 4].map(|offset| u64::from(io.read::<u32>(at + offset)));
             let message =
@@ -160,9 +147,9 @@ impl<IO: PhysIo> Pci<IO> {
     }
 
     /// Masks all entries.
-    pub fn msix_mask_all(&self, function: &Function) -> Result<(), Error> {
-        let msix = function.msix.as_ref().ok_or(Error::Unsupported)?;
-        (0..msix.entries).try_for_each(|index| self.msix_set_mask(function, index, true))
+    pub fn msix_mask_all(&self, function: &Function) -> Option<()> {
+        let entries = function.msix.as_ref()?.entries;
+        (0..entries).try_for_each(|index| self.msix_set_mask(function, index, true))
     }
 
     fn msix_control(&self, bdf: Bdf, msix: &MsiX, set: u16) {

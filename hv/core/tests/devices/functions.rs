@@ -2,7 +2,7 @@
 
 use crate::pci::bar::decode;
 use crate::pci::msix::Message;
-use crate::pci::{Bdf, Error, Kind, Pci};
+use crate::pci::{Bdf, Kind, Pci};
 use crate::sim::{DISK, ECAM, Machine, NIC, PORT};
 
 const COMMAND: u16 = 4;
@@ -10,7 +10,7 @@ const BUS_MASTER: u8 = 1 << 2;
 
 fn boot() -> (Machine, Pci<Machine>) {
     let machine = Machine::new();
-    let pci = Pci::enumerate(machine.clone(), ECAM).unwrap();
+    let pci = Pci::enumerate(machine.clone(), ECAM);
     (machine, pci)
 }
 
@@ -45,7 +45,7 @@ fn behind_conventional_pci_nothing_is_assignable() {
     let machine = Machine::new();
     // The port has no capabilities any more, hence is no PCI Express port.
     machine.set_config(PORT, 6, 0);
-    let pci = Pci::enumerate(machine, ECAM).unwrap();
+    let pci = Pci::enumerate(machine, ECAM);
     assert!(!pci.function(Bdf(DISK)).unwrap().assignable());
     assert!(pci.function(Bdf(NIC)).unwrap().assignable());
 }
@@ -65,7 +65,7 @@ fn fit(at: usize, value: &[u8]) -> bool {
     for (i, &byte) in value.iter().enumerate() {
         machine.set_config(DISK, at + i, byte);
     }
-    let pci = Pci::enumerate(machine, ECAM).unwrap();
+    let pci = Pci::enumerate(machine, ECAM);
     assert!(pci.function(Bdf(NIC)).unwrap().assignable() || at == 0x14);
     pci.function(Bdf(DISK)).unwrap().assignable()
 }
@@ -108,7 +108,7 @@ fn every_page_with_a_part_of_the_tables_is_withheld() {
         machine.set_config(DISK, 0x84 + i, byte);
     }
     machine.set_config(DISK, 0x88, 0xf4);
-    let pci = Pci::enumerate(machine, ECAM).unwrap();
+    let pci = Pci::enumerate(machine, ECAM);
     let disk = pci.function(Bdf(DISK)).unwrap();
     let withheld: Vec<_> = (0..4).filter(|page| disk.is_withheld(4, page * 0x1000)).collect();
     assert_eq!(withheld, [0, 1, 3]);
@@ -128,7 +128,7 @@ fn ports_isolate_and_functions_translate_nothing() {
     extended(DISK, 0x100, &[0x0f, 0, 0x01, 0x12, 0, 0, 5, 0x80]);
     extended(DISK, 0x120, &[0x13, 0, 0x01, 0x14, 1, 0, 0, 0]);
     extended(DISK, 0x140, &[0x1b, 0, 0x01, 0x10, 0, 0, 7, 0]);
-    Pci::enumerate(machine.clone(), ECAM).unwrap();
+    Pci::enumerate(machine.clone(), ECAM);
     assert_eq!(machine.config(PORT, 0x156), 0x1d);
     for at in [0x106, 0x107, 0x124, 0x125, 0x146, 0x147] {
         assert_eq!(machine.config(DISK, at), 0, "{at:#x}");
@@ -174,7 +174,7 @@ fn a_domain_writes_nothing_else() {
         for width in 0..=u8::MAX {
             let result = pci.domain_config_write(disk, offset, width, u32::MAX);
             let allowed = offset == COMMAND && matches!(width, 2 | 4);
-            assert_eq!(result.is_ok(), allowed, "{width} bytes at {offset:#x}");
+            assert_eq!(result.is_some(), allowed, "{width} bytes at {offset:#x}");
         }
     }
     let after: Vec<u8> = (0..4096).map(|at| machine.config(DISK, at)).collect();
@@ -200,7 +200,7 @@ fn a_domain_sees_what_a_driver_needs_and_no_more() {
         let head = [id, next, 0, kind].into_iter().enumerate();
         head.for_each(|(i, byte)| machine.set_config(DISK, at + i, byte));
     }
-    let pci = Pci::enumerate(machine.clone(), ECAM).unwrap();
+    let pci = Pci::enumerate(machine.clone(), ECAM);
     let disk = pci.function(Bdf(DISK)).unwrap();
     let seen: Vec<u16> =
         (0..4096).step_by(4).filter(|&at| pci.domain_config_read(disk, at, 4) != 0).collect();
@@ -226,13 +226,13 @@ fn the_window_of_virtio_is_shut() {
         machine.set_config(DISK, 0x81, 0xa0);
         let capability = [9, 0, 20, kind].into_iter().chain([0xff; 20]);
         capability.enumerate().for_each(|(i, byte)| machine.set_config(DISK, 0xa0 + i, byte));
-        let pci = Pci::enumerate(machine.clone(), ECAM).unwrap();
+        let pci = Pci::enumerate(machine.clone(), ECAM);
         let disk = pci.function(Bdf(DISK)).unwrap();
         let words = (0..6).filter(|i| pci.domain_config_read(disk, 0xa0 + 4 * i, 4) != 0);
         assert_eq!(words.max(), Some(last), "{vendor:#x} {kind}");
         for i in 0..6 {
             let result = pci.domain_config_write(disk, 0xa0 + 4 * i, 4, 1);
-            assert_eq!(result, Err(Error::NotPermitted));
+            assert_eq!(result, None);
         }
     }
 }
@@ -253,7 +253,7 @@ fn msi_x_entries_are_ours() {
     assert_eq!(machine.read32(entry + 12), 0);
     pci.msix_mask_all(disk).unwrap();
     assert_eq!(machine.read32(entry + 12), 1);
-    assert_eq!(pci.msix_program(disk, 4, message), Err(Error::BadArgument));
+    assert_eq!(pci.msix_program(disk, 4, message), None);
 }
 
 #[test]

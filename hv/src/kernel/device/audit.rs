@@ -23,10 +23,9 @@ impl Devices {
                 Opening::Memory { bdf, domain_id, root } => {
                     memory += 1;
                     self.owned.iter().filter(attached).any(|o| {
-                        let table = self.tables.get(usize::from(o.domain)).and_then(Option::as_ref);
                         o.bdf == bdf
                             && iommu_domain(o.domain) == domain_id
-                            && table.is_some_and(|table| table.root() == root)
+                            && self.tables[o.domain].as_ref().is_some_and(|t| t.root() == root)
                     })
                 }
                 Opening::Interrupt { bdf, index, vector, apic_id } => {
