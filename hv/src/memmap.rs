@@ -119,13 +119,29 @@ struct Free {
 static BOOT: Once<Boot> = Once::new();
 static FREE: Mutex<Free> = Mutex::new(Free { ranges: Vec::new(), sealed: false });
 
+// From the linker script.
+unsafe extern "C" {
+    static __image_start: u8;
+    static __text_start: u8;
+    static __text_end: u8;
+    static __rodata_start: u8;
+    static __rodata_end: u8;
+    static __image_end: u8;
+}
+
 /// The hypervisor's own image in memory.
 pub fn image() -> Range {
-    unsafe extern "C" {
-        static __image_start: u8;
-        static __image_end: u8;
-    }
     Range { start: (&raw const __image_start) as u64, end: (&raw const __image_end) as u64 }
+}
+
+/// The code of the image.
+pub fn text() -> Range {
+    Range { start: (&raw const __text_start) as u64, end: (&raw const __text_end) as u64 }
+}
+
+/// The constants of the image.
+pub fn constants() -> Range {
+    Range { start: (&raw const __rodata_start) as u64, end: (&raw const __rodata_end) as u64 }
 }
 
 /// What the boot loader handed over.
@@ -240,25 +256,18 @@ fn read_cmdline(address: u64) -> heapless::String<MAX_CMDLINE> {
 impl Free {
     /// Takes `hole` out of the free ranges.
     fn remove(&mut self, hole: Range) {
-        let mut i = 0;
-        while let Some(&range) = self.ranges.get(i) {
-            if hole.is_empty() || !range.overlaps(hole) {
-                i += 1;
-                continue;
-            }
-            let hole = hole.whole_pages();
-            let below = Range { start: range.start, end: hole.start };
-            let above = Range { start: hole.end, end: range.end };
-            self.ranges.swap_remove(i);
-            for rest in [below, above] {
-                // Without room the rest is lost, not given out twice.
-                if !rest.is_empty() {
-                    let _ = self.ranges.push(rest);
-                }
-            }
-            // Neither rest overlaps the hole; the range swapped in is next.
+        if hole.is_empty() {
+            return;
         }
-        self.ranges.sort_unstable_by_key(|r| r.start);
+        let Range { start, end } = hole.whole_pages();
+        for range in core::mem::take(&mut self.ranges) {
+            let below = Range { end: range.end.min(start), ..range };
+            let above = Range { start: range.start.max(end), ..range };
+            // Without room the rest is lost, not given out twice.
+            for rest in [below, above].into_iter().filter(|rest| !rest.is_empty()) {
+                let _ = self.ranges.push(rest);
+            }
+        }
     }
 
     /// The lowest `len` bytes with the wanted alignment.

@@ -96,7 +96,8 @@ pub fn init(boot: &Boot) {
         let [start, end] = [ram.start, ram.end].map(|at| at.clamp(LOW_END, IDENTITY_END));
         map_identity(&mut table, Range { start, end }, DATA);
     }
-    protect_image(&mut table);
+    map_identity(&mut table, memmap::text(), CODE);
+    map_identity(&mut table, memmap::constants(), CONSTANT);
     map_identity(&mut table, boot.bundle, CONSTANT);
     map_identity(&mut table, Range { start: 0, end: PAGE }, 0);
     map_stacks(&mut table, 0);
@@ -111,18 +112,6 @@ pub fn init(boot: &Boot) {
 fn access_of(boot: &Boot, at: u64) -> u64 {
     let big = Range { start: at, end: at + BIG };
     if boot.ram().any(|ram| ram.overlaps(big)) { DATA } else { DEVICE }
-}
-
-fn protect_image(table: &mut Table) {
-    unsafe extern "C" {
-        static __text_start: u8;
-        static __text_end: u8;
-        static __rodata_start: u8;
-        static __rodata_end: u8;
-    }
-    let range = |start: *const u8, end: *const u8| Range { start: start as u64, end: end as u64 };
-    map_identity(table, range(&raw const __text_start, &raw const __text_end), CODE);
-    map_identity(table, range(&raw const __rodata_start, &raw const __rodata_end), CONSTANT);
 }
 
 fn map_stacks(table: &mut Table, core: usize) {

@@ -15,7 +15,7 @@ use x86_64::structures::idt::ExceptionVector;
 
 use crate::cpu::exception::Frame;
 use crate::cpu::{self, stack};
-use crate::{apic, boot, say, serial};
+use crate::{apic, boot, memmap, say, serial};
 
 /// Exit value: the hypervisor panicked (QEMU ends with 35).
 const EXIT_PANIC: u8 = 0x11;
@@ -66,14 +66,6 @@ fn begin() {
     serial::force();
 }
 
-fn is_text(address: u64) -> bool {
-    unsafe extern "C" {
-        static __text_start: u8;
-        static __text_end: u8;
-    }
-    ((&raw const __text_start) as u64..(&raw const __text_end) as u64).contains(&address)
-}
-
 /// Whether two words at `address` lie on one mapped stack.
 fn on_stack(address: u64) -> bool {
     let last = address.wrapping_add(15);
@@ -98,7 +90,8 @@ fn backtrace(mut rbp: u64) {
         }
         // SAFETY: both words lie on a mapped stack, and all bit patterns are valid.
         let [next, ret] = unsafe { (rbp as *const [u64; 2]).read_volatile() };
-        if !is_text(ret) {
+        let text = memmap::text();
+        if !(text.start..text.end).contains(&ret) {
             break;
         }
         // The call is before the return address.

@@ -54,7 +54,6 @@ impl Uart {
             // A port without a device reads all ones.
             self.present = Port::<u8>::new(LSR).read() != 0xff;
         }
-        self.room = 0;
     }
 
     /// Whether the UART takes a byte now.
@@ -152,8 +151,7 @@ pub fn init() {
     with_uart(Uart::init);
     // Fails only when called twice.
     if log::set_logger(&Backend).is_ok() {
-        let debug = cfg!(debug_assertions);
-        log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
+        log::set_max_level(LevelFilter::Info);
     }
 }
 
@@ -219,14 +217,12 @@ pub fn tagged(tag: &str, text: &[u8]) {
 }
 
 /// A line of text with a bound; what does not fit is cut off.
-struct Line {
-    text: heapless::String<LINE>,
-}
+struct Line(heapless::String<LINE>);
 
 impl Write for Line {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         for c in s.chars() {
-            if self.text.push(c).is_err() {
+            if self.0.push(c).is_err() {
                 break;
             }
         }
@@ -236,10 +232,10 @@ impl Write for Line {
 
 /// Writes one line of the hypervisor's own log; use [`crate::say!`] or `log`.
 pub fn say(args: fmt::Arguments<'_>) {
-    let mut line = Line { text: heapless::String::new() };
+    let mut line = Line(heapless::String::new());
     // `Line` itself never fails; a `Display` that does has written what it could.
     let _ = line.write_fmt(args);
-    tagged("hv", line.text.as_bytes());
+    tagged("hv", line.0.as_bytes());
 }
 
 /// Writes a line of the hypervisor's own to the console.
