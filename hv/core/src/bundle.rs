@@ -5,10 +5,12 @@
 
 use ring_proto::{
     MAX_DOMAIN_CONNECTIONS, PAGE_SIZE, boot,
-    bundle::{Connection, Domain, Image, Node, Select},
+    bundle::{Connection, Domain, Header, Image, Node, Select, VERSION, crc32},
     conn::Protocol,
     layout,
 };
+use serde::Deserialize;
+use zerocopy::FromBytes;
 
 use crate::memory;
 
@@ -62,6 +64,26 @@ const MAX_UPDATE_SPACE: u64 = 2 << 20;
 const MAX_GRANTS: u32 = 16384;
 /// Largest memory of a domain.
 const MAX_MEMORY: u64 = 4 << 30;
+
+/// What stands in front of a bundle or of an image's file, of less than `limit`
+/// bytes.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn front<'a, T: Deserialize<'a>>(
+    file: &'a [u8],
+    magic: [u8; 8],
+    limit: usize,
+) -> Result<T, Problem> {
+    let (header, rest) = Header::read_from_prefix(file).map_err(|_| "the file is too short")?;
+    demand(header.magic == magic, "the file is of another kind")?;
+    demand(header.version == VERSION, "the file has another version")?;
+    demand(header.total_len == file.len() as u64, "the file is cut off")?;
+    let len = usize::try_from(header.manifest_len).ok().filter(|&len| len < limit);
+    let front = len.and_then(|len| rest.get(..len)).ok_or("the file's front is too long")?;
+    demand(crc32(front) == header.manifest_crc, "the file's front is damaged (CRC)")?;
+    postcard::from_bytes(front).map_err(|_| "the file's front cannot be read")
+}
 
 /// Checks a manifest against a bundle of `total_len` bytes.
 ///

@@ -11,13 +11,12 @@ use alloc::vec::Vec;
 
 use ring_proto::{
     DomainId, PAGE_SIZE,
-    bundle::{self, Header, IMAGE_MAGIC, Image, crc32, crc32_more},
+    bundle::{self, IMAGE_MAGIC, Image, crc32_more},
     hypercall::{DomainInfo, Error, Trial as Shown},
 };
-use zerocopy::FromBytes;
 
 use crate::{
-    bundle::{Problem, check_image, demand},
+    bundle::{Problem, check_image, demand, front},
     memory,
 };
 
@@ -221,16 +220,8 @@ impl Images {
 
 /// The image that a file is of, but for the checksum of its segments.
 fn parse(file: &[u8], config: &bundle::Domain) -> Result<Image, Problem> {
-    let (header, rest) = Header::read_from_prefix(file).map_err(|_| "the file is too short")?;
-    demand(header.magic == IMAGE_MAGIC, "the file is no image")?;
-    demand(header.version == bundle::VERSION, "the file has another version")?;
-    demand(header.total_len == file.len() as u64, "the file is cut off")?;
-    let len = usize::try_from(header.manifest_len).ok().filter(|&len| len < PAGE_SIZE);
-    let front = len.and_then(|len| rest.get(..len)).ok_or("the file's front is too long")?;
-    demand(crc32(front) == header.manifest_crc, "the file's front is damaged (CRC)")?;
-    let image: Image =
-        postcard::from_bytes(front).map_err(|_| "the file's front cannot be read")?;
-    check_image(&image, header.total_len)?;
+    let image: Image = front(file, IMAGE_MAGIC, PAGE_SIZE)?;
+    check_image(&image, file.len() as u64)?;
     memory::check_room(config, &image)?;
     Ok(image)
 }

@@ -148,7 +148,7 @@ fn g3_broken_images_are_refused() {
         assert_eq!(commit(&mut all), Err(problem));
     };
     whole("the file is too short", |f| f.truncate(20));
-    whole("the file is no image", |f| f[0] ^= 1);
+    whole("the file is of another kind", |f| f[0] ^= 1);
     whole("the file has another version", |f| f[8] ^= 1);
     whole("the file is cut off", |f| f.truncate(9000));
     whole("the file's front is too long", |f| f[13] = 0xff);

@@ -8,21 +8,15 @@
 use alloc::{format, string::String, vec::Vec};
 
 use hv_core::{
-    bundle::validate,
+    bundle::{front, validate},
     domain::{ByDomain, Domain, Life},
     image::Images,
     memory::{Kind, Space},
     records::{Console, Deaths, LineQuota},
     sched::Scheduler,
 };
-use ring_proto::{
-    DomainId, PAGE_SIZE, Port, boot,
-    bundle::{self, Header},
-    event,
-    hypercall::NodeInfo,
-    layout,
-};
-use zerocopy::{FromBytes, FromZeros};
+use ring_proto::{DomainId, PAGE_SIZE, Port, boot, bundle, event, hypercall::NodeInfo, layout};
+use zerocopy::FromZeros;
 
 use super::{Connection, End, Guest, Node, Orders, PAGE, device::Devices, ram::Ram};
 use crate::{
@@ -44,32 +38,8 @@ const CONSOLE: usize = 256 << 10;
 /// # Errors
 /// A sentence for people.
 fn parse(bundle: &[u8]) -> Result<bundle::Node, String> {
-    let (header, rest) =
-        Header::read_from_prefix(bundle).map_err(|_| String::from("the bundle is too short"))?;
-    if header.magic != bundle::MAGIC {
-        return Err("the boot module is not a Bulkhead bundle".into());
-    }
-    if header.version != bundle::VERSION {
-        return Err(format!(
-            "the bundle has version {}, this hypervisor reads {}",
-            header.version,
-            bundle::VERSION
-        ));
-    }
-    if header.total_len != bundle.len() as u64 {
-        return Err(format!(
-            "the bundle says it has {} bytes, {} arrived",
-            header.total_len,
-            bundle.len()
-        ));
-    }
-    let manifest =
-        rest.get(..header.manifest_len as usize).ok_or("the bundle's manifest is cut off")?;
-    if bundle::crc32(manifest) != header.manifest_crc {
-        return Err("the bundle's manifest is damaged (CRC)".into());
-    }
-    let node: bundle::Node = postcard::from_bytes(manifest)
-        .map_err(|e| format!("the bundle's manifest cannot be read: {e}"))?;
+    let node: bundle::Node =
+        front(bundle, bundle::MAGIC, usize::MAX).map_err(|e| format!("the boot module: {e}"))?;
     validate(&node, bundle.len() as u64)
         .map_err(|e| format!("{:?} {} of the manifest: {}", e.item, e.index, e.problem))?;
     Ok(node)

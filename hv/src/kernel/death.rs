@@ -12,11 +12,10 @@ use ring_proto::{
     DomainId, MAX_DOMAIN_CONNECTIONS, boot, conn,
     crash::{CrashRecord, CrashReport, Reason, Rebuild, Timeline, UNKNOWN},
     hypercall::Error,
-    layout,
 };
 use zerocopy::{FromZeros, transmute};
 
-use super::{Answer, Node, PAGE, hypercall::IN_FLIGHT, restore::copy_text};
+use super::{Answer, Node, restore::copy_text};
 use crate::{iommu, time, vt::Vcpu};
 
 impl Node {
@@ -66,6 +65,8 @@ impl Node {
             _ if report.time_ns != 0 => report.time_ns,
             _ => detected,
         };
+        let in_flight =
+            self.events(domain).map_or(0, |page| page.in_flight.load(Ordering::Relaxed));
         self.sched.stop(domain);
         self.devices.life_ended(domain, self.domains[domain].info.ready, reason);
         let ended = self.domains[domain].died(reason, detected);
@@ -98,7 +99,8 @@ impl Node {
             rebuild: Rebuild::None as u16,
             generation: ended,
             pages_restored: 0,
-            in_flight: self.in_flight(domain),
+            // The domain says one more, or nothing.
+            in_flight: in_flight.checked_sub(1).unwrap_or(UNKNOWN),
             image_crc: self.domains[domain].body.crc,
             ordered: u16::from(injected || reason == Reason::Operator),
             reset: self.devices.rung(domain) as u16,
@@ -112,13 +114,6 @@ impl Node {
         if self.domains[domain].config.capabilities & boot::CAP_SUPERVISOR != 0 {
             let _ = self.begin(domain);
         }
-    }
-
-    /// Requests that a domain says it has taken and not answered.
-    fn in_flight(&self, domain: DomainId) -> u32 {
-        let page = self.domains[domain].space.translate(layout::EVENT_PAGE, PAGE, true);
-        let word = page.and_then(|page| self.ram.word32(page.saturating_add(IN_FLIGHT)).ok());
-        word.map_or(0, |w| w.load(Ordering::Relaxed)).checked_sub(1).unwrap_or(UNKNOWN)
     }
 
     /// Writes "closed" and the coming generation into a domain's end pages.

@@ -1,39 +1,25 @@
 //! Hypercall dispatch.
 
-use core::{
-    mem::offset_of,
-    sync::atomic::{
-        AtomicU64,
-        Ordering::{Acquire, Relaxed, SeqCst},
-    },
-};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 
 use hv_core::domain::Domain;
 use ring_proto::{
     DomainId, boot,
     conn::State,
     crash::{CrashReport, Reason, Timeline},
-    event::{self, EventPage, Inject},
+    event::{self, Inject},
     hypercall::{
         COMPLAINT_NS, ConnectionInfo, DomainInfo, EVERY_DOMAIN, Error, GrantCopyOp, LogHeader,
         MAX_CONSOLE_WRITE, MAX_COPY_BATCH, NodeInfo, Nr,
     },
-    layout,
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use super::{Answer, Connection, End, Node, PAGE, count};
+use super::{Answer, Connection, End, Node, count};
 use crate::{
     serial, time,
     vt::{Vcpu, svm},
 };
-
-/// Offsets in the event page.
-const INJECT: u64 = offset_of!(EventPage, inject) as u64;
-const READY: u64 = offset_of!(EventPage, ready) as u64;
-pub(super) const IN_FLIGHT: u64 = offset_of!(EventPage, in_flight) as u64;
-const CHECK: u64 = offset_of!(EventPage, check) as u64;
-const HEALTH: u64 = offset_of!(EventPage, health) as u64;
 
 /// Largest piece of text that one `ConsoleWrite` takes.
 const CONSOLE_CHUNK: usize = 1024;
@@ -210,14 +196,10 @@ impl Node {
 
     fn wait(&mut self, caller: DomainId, deadline: u64, now: u64) -> Answer {
         self.sched.fed(caller, now);
-        let page = self.domains[caller].space.translate(layout::EVENT_PAGE, PAGE, true);
-        let page = page.ok_or(Error::BadState)?;
-        self.note_ready(caller, page);
-        let set = |word: &AtomicU64| word.load(SeqCst) != 0;
-        let pending = (0..event::WORDS as u64)
-            .any(|i| self.ram.word64(page.saturating_add(i.saturating_mul(8))).is_ok_and(set));
-        let injected =
-            self.ram.word32(page.saturating_add(INJECT)).is_ok_and(|w| w.load(SeqCst) != 0);
+        let page = self.events(caller)?;
+        self.note_ready(caller, page.ready.load(Acquire));
+        let pending = page.pending.iter().any(|word| word.load(SeqCst) != 0);
+        let injected = page.inject.load(SeqCst) != 0;
         self.devices.rearm(caller);
         if !pending && !injected && deadline > now {
             self.sched.sleep(caller, deadline);
@@ -227,9 +209,7 @@ impl Node {
     }
 
     /// Notes when a generation first says that it serves, and has served.
-    fn note_ready(&mut self, domain: DomainId, event_page: u64) {
-        let word = self.ram.word32(event_page.saturating_add(READY));
-        let said = word.map_or(0, |w| w.load(Acquire));
+    fn note_ready(&mut self, domain: DomainId, said: u32) {
         if !self.domains[domain].advance(said) {
             return;
         }
@@ -270,21 +250,14 @@ impl Node {
 
     fn order_check(&mut self, domain: u64, drain: u64) -> Answer {
         let domain = self.checked(domain)?;
-        let page = self.event_page(domain)?;
+        let page = self.events(domain)?;
         let info = &mut self.domains[domain].info;
         info.check = (info.check.wrapping_add(1) & !event::STUCK).max(1);
         let number = info.check;
         let word = if drain == 1 { number | event::DRAIN } else { number };
-        self.ram.word32(page.saturating_add(CHECK))?.store(word, SeqCst);
+        page.check.store(word, SeqCst);
         self.raise(domain, event::PORT_CHECK);
         Ok(number.into())
-    }
-
-    /// Machine address of the event page of a domain that is alive.
-    fn event_page(&self, domain: DomainId) -> Result<u64, Error> {
-        let d = &self.domains[domain];
-        let page = d.space.translate(layout::EVENT_PAGE, PAGE, true);
-        page.filter(|_| d.is_alive()).ok_or(Error::BadState)
     }
 
     fn notify(&mut self, caller: DomainId, port: u64) -> Answer {
@@ -328,11 +301,8 @@ impl Node {
 
     fn domain_list(&self, caller: DomainId, gpa: u64, room: u64) -> Answer {
         let cpu_ns = |d: &Domain| self.sched.get(d.info.id).cpu_ns;
-        let health = |d: &Domain| {
-            let page = self.event_page(d.info.id).ok();
-            let word = page.and_then(|page| self.ram.word32(page.saturating_add(HEALTH)).ok());
-            word.map_or(0, |w| w.load(Acquire))
-        };
+        let health =
+            |d: &Domain| self.events(d.info.id).map_or(0, |page| page.health.load(Acquire));
         let records = self.domains.iter().map(|d| {
             let mut info = DomainInfo { health: health(d), ..d.info(cpu_ns(d)) };
             self.images[d.principal()].show(d.body, &mut info);
@@ -379,8 +349,7 @@ impl Node {
     fn inject(&mut self, domain: u64, kind: u64) -> Answer {
         let domain = self.checked(domain)?;
         let kind = u32::try_from(kind).ok().and_then(Inject::from_raw).ok_or(Error::BadArgument)?;
-        let page = self.event_page(domain)?;
-        self.ram.word32(page.saturating_add(INJECT))?.store(kind as u32, SeqCst);
+        self.events(domain)?.inject.store(kind as u32, SeqCst);
         self.guests[domain].injected = true;
         self.wake(domain);
         Ok(0)

@@ -33,7 +33,7 @@ use hv_core::{
 use ring_proto::{
     DomainId, PAGE_SIZE, Port, boot, bundle,
     crash::Reason,
-    event,
+    event::{self, EventPage},
     hypercall::{Error, HYPERVISOR, NodeInfo},
     layout,
 };
@@ -351,22 +351,20 @@ impl Node {
         arrived(irq::TIMER)
     }
 
+    /// The event page of a domain that is alive.
+    fn events(&self, domain: DomainId) -> Result<&'static EventPage, Error> {
+        let d = &self.domains[domain];
+        let page = d.space.translate(layout::EVENT_PAGE, PAGE, true).filter(|_| d.is_alive());
+        self.ram.events(page.ok_or(Error::BadState)?)
+    }
+
     /// Sets a port bit in a domain's event page and wakes it. Returns whether
     /// the bit was set already: the domain has not looked since.
     fn raise(&mut self, domain: DomainId, port: Port) -> bool {
-        let target = &self.domains[domain];
-        if !target.is_alive() || port >= event::PORTS {
-            return false;
-        }
-        let Some(page) = target.space.translate(layout::EVENT_PAGE, PAGE, true) else {
-            return false;
-        };
+        let Ok(page) = self.events(domain) else { return false };
+        let Some(word) = page.pending.get(usize::from(port / 64)) else { return false };
         let bit = 1 << (port % 64);
-        let before =
-            match self.ram.word64(page.saturating_add(u64::from(port / 64).saturating_mul(8))) {
-                Ok(word) => word.fetch_or(bit, Ordering::SeqCst),
-                Err(_) => 0,
-            };
+        let before = word.fetch_or(bit, Ordering::SeqCst);
         self.wake(domain);
         before & bit != 0
     }

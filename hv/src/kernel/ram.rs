@@ -12,7 +12,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use ring_proto::{hypercall::Error, shm::SharedMem};
+use ring_proto::{event::EventPage, hypercall::Error, shm::SharedMem};
 
 use crate::memmap;
 
@@ -88,29 +88,30 @@ impl Ram {
         Ok(())
     }
 
-    /// A 64-bit word that domain and hypervisor share.
-    pub fn word64(&self, hpa: u64) -> Result<&AtomicU64, Error> {
-        self.words64(hpa, 1)?.first().ok_or(Error::BadAddress)
+    /// Where `count` values of a type lie, if they do so aligned.
+    fn values<T>(&self, hpa: u64, count: u32) -> Result<*const T, Error> {
+        let len = u64::from(count).saturating_mul(size_of::<T>() as u64);
+        let at = self.check(hpa, len)?.cast::<T>();
+        if at.is_aligned() { Ok(at) } else { Err(Error::BadAddress) }
     }
 
-    /// So many of them in a row.
+    /// So many 64-bit words that domain and hypervisor share.
     pub fn words64(&self, hpa: u64, count: u32) -> Result<&'static [AtomicU64], Error> {
-        let at = self.check(hpa, u64::from(count).saturating_mul(8))?;
-        if !hpa.is_multiple_of(8) {
-            return Err(Error::BadAddress);
-        }
+        let at = self.values(hpa, count)?;
         // SAFETY: aligned, in RAM that is never given back; all access from
         // Rust is atomic or a raw copy.
-        Ok(unsafe { core::slice::from_raw_parts(at.cast(), count as usize) })
+        Ok(unsafe { core::slice::from_raw_parts(at, count as usize) })
     }
 
     /// A 32-bit word that domain and hypervisor share.
-    pub fn word32(&self, hpa: u64) -> Result<&AtomicU32, Error> {
-        let at = self.check(hpa, 4)?;
-        if !hpa.is_multiple_of(4) {
-            return Err(Error::BadAddress);
-        }
+    pub fn word32(&self, hpa: u64) -> Result<&'static AtomicU32, Error> {
         // SAFETY: as for `words64`.
-        Ok(unsafe { AtomicU32::from_ptr(at.cast()) })
+        self.values(hpa, 1).map(|at| unsafe { &*at })
+    }
+
+    /// The event page at `hpa`.
+    pub fn events(&self, hpa: u64) -> Result<&'static EventPage, Error> {
+        // SAFETY: as for `words64`, for it consists of atomics.
+        self.values(hpa, 1).map(|at| unsafe { &*at })
     }
 }
