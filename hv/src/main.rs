@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`boot`], [`memmap`], [`table`], [`paging`], [`heap`] | from the loader's hand-over to final page tables |
 //! | [`cpu`], [`smp`], [`apic`], [`irq`], [`time`] | cores, exceptions, interrupts, the clock |
-//! | [`serial`], [`mod@panic`], [`selftest`] | the console and the end |
+//! | [`serial`], [`mod@panic`] | the console and the end |
 //! | [`phys`], [`acpi`] | what the firmware says about the platform |
 #![no_std]
 #![no_main]
@@ -31,6 +31,8 @@ mod paging;
 mod panic;
 mod pci;
 mod phys;
+#[cfg(feature = "selftest")]
+#[path = "../../tests/hypervisor/selftest.rs"]
 mod selftest;
 mod serial;
 mod smp;

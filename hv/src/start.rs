@@ -19,7 +19,7 @@ use crate::memmap::Kind;
 use crate::pci::{self, Pci};
 use crate::phys::Identity;
 use crate::vt::svm;
-use crate::{acpi, apic, iommu, irq, kernel, memmap, paging, say, selftest, serial, smp, time};
+use crate::{acpi, apic, iommu, irq, kernel, memmap, paging, say, serial, smp, time};
 
 /// First Rust code of the boot processor, on the early map and boot stack.
 #[unsafe(no_mangle)]
@@ -56,8 +56,9 @@ extern "C" fn on_final_stack() -> ! {
     for (core, cpu) in (0..cores).filter_map(|core| Some((core, cpu::get(core)?))) {
         say!("core {core}: APIC id {}", cpu.apic_id());
     }
+    #[cfg(feature = "selftest")]
     if let Some(order) = boot.option("selftest") {
-        selftest::run(order);
+        crate::selftest::run(order);
     }
     if let Err(e) = bring_up(phys, &platform, cores) {
         panic!("{e}");

@@ -37,6 +37,12 @@ pub const BARS: u64 = 0x30_0000_0000;
 pub const BAR_SLOT_STRIDE: u64 = 0x1_0000_0000;
 /// Distance between two BARs of one device; larger BARs are mapped up to here.
 pub const BAR_STRIDE: u64 = 0x1000_0000;
+/// Address of BAR `bar` of device slot `slot`.
+#[must_use]
+pub const fn bar(slot: usize, bar: usize) -> u64 {
+    let slot = (slot as u64).saturating_mul(BAR_SLOT_STRIDE);
+    BARS.saturating_add(slot).saturating_add((bar as u64).saturating_mul(BAR_STRIDE))
+}
 /// Where the domain may map grants: pages `0..BootInfo::grant_window_pages`.
 pub const GRANT_WINDOW: u64 = 0x40_0000_0000;
 /// End of the identity map (exclusive): 512 GiB.

@@ -112,22 +112,24 @@ impl Bench {
         result.map_err(|error| node.explain(error))
     }
 
-    /// Boots a node that is to end by itself, and gives how it ended and its log.
+    /// Boots a node with this hypervisor that is to end by itself, and gives how
+    /// it ended and its log.
     ///
     /// # Errors
     ///
     /// It does not start, or still runs after the time for booting.
     pub fn to_its_end(
         &self,
+        hv: PathBuf,
         configure: impl FnOnce(&mut NodeConfig),
     ) -> Result<(End, Vec<String>)> {
-        let (node, _) = self.launch(configure)?;
+        let (node, _) = self.launch(configure, Some(hv))?;
         let end = node.running.wait(Some(BOOT)).context("the node still runs");
         end.map(|end| (end, node.running.log().lines())).map_err(|error| node.explain(error))
     }
 
     fn boot(&self, configure: impl FnOnce(&mut NodeConfig)) -> Result<Node> {
-        let (node, serves_http) = self.launch(configure)?;
+        let (node, serves_http) = self.launch(configure, None)?;
         let ready = if serves_http {
             node.running.wait_ready(BOOT)
         } else {
@@ -139,8 +141,13 @@ impl Bench {
         }
     }
 
-    /// Starts a node; also says whether it will serve HTTP.
-    fn launch(&self, configure: impl FnOnce(&mut NodeConfig)) -> Result<(Node, bool)> {
+    /// Starts a node, with another hypervisor than the one that is built for
+    /// all; also says whether it will serve HTTP.
+    fn launch(
+        &self,
+        configure: impl FnOnce(&mut NodeConfig),
+        hv: Option<PathBuf>,
+    ) -> Result<(Node, bool)> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut config = NodeConfig::new(manifest::default_path(), &self.dir);
@@ -159,8 +166,9 @@ impl Bench {
         let manifest = Manifest::load(&config.manifest)?;
         let serves_http = manifest.domains.iter().any(|domain| domain.image == "kv");
         // A test about a node that does not build says nothing about the node.
-        let built = build::build(&manifest)
+        let mut built = build::build(&manifest)
             .map_err(|error| Unknown(format!("the node does not build: {error:#}")))?;
+        built.hv = hv.unwrap_or(built.hv);
         let running = config
             .launch_built(&built)
             .map_err(|error| Unknown(format!("QEMU can't run: {error:#}")))?;

@@ -76,11 +76,11 @@ pub fn build(manifest: &Manifest) -> Result<Built> {
     let out = workspace::node_dir();
     std::fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
     let hv = out.join("hv");
-    publish(&compile(&Program::alone("hv"))?, &hv)?;
+    compile(&Program::alone("hv"), None, &hv)?;
     let mut images = Vec::new();
     for (name, program) in programs {
         let elf = out.join(format!("{name}.elf"));
-        publish(&compile(&program)?, &elf)?;
+        compile(&program, None, &elf)?;
         let file = std::fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
         let flat = elf::flatten(&file).map_err(|why| anyhow!("image `{name}`: {why}"))?;
         let driver = |domain: &Domain| domain.image == name && !domain.spec.devices.is_empty();
@@ -98,6 +98,17 @@ pub fn build(manifest: &Manifest) -> Result<Built> {
     let bundle = out.join(format!("{}.bundle", manifest.stem()));
     write_atomically(&bundle, &bytes)?;
     Ok(Built { manifest: manifest.clone(), hv, bundle, images })
+}
+
+/// Builds a hypervisor with its feature `selftest`, and says where it is.
+///
+/// # Errors
+///
+/// It does not build.
+pub fn failing_hypervisor() -> Result<PathBuf> {
+    let hv = workspace::node_dir().join("hv-selftest");
+    compile(&Program::alone("hv"), Some("selftest"), &hv)?;
+    Ok(hv)
 }
 
 /// A program of the workspace.
@@ -156,29 +167,36 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
-/// Builds one bare-metal program and says where it is.
+/// Builds one bare-metal program, perhaps with a feature of its own, and copies it.
 ///
 /// Each is an invocation of its own: its dependencies then have exactly the
 /// features its package asks for, whatever else the manifest names.
-fn compile(program: &Program) -> Result<PathBuf> {
+fn compile(program: &Program, feature: Option<&str>, to: &Path) -> Result<()> {
     static DONE: Mutex<Option<HashMap<Program, PathBuf>>> = Mutex::new(None);
-    // Holding the lock also keeps two tests from waiting for cargo's lock.
+    // Holding the lock also keeps two tests from waiting for cargo's lock, and a
+    // program with a feature from being taken for the one without.
     let mut done = DONE.lock().map_err(|_| anyhow!("an earlier build panicked"))?;
     let done = done.get_or_insert_default();
-    if let Some(built) = done.get(program) {
-        return Ok(built.clone());
+    if let (Some(built), None) = (done.get(program), feature) {
+        return publish(built, to);
     }
     let Program { package, bin } = program;
     let mut command = workspace::cargo();
     command
         .args(["build", "--profile", PROFILE, "--package", package, "--bin", bin])
+        .args(feature.map(|feature| format!("--features={feature}")))
         .arg("--target-dir")
         .arg(workspace::bare_target_dir())
         .env("RUSTFLAGS", RUSTFLAGS)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     let built = executable(command, &format!("`{bin}`"))?;
-    done.insert(program.clone(), built.clone());
-    Ok(built)
+    publish(&built, to)?;
+    match feature {
+        None => done.insert(program.clone(), built),
+        // It lies where the one without was.
+        Some(_) => done.remove(program),
+    };
+    Ok(())
 }
 
 /// Runs a cargo command that builds one program and says where that is.

@@ -61,7 +61,7 @@ pub fn check(options: &Options) -> Result<()> {
     });
     step("clippy, bare metal", &mut || {
         // Not all targets: bare crates have no tests of their own to build.
-        run(bare_cargo("clippy", &bare).args(DENY_WARNINGS))
+        run(bare_cargo("clippy", &bare).arg("--features=hv/selftest").args(DENY_WARNINGS))
     });
     step("clippy, foreign values, host", &mut || {
         run(strict(workspace::cargo().args(["clippy", "--locked"]), &host))

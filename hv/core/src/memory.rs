@@ -141,30 +141,24 @@ impl Space {
         let heap_len = domain.memory.checked_sub(fixed_bytes(domain, image)?)?;
         let mut regions = Vec::with_capacity(REGIONS);
         let mut next = base;
-        let mut add = |gpa, len: u64, write, execute, kind| {
-            if len > 0 {
-                regions.push(Region { gpa, hpa: next, len, write, execute, kind });
-                next += len;
-            }
-        };
-        add(layout::HEAP, heap_len, true, false, Kind::Heap);
-        add(layout::DMA_POOL, domain.dma_pool, true, false, Kind::DmaPool);
         let image_at = base + heap_len + domain.dma_pool;
-        next = image_at + image_room(domain, image)?;
-        let mut add = |gpa, len: u64, write, execute, kind| {
-            regions.push(Region { gpa, hpa: next, len, write, execute, kind });
+        let grants = grant_table_bytes(domain.grant_entries);
+        for (kind, gpa, len) in [
+            (Kind::Heap, layout::HEAP, heap_len),
+            (Kind::DmaPool, layout::DMA_POOL, domain.dma_pool),
+            // Not a region as a whole: its segments are.
+            (Kind::Image(0), 0, image_room(domain, image)?),
+            (Kind::BootInfo, layout::BOOT_INFO, PAGE),
+            (Kind::Event, layout::EVENT_PAGE, PAGE),
+            (Kind::PageTables, layout::PAGE_TABLES, 2 * PAGE),
+            (Kind::GrantTable, layout::GRANT_TABLE, grants),
+        ] {
+            let write = kind != Kind::BootInfo;
+            if len > 0 {
+                regions.push(Region { gpa, hpa: next, len, write, execute: false, kind });
+            }
             next += len;
-        };
-        add(layout::BOOT_INFO, PAGE, false, false, Kind::BootInfo);
-        add(layout::EVENT_PAGE, PAGE, true, false, Kind::Event);
-        add(layout::PAGE_TABLES, 2 * PAGE, true, false, Kind::PageTables);
-        add(
-            layout::GRANT_TABLE,
-            grant_table_bytes(domain.grant_entries),
-            true,
-            false,
-            Kind::GrantTable,
-        );
+        }
         let scratch = next;
         let mut this = Self { regions, base, len: domain.memory, scratch, heap_len, image_at };
         this.set_image(image);
@@ -185,10 +179,17 @@ impl Space {
     }
 
     /// Adds a region of foreign frames (connection page, BAR), never to be
-    /// executed, while the node is being built.
+    /// executed, while the node is being built. It becomes part of one that it
+    /// continues.
     pub fn add_foreign(&mut self, gpa: u64, hpa: u64, len: u64, write: bool, kind: Kind) {
         let at = self.regions.partition_point(|r| r.gpa < gpa);
-        self.regions.insert(at, Region { gpa, hpa, len, write, execute: false, kind });
+        let new = Region { gpa, hpa, len, write, execute: false, kind };
+        match at.checked_sub(1).and_then(|before| self.regions.get_mut(before)) {
+            Some(r) if (Region { gpa: r.gpa + r.len, hpa: r.hpa + r.len, len, ..*r }) == new => {
+                r.len += len;
+            }
+            _ => self.regions.insert(at, new),
+        }
     }
 
     /// Hands its foreign regions to a space that has none. Allocates nothing.

@@ -20,12 +20,8 @@ impl Node {
         let target = &self.domains[domain];
         let (space, window, name) = (&target.space, &target.window, &target.config.name);
         let (mut bad, mut pages) = (0, 0);
-        let mut complain = |what: fmt::Arguments<'_>| {
-            bad += 1;
-            if bad <= NAMED {
-                log::error!("audit: {name}: {what}");
-            }
-        };
+        let mut complain =
+            |what: fmt::Arguments<'_>| name_one(&mut bad, format_args!("{name}: {what}"));
         self.guests[domain].nested.for_each(&mut |gpa, bits, hpa, len| {
             let (write, execute) = Rights::of(bits);
             for offset in (0..len).step_by(PAGE_SIZE) {
@@ -69,12 +65,7 @@ impl Node {
     /// Checks what is of no single domain.
     fn audit_machine(&self) -> u64 {
         let mut bad = 0;
-        let mut complain = |what: fmt::Arguments<'_>| {
-            bad += 1;
-            if bad <= NAMED {
-                log::error!("audit: {what}");
-            }
-        };
+        let mut complain = |what: fmt::Arguments<'_>| name_one(&mut bad, what);
         // With `window_agrees`, which finds a record for each mapping: and none without one.
         let mapped: usize = self.domains.iter().map(|d| d.window.live()).sum();
         let granted: u32 = self.domains.iter().map(|d| d.table.used()).sum();
@@ -91,5 +82,13 @@ impl Node {
             }
         }
         bad
+    }
+}
+
+/// Counts a violation and says what it is, unless there were many.
+fn name_one(bad: &mut u64, what: fmt::Arguments<'_>) {
+    *bad += 1;
+    if *bad <= NAMED {
+        log::error!("audit: {what}");
     }
 }

@@ -180,23 +180,12 @@ impl Node {
             let Some(function) = self.devices.function(domain, slot) else { break };
             for (bar, found) in function.bars.iter().enumerate() {
                 let Some(found) = found else { continue };
-                let window = layout::BARS
-                    + slot as u64 * layout::BAR_SLOT_STRIDE
-                    + bar as u64 * layout::BAR_STRIDE;
+                let space = &mut self.domains[domain].space;
                 let len = found.len.min(layout::BAR_STRIDE) & !(PAGE - 1);
-                let mut run: Option<(u64, u64)> = None;
-                for offset in (0..=len).step_by(PAGE_SIZE) {
-                    let open = offset < len && !function.is_withheld(bar, offset);
-                    run = match (run, open) {
-                        (None, true) => Some((offset, PAGE)),
-                        (Some((start, n)), true) => Some((start, n + PAGE)),
-                        (Some((start, n)), false) => {
-                            let (gpa, hpa) = (window + start, found.address + start);
-                            self.domains[domain].space.add_foreign(gpa, hpa, n, true, Kind::Bar);
-                            None
-                        }
-                        (None, false) => None,
-                    };
+                let pages = (0..len).step_by(PAGE_SIZE);
+                for offset in pages.filter(|&offset| !function.is_withheld(bar, offset)) {
+                    let (gpa, hpa) = (layout::bar(slot, bar) + offset, found.address + offset);
+                    space.add_foreign(gpa, hpa, PAGE, true, Kind::Bar);
                 }
             }
         }

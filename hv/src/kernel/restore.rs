@@ -216,11 +216,8 @@ impl Node {
                 reserved: 0,
                 bars: core::array::from_fn(|bar| {
                     let len = function.bars.get(bar).map_or(0, |b| b.as_ref().map_or(0, |b| b.len));
-                    let address = layout::BARS
-                        + slot as u64 * layout::BAR_SLOT_STRIDE
-                        + bar as u64 * layout::BAR_STRIDE;
                     BarBoot {
-                        address: if len == 0 { 0 } else { address },
+                        address: if len == 0 { 0 } else { layout::bar(slot, bar) },
                         len: len.min(layout::BAR_STRIDE),
                     }
                 }),

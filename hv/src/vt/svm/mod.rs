@@ -145,8 +145,8 @@ pub struct SvmVcpu {
     /// Where this vCPU's host state goes during a run.
     host_vmcb: u64,
     nested_root: u64,
-    maps: Maps,
-    uart: bool,
+    iopm: u64,
+    msrpm: u64,
     flush: bool,
     /// It used x87. Else x87 is clean, as the hypervisor keeps it on every core.
     x87: bool,
@@ -163,7 +163,9 @@ impl SvmVcpu {
         // zeroes is a valid value of both types.
         let (vmcb, regs) = unsafe { (&mut *(vmcb as *mut Vmcb), &mut *(regs as *mut Registers)) };
         vmcb.asid = asid;
-        Some(Self { vmcb, regs, host_vmcb, nested_root, maps, uart, flush: true, x87: false })
+        let Maps { iopm_none, iopm_uart, msrpm } = maps;
+        let iopm = if uart { iopm_uart } else { iopm_none };
+        Some(Self { vmcb, regs, host_vmcb, nested_root, iopm, msrpm, flush: true, x87: false })
     }
 
     /// Length of the instruction that exited, for those we skip.
@@ -224,8 +226,8 @@ impl Vcpu for SvmVcpu {
         v.intercept_misc2 = vmcb::MISC2;
         v.intercept_misc3 = vmcb::MISC3;
         v.intercept_exceptions = vmcb::EXCEPTIONS;
-        v.iopm_base = if self.uart { self.maps.iopm_uart } else { self.maps.iopm_none };
-        v.msrpm_base = self.maps.msrpm;
+        v.iopm_base = self.iopm;
+        v.msrpm_base = self.msrpm;
         v.asid = asid;
         v.interrupt_control = V_INTR_MASKING;
         v.nested_control = NESTED_PAGING;

@@ -1,5 +1,6 @@
 //! Failures on order, by `selftest=…` on the command line: the system tests
-//! see with them that a hypervisor that fails says so.
+//! see with them that a hypervisor that fails says so. A module of the
+//! hypervisor with its feature `selftest`, which no other node's has.
 #![allow(unsafe_code)]
 #![expect(clippy::panic, reason = "boot only, and what was ordered")]
 
