@@ -109,23 +109,22 @@ pub fn id() -> u32 {
     read(ID) >> 24
 }
 
-/// Lets the timer count down from its largest value without an interrupt, to
-/// measure its rate.
-pub(crate) fn timer_free_run() {
+/// Measures the timer's rate by the TSC, whose rate is known after `window`.
+/// `None` if that fails.
+pub(crate) fn calibrate(window: impl FnOnce() -> Option<()>) -> Option<()> {
     write(LVT_TIMER, MASKED);
     write(INITIAL_COUNT, u32::MAX);
-}
-
-/// The timer's present count.
-pub(crate) fn timer_count() -> u32 {
-    read(CURRENT_COUNT)
-}
-
-/// Ends the measurement; `rate` is in ticks per ns, 32.32 fixed point.
-pub(crate) fn set_timer_rate(rate: u64) {
-    TIMER_RATE.store(rate, Ordering::Relaxed);
+    let (from, most) = time::reading(|| read(CURRENT_COUNT));
+    window()?;
+    let (to, least) = time::reading(|| read(CURRENT_COUNT));
+    let tsc = u128::from(to.wrapping_sub(from));
+    // ticks per ns = ticks / (tsc × mult), all in 32.32.
+    let ticks = u128::from(most.wrapping_sub(least));
+    let rate = (ticks << 64) / (tsc * u128::from(time::tsc_mult())).max(1);
+    TIMER_RATE.store(u64::try_from(rate).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
     write(INITIAL_COUNT, 0);
     write(LVT_TIMER, u32::from(irq::TIMER));
+    Some(())
 }
 
 /// The timer's ticks per ns, 32.32 fixed point.

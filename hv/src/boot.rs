@@ -10,7 +10,7 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Bytes of the stack on which the boot processor starts.
-pub const BOOT_STACK: usize = 32 * 1024;
+const BOOT_STACK: usize = 32 * 1024;
 
 /// CR0: paging, write protection, native FPU errors, protected mode.
 const CR0: u32 = 0x8001_0033;
@@ -43,15 +43,6 @@ pub fn trampoline() -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, end as usize - start as usize) }
 }
 
-/// The stack on which the boot processor starts, as (bottom, top).
-pub fn boot_stack() -> (u64, u64) {
-    unsafe extern "C" {
-        static boot_stack_bottom: u8;
-    }
-    let bottom = (&raw const boot_stack_bottom) as u64;
-    (bottom, bottom + BOOT_STACK as u64)
-}
-
 // PVH: "Xen" note 18 holds the address of the 32-bit entry, EBX the address of
 // the start information.
 global_asm!(
@@ -66,8 +57,7 @@ global_asm!(
     "early_pml4: .skip 4096",
     "early_pdpt: .skip 4096",
     "early_pd: .skip 4 * 4096",
-    ".global boot_stack_bottom",
-    "boot_stack_bottom: .skip {stack}",
+    ".skip {stack}",
     "boot_stack_top:",
 
     ".section .rodata.boot, \"a\"",

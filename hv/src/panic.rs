@@ -15,7 +15,7 @@ use x86_64::structures::idt::ExceptionVector;
 
 use crate::cpu::exception::Frame;
 use crate::cpu::{self, stack};
-use crate::{apic, boot, memmap, say, serial};
+use crate::{apic, memmap, say, serial};
 
 /// Exit value: the hypervisor panicked (QEMU ends with 35).
 const EXIT_PANIC: u8 = 0x11;
@@ -66,20 +66,11 @@ fn begin() {
     serial::force();
 }
 
-/// Whether two words at `address` lie on one mapped stack.
+/// Whether two words at `address` lie on one mapped stack. (Between two of them
+/// is a guard. The first moments of the boot have another, and no backtrace.)
 fn on_stack(address: u64) -> bool {
-    let last = address.wrapping_add(15);
-    if !address.is_multiple_of(8) {
-        return false;
-    }
-    let (bottom, top) = boot::boot_stack();
-    if (bottom..top).contains(&address) && last < top {
-        return true;
-    }
-    match (stack::place(address), stack::place(last)) {
-        (Some(a), Some(b)) => !a.guard && !b.guard && (a.core, a.stack) == (b.core, b.stack),
-        _ => false,
-    }
+    let mapped = |at| stack::place(at).is_some_and(|place| !place.guard);
+    address.is_multiple_of(8) && mapped(address) && mapped(address.wrapping_add(15))
 }
 
 /// Prints return addresses found by frame pointers from `rbp` on.

@@ -58,7 +58,7 @@ pub fn now_ns() -> u64 {
 
 /// The quickest of some readings, which is the least disturbed by
 /// interruptions from below: the TSC when it was taken, and its value.
-fn reading(mut read: impl FnMut() -> u32) -> (u64, u32) {
+pub fn reading(mut read: impl FnMut() -> u32) -> (u64, u32) {
     let mut best = (u64::MAX, (0, 0));
     for _ in 0..READINGS {
         let before = tsc();
@@ -75,21 +75,12 @@ fn reading(mut read: impl FnMut() -> u32) -> (u64, u32) {
 /// 2 ms, against the ACPI timer `pm`. `None` where there is none, or it stands
 /// still.
 pub fn calibrate(pm: Option<PmTimer>) -> Option<()> {
-    apic::timer_free_run();
-    let apic_start = reading(apic::timer_count);
-    let (ticks, ns) = pm_window(pm?)?;
-    let apic_end = reading(apic::timer_count);
-
-    let mult = (u128::from(ns) << 32) / u128::from(ticks.max(1));
-    let mult = u64::try_from(mult).unwrap_or(u64::MAX).max(1);
-    MULT.store(mult, Ordering::Relaxed);
-
-    let apic_ticks = u128::from(apic_start.1.wrapping_sub(apic_end.1));
-    let apic_tsc = u128::from(apic_end.0.wrapping_sub(apic_start.0));
-    // ticks per ns = ticks / (tsc × mult), all in 32.32.
-    let rate = (apic_ticks << 64) / (apic_tsc * u128::from(mult)).max(1);
-    apic::set_timer_rate(u64::try_from(rate).unwrap_or(u64::MAX).max(1));
-    Some(())
+    apic::calibrate(|| {
+        let (ticks, ns) = pm_window(pm?)?;
+        let mult = (u128::from(ns) << 32) / u128::from(ticks.max(1));
+        MULT.store(u64::try_from(mult).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+        Some(())
+    })
 }
 
 /// (TSC ticks, ns) of a window on the ACPI timer.

@@ -103,13 +103,22 @@ impl Node {
             in_flight: in_flight.checked_sub(1).unwrap_or(UNKNOWN),
             image_crc: self.domains[domain].body.crc,
             ordered: u16::from(injected || reason == Reason::Operator),
-            reset: self.devices.rung(domain) as u16,
+            reset: self.devices.ladders[domain].rung() as u16,
             report,
         });
         self.info.next_crash = self.deaths.next();
         let name = self.domains[domain].config.name.clone();
-        let place = Place { report: &report, fault_address, reason };
-        self.say(format_args!("{name}: generation {ended} ended: {reason:?}{place}"));
+        let message = report.message.split(|&b| b == 0).next().unwrap_or_default();
+        let (rip, at) = (report.rip, fault_address);
+        let what = format_args!("{name}: generation {ended} ended: {reason:?}");
+        match (reason, core::str::from_utf8(message)) {
+            (Reason::Operator | Reason::Exit, _) => self.say(what),
+            (_, Ok(text)) if !text.is_empty() => self.say(format_args!("{what}: {text}")),
+            (Reason::NestedFault, _) => {
+                self.say(format_args!("{what} at address {at:#x}, instruction {rip:#x}"));
+            }
+            _ => self.say(format_args!("{what} at instruction {rip:#x}")),
+        }
         // There is nobody else to restart the supervisor.
         if self.domains[domain].config.capabilities & boot::CAP_SUPERVISOR != 0 {
             let _ = self.begin(domain);
@@ -178,30 +187,5 @@ impl Node {
         orders.start |= start;
         self.kick(self.domains[domain].info.core);
         Ok(0)
-    }
-}
-
-/// Where a death happened, for the log line.
-struct Place<'a> {
-    report: &'a CrashReport,
-    fault_address: u64,
-    reason: Reason,
-}
-
-impl core::fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let message = self.report.message.split(|&b| b == 0).next().unwrap_or(&[]);
-        match (self.reason, core::str::from_utf8(message)) {
-            (Reason::Operator | Reason::Exit, _) => Ok(()),
-            (_, Ok(text)) if !text.is_empty() => write!(f, ": {text}"),
-            (Reason::NestedFault, _) => {
-                write!(
-                    f,
-                    " at address {:#x}, instruction {:#x}",
-                    self.fault_address, self.report.rip
-                )
-            }
-            _ => write!(f, " at instruction {:#x}", self.report.rip),
-        }
     }
 }

@@ -42,7 +42,8 @@ struct Binding {
     vector: u8,
     domain: DomainId,
     port: Port,
-    source: Source,
+    /// The function's entry that sends it, or the UART's line.
+    source: Option<(Bdf, u16)>,
     /// What the function was programmed with.
     message: Option<Message>,
     /// The domain asked for it to be unmasked.
@@ -51,16 +52,10 @@ struct Binding {
     throttled: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    MsiX { bdf: Bdf, entry: u16 },
-    Uart,
-}
-
-impl Source {
+impl Binding {
     /// The UART's line is always open: masked, it would lose its edge.
-    fn set_mask(self, pci: &Pci<Identity>, masked: bool) {
-        if let Source::MsiX { bdf, entry } = self
+    fn set_mask(&self, pci: &Pci<Identity>, masked: bool) {
+        if let Some((bdf, entry)) = self.source
             && let Some(function) = pci.function(bdf)
         {
             // The entry was checked when it was bound.
@@ -90,7 +85,7 @@ pub struct Devices {
     manifest: Vec<Bdf>,
     owned: Vec<Owned>,
     tables: ByDomain<Option<PageTable<Identity>>>,
-    ladders: ByDomain<Ladder>,
+    pub ladders: ByDomain<Ladder>,
     /// One for each vector in use. It never grows.
     bindings: Vec<Binding>,
 }
@@ -243,7 +238,7 @@ impl Devices {
         if function.msix.as_ref().is_none_or(|m| entry >= m.entries) {
             return Err(Error::NotFound);
         }
-        let source = Source::MsiX { bdf, entry };
+        let source = Some((bdf, entry));
         let same_port = |b: &&Binding| b.domain == domain && b.port == port;
         match self.bindings.iter().find(|b| b.source == source || same_port(b)) {
             // A driver that resets its device binds anew.
@@ -252,8 +247,7 @@ impl Devices {
             None => {}
         }
         // No function can take the vectors that others need.
-        let from_here =
-            |b: &&Binding| matches!(b.source, Source::MsiX { bdf: from, .. } if from == bdf);
+        let from_here = |b: &&Binding| b.source.is_some_and(|(from, _)| from == bdf);
         let taken = self.bindings.iter().filter(from_here).count();
         if VECTORS.checked_div(self.owned.len()).is_none_or(|share| taken >= share) {
             return Err(Error::Exhausted);
@@ -277,7 +271,7 @@ impl Devices {
         let found = all.find(|b| b.domain == domain && u64::from(b.port) == port);
         let binding = found.ok_or(Error::NotFound)?;
         (binding.open, binding.throttled) = (true, false);
-        binding.source.set_mask(&self.pci, false);
+        binding.set_mask(&self.pci, false);
         Ok(0)
     }
 
@@ -326,7 +320,7 @@ impl Devices {
                 panic!("IOMMU cannot block {}: {error:?}", owned.bdf);
             }
         }
-        self.bindings.retain(|b| b.domain != domain || b.source == Source::Uart);
+        self.bindings.retain(|b| b.domain != domain || b.source.is_none());
     }
 
     /// Routes the control UART's interrupt to its owner, for good.
@@ -337,7 +331,7 @@ impl Devices {
         self.ioapics
             .route(gsi, line, vector, cpu_apic_id(core), iommu)
             .map_err(|e| format!("control UART's interrupt cannot be routed: {e:?}"))?;
-        let (port, source, message) = (event::PORT_UART, Source::Uart, None);
+        let (port, source, message) = (event::PORT_UART, None, None);
         let (open, throttled) = (true, false);
         self.bindings.push(Binding { vector, domain, port, source, message, open, throttled });
         Ok(())
@@ -358,8 +352,8 @@ impl Devices {
     /// a turn.
     pub fn throttle(&mut self, vector: u8) {
         let Some(b) = self.bindings.iter_mut().find(|b| b.vector == vector) else { return };
-        if b.source != Source::Uart && !core::mem::replace(&mut b.throttled, true) {
-            b.source.set_mask(&self.pci, true);
+        if b.source.is_some() && !core::mem::replace(&mut b.throttled, true) {
+            b.set_mask(&self.pci, true);
         }
     }
 
@@ -367,7 +361,7 @@ impl Devices {
     pub fn rearm(&mut self, domain: DomainId) {
         for b in self.bindings.iter_mut().filter(|b| b.domain == domain && b.open && b.throttled) {
             b.throttled = false;
-            b.source.set_mask(&self.pci, false);
+            b.set_mask(&self.pci, false);
         }
     }
 

@@ -316,7 +316,7 @@ impl Node {
         self.domains[domain].held = held;
         if !held {
             self.domains[domain].info.released_ns = time::now_ns();
-            self.devices.released(domain);
+            self.devices.ladders[domain].released();
         }
         Ok(0)
     }

@@ -156,13 +156,9 @@ const EVENT_POLL: u64 = 5_000_000;
 /// Most ns until an idle core looks.
 const IDLE_EVENT_POLL: u64 = 50_000_000;
 
-#[expect(clippy::unreachable, reason = "boot calls `publish` before it calls `run`")]
 fn lock() -> MutexGuard<'static, Node> {
-    match NODE.get() {
-        Some(node) => node.lock(),
-        // Cores enter `run` after `publish`.
-        None => unreachable!("the node is published before any core runs it"),
-    }
+    // Boot calls `publish` before any core runs the node, so this does not wait.
+    NODE.wait().lock()
 }
 
 /// Makes the node known to all cores.

@@ -113,7 +113,7 @@ impl Node {
     /// Meanwhile the domain sleeps.
     fn reset_devices(&mut self, domain: DomainId) {
         let act = self.devices.reset(domain, time::now_ns());
-        let rung = self.devices.rung(domain);
+        let rung = self.devices.ladders[domain].rung();
         let d = &mut self.domains[domain];
         d.info.reset = rung as u16;
         match act {

@@ -4,7 +4,7 @@
 
 use core::fmt::Arguments;
 
-use super::{Devices, PAGE, Source, cpu_apic_id, iommu_domain};
+use super::{Devices, PAGE, cpu_apic_id, iommu_domain};
 use crate::{iommu::Opening, table::PageTable};
 use ring_proto::DomainId;
 
@@ -33,11 +33,9 @@ impl Devices {
                     let binding = self.bindings.iter().find(|b| b.vector == vector);
                     binding.is_some_and(|b| {
                         let right = match b.source {
-                            Source::MsiX { bdf: owner, entry } => (owner, entry) == (bdf, index),
+                            Some(source) => source == (bdf, index),
                             // An I/O APIC's entries are counted by vectors.
-                            Source::Uart => {
-                                self.pci.function(bdf).is_none() && index == u16::from(vector)
-                            }
+                            None => self.pci.function(bdf).is_none() && index == u16::from(vector),
                         };
                         right && cpu_apic_id(core_of(b.domain)) == u32::from(apic_id)
                     })
@@ -64,8 +62,7 @@ impl Devices {
                 complain(format_args!("{bdf} has no owner and is not off the bus"));
             }
             for (entry, message) in self.pci.msix_unmasked(function).filter(|_| sends) {
-                let source = Source::MsiX { bdf, entry };
-                let binding = self.bindings.iter().find(|b| b.source == source);
+                let binding = self.bindings.iter().find(|b| b.source == Some((bdf, entry)));
                 if binding.is_none_or(|b| b.message != Some(message) || !b.open || b.throttled) {
                     complain(format_args!("MSI-X entry {entry} of {bdf} sends {message:x?}"));
                 }

@@ -35,19 +35,9 @@ impl Devices {
         self.ladders[domain] = ladder;
     }
 
-    /// Devices that were gone may be back.
-    pub fn released(&mut self, domain: DomainId) {
-        self.ladders[domain].released();
-    }
-
-    /// What the next life begins with.
-    pub fn rung(&self, domain: DomainId) -> Reset {
-        self.ladders[domain].rung()
-    }
-
     /// Nothing is to be done before the next life.
     pub fn at_rest(&self, domain: DomainId) -> bool {
-        self.rung(domain) == Reset::Driver
+        self.ladders[domain].rung() == Reset::Driver
             && self.functions(domain).all(|f| self.pci.answers(f) && self.pci.is_configured(f))
     }
 
