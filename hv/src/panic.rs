@@ -15,7 +15,8 @@ use x86_64::structures::idt::ExceptionVector;
 
 use crate::cpu::exception::Frame;
 use crate::cpu::{self, stack};
-use crate::{apic, memmap, say, serial};
+use crate::{apic, memmap, serial};
+use log::info;
 
 /// Exit value: the hypervisor panicked (QEMU ends with 35).
 const EXIT_PANIC: u8 = 0x11;
@@ -55,7 +56,7 @@ fn begin() {
     match PANICKING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
         Err(other) if other == me => {
-            say!("panic: again, while telling of the first");
+            info!("panic: again, while telling of the first");
             power_off(EXIT_PANIC);
         }
         Err(_) => cpu::halt(),
@@ -86,7 +87,7 @@ fn backtrace(mut rbp: u64) {
             break;
         }
         // The call is before the return address.
-        say!("  #{i} {:#x}", ret - 1);
+        info!("  #{i} {:#x}", ret - 1);
         if next <= rbp {
             break;
         }
@@ -97,14 +98,14 @@ fn backtrace(mut rbp: u64) {
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     begin();
-    say!("panic: core {}: {}", core(), info.message());
+    info!("panic: core {}: {}", core(), info.message());
     if let Some(at) = info.location() {
-        say!("at {}:{}", at.file(), at.line());
+        info!("at {}:{}", at.file(), at.line());
     }
     let rbp: u64;
     // SAFETY: reads a register.
     unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack)) };
-    say!("backtrace:");
+    info!("backtrace:");
     backtrace(rbp);
     power_off(EXIT_PANIC)
 }
@@ -113,21 +114,21 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 pub(crate) fn exception(frame: &Frame) -> ! {
     begin();
     let Frame { vector, error, rip, .. } = *frame;
-    say!("panic: core {}: exception {vector}, error {error:#x}, at {rip:#x}", core());
+    info!("panic: core {}: exception {vector}, error {error:#x}, at {rip:#x}", core());
     if let Some(name) = u8::try_from(vector).ok().and_then(|v| ExceptionVector::try_from(v).ok()) {
-        say!("exception {vector}: {name:?}");
+        info!("exception {vector}: {name:?}");
     }
     // A double fault comes out of a page fault more often than not.
     if vector == 14 || vector == 8 {
         let address = Cr2::read_raw();
         match stack::place(address).filter(|place| place.guard) {
-            Some(p) => say!("address {address:#x}: below core {}'s {:?} stack", p.core, p.stack),
-            None => say!("address {address:#x}"),
+            Some(p) => info!("address {address:#x}: below core {}'s {:?} stack", p.core, p.stack),
+            None => info!("address {address:#x}"),
         }
     }
     frame.say();
-    say!("backtrace:");
-    say!("  rip {rip:#x}");
+    info!("backtrace:");
+    info!("  rip {rip:#x}");
     backtrace(frame.rbp);
     power_off(EXIT_PANIC)
 }

@@ -230,18 +230,12 @@ impl Write for Line {
     }
 }
 
-/// Writes one line of the hypervisor's own log; use [`crate::say!`] or `log`.
-pub fn say(args: fmt::Arguments<'_>) {
+/// Writes one line of the hypervisor's own log.
+fn say(args: fmt::Arguments<'_>) {
     let mut line = Line(heapless::String::new());
     // `Line` itself never fails; a `Display` that does has written what it could.
     let _ = line.write_fmt(args);
     tagged("hv", line.0.as_bytes());
-}
-
-/// Writes a line of the hypervisor's own to the console.
-#[macro_export]
-macro_rules! say {
-    ($($arg:tt)*) => { $crate::serial::say(format_args!($($arg)*)) };
 }
 
 struct Backend;

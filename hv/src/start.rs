@@ -19,7 +19,8 @@ use crate::memmap::Kind;
 use crate::pci::{self, Pci};
 use crate::phys::Identity;
 use crate::vt::svm;
-use crate::{acpi, apic, iommu, irq, kernel, memmap, paging, say, serial, smp, time};
+use crate::{acpi, apic, iommu, irq, kernel, memmap, paging, serial, smp, time};
+use log::info;
 
 /// First Rust code of the boot processor, on the early map and boot stack.
 #[unsafe(no_mangle)]
@@ -54,7 +55,7 @@ extern "C" fn on_final_stack() -> ! {
     let max_cores = boot.option("cores").and_then(|n| n.parse().ok()).unwrap_or(cpu::MAX_CORES);
     let cores = smp::start(&platform.cpus, max_cores);
     for (core, cpu) in (0..cores).filter_map(|core| Some((core, cpu::get(core)?))) {
-        say!("core {core}: APIC id {}", cpu.apic_id());
+        info!("core {core}: APIC id {}", cpu.apic_id());
     }
     #[cfg(feature = "selftest")]
     if let Some(order) = boot.option("selftest") {
@@ -85,7 +86,7 @@ fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(
     for bar in pci.functions().iter().filter(|f| f.assignable()).flat_map(pci::Function::memory) {
         paging::map_mmio(bar.address, bar.len);
     }
-    say!(
+    info!(
         "{} PCI functions, IOMMU {}",
         pci.functions().len(),
         iommu.as_ref().map_or("none", |(iommu, _)| iommu.name)
@@ -99,12 +100,12 @@ fn bring_up(phys: Identity, platform: &acpi::Platform, cores: usize) -> Result<(
 
 fn report() {
     let boot = memmap::boot();
-    say!("Bulkhead {}", env!("CARGO_PKG_VERSION"));
+    info!("Bulkhead {}", env!("CARGO_PKG_VERSION"));
     for (range, kind) in boot.regions.iter().filter(|r| r.1 != Kind::Reserved) {
-        say!("RAM {:#012x}..{:#012x} {kind:?}", range.start, range.end);
+        info!("RAM {:#012x}..{:#012x} {kind:?}", range.start, range.end);
     }
     let image = memmap::image();
-    say!(
+    info!(
         "image {} KiB, bundle {} KiB at {:#x}, free {} MiB",
         image.len() >> 10,
         boot.bundle.len() >> 10,
@@ -114,7 +115,7 @@ fn report() {
     // ns × 2³² / mult, for kHz: 10⁶ ns a ms.
     let khz = (1_000_000u64 << 32) / time::tsc_mult();
     let apic_khz = ((u128::from(apic::timer_rate()) * 1_000_000) >> 32) as u64;
-    say!("TSC {khz} kHz, local APIC timer {apic_khz} kHz");
+    info!("TSC {khz} kHz, local APIC timer {apic_khz} kHz");
 }
 
 /// Where a core goes once it is up.

@@ -7,7 +7,8 @@
 use core::arch::global_asm;
 
 use super::{OFFSET_EOI, OFFSET_PENDING};
-use crate::{irq, say};
+use crate::irq;
+use log::info;
 
 /// Bytes from one stub to the next.
 const STUB: usize = 16;
@@ -106,10 +107,10 @@ impl Frame {
     pub fn say(&self) {
         let Self { rsp, rip, rbp, rflags, .. } = *self;
         let [r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rbx, rax] = self.general;
-        say!("rip {rip:016x} rsp {rsp:016x} rbp {rbp:016x} rfl {rflags:016x}");
-        say!("rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}");
-        say!("rsi {rsi:016x} rdi {rdi:016x}  r8 {r8:016x}  r9 {r9:016x}");
-        say!("r10 {r10:016x} r11 {r11:016x} r12 {r12:016x} r13 {r13:016x}");
-        say!("r14 {r14:016x} r15 {r15:016x}");
+        info!("rip {rip:016x} rsp {rsp:016x} rbp {rbp:016x} rfl {rflags:016x}");
+        info!("rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}");
+        info!("rsi {rsi:016x} rdi {rdi:016x}  r8 {r8:016x}  r9 {r9:016x}");
+        info!("r10 {r10:016x} r11 {r11:016x} r12 {r12:016x} r13 {r13:016x}");
+        info!("r14 {r14:016x} r15 {r15:016x}");
     }
 }

@@ -133,15 +133,9 @@ pub fn init(core: usize) {
 
     let mut cr4 = Cr4Flags::PAGE_GLOBAL | Cr4Flags::MACHINE_CHECK_EXCEPTION;
     let features = features::get();
-    if features.smep {
-        cr4 |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
-    }
-    if features.smap {
-        cr4 |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
-    }
-    if features.umip {
-        cr4 |= Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION;
-    }
+    cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, features.smep);
+    cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, features.smap);
+    cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, features.umip);
     let base = core::ptr::from_ref(cpu) as u64;
     // SAFETY: the new control bits only forbid or speed up; there is no user
     // code and nothing else uses GS.

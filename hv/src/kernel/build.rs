@@ -68,7 +68,6 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
     node.info.cores = cores.into();
     node.info.domains = manifest.domains.len() as u32;
     node.info.memory = memmap::boot().usable;
-    node.devices.resolve(&manifest)?;
     for (id, config) in (0..).zip(&manifest.domains) {
         // Their foreign pages change tables one by one.
         let spared =
@@ -76,6 +75,7 @@ pub fn build(bundle: &'static [u8], cores: u16, devices: Devices) -> Result<Node
         let image = manifest.images.get(usize::from(config.image)).ok_or("image missing")?;
         node.images.push(Images::new(bundle, image, config));
         node.add_domain(id, config, image, maps, spared)?;
+        node.devices.add_domain(id, &node.domains[id].space, config, &manifest.devices)?;
     }
     for (number, config) in (0..).zip(&manifest.connections) {
         node.add_connection(number, config).ok_or("no memory for connection pages")?;
@@ -143,7 +143,6 @@ impl Node {
             line: LineQuota::new(0),
             leftovers: 0,
         });
-        self.devices.add_domain(id, &space, config)?;
         let mut domain = Domain::new(id, config.clone(), space, core);
         domain.body.crc = image.crc;
         self.domains.push(domain);

@@ -81,8 +81,6 @@ pub struct Devices {
     iommu_memory: Vec<(u64, u64)>,
     ioapics: IoApics<Identity>,
     uart: (u32, Line),
-    /// BDF by the manifest's device index.
-    manifest: Vec<Bdf>,
     owned: Vec<Owned>,
     tables: ByDomain<Option<PageTable<Identity>>>,
     pub ladders: ByDomain<Ladder>,
@@ -117,35 +115,11 @@ impl Devices {
             iommu,
             iommu_memory: memory.unwrap_or_default(),
             ioapics,
-            manifest: Vec::new(),
             owned: Vec::new(),
             tables: ByDomain::default(),
             ladders: ByDomain::default(),
             bindings: Vec::with_capacity(256),
         }
-    }
-
-    /// Finds the functions that a manifest names.
-    pub fn resolve(&mut self, manifest: &bundle::Node) -> Result<(), String> {
-        for device in &manifest.devices {
-            let found = match device.select {
-                Select::Bdf(bdf) => self.pci.function(Bdf(bdf)).filter(|f| f.assignable()),
-                Select::Class { class, index } => self.pci.by_class(class, index.into()),
-            };
-            let function = found
-                .ok_or_else(|| format!("device {}: there is no such PCI function", device.name))?;
-            if self.manifest.contains(&function.bdf) {
-                return Err(format!(
-                    "device {}: {} is another device already",
-                    device.name, function.bdf
-                ));
-            }
-            self.manifest.push(function.bdf);
-        }
-        if !manifest.devices.is_empty() && self.iommu.is_none() {
-            return Err("there is no IOMMU: no device can be given to a domain".into());
-        }
-        Ok(())
     }
 
     /// Gives the next domain its functions and the IOMMU table that confines
@@ -155,17 +129,25 @@ impl Devices {
         domain: DomainId,
         space: &Space,
         config: &bundle::Domain,
+        devices: &[bundle::Device],
     ) -> Result<(), String> {
         self.ladders.push(Ladder::default());
+        if !config.devices.is_empty() && self.iommu.is_none() {
+            return Err("there is no IOMMU: no device can be given to a domain".into());
+        }
         for &index in &config.devices {
-            let bdf = *self.manifest.get(usize::from(index)).ok_or("device missing")?;
-            let function = self.pci.function(bdf).ok_or("device missing")?;
+            let device = devices.get(usize::from(index)).ok_or("device missing")?;
+            let found = match device.select {
+                Select::Bdf(bdf) => self.pci.function(Bdf(bdf)).filter(|f| f.assignable()),
+                Select::Class { class, index } => self.pci.by_class(class, index.into()),
+            };
+            let function = found
+                .ok_or_else(|| format!("device {}: there is no such PCI function", device.name))?;
+            let bdf = function.bdf;
             // Functions of one device may reach each other without the IOMMU's seeing it.
-            if self.owned.iter().any(|o| o.domain != domain && o.bdf.is_sibling(bdf)) {
-                return Err(format!(
-                    "{}: {bdf} shares its device with another domain",
-                    config.name
-                ));
+            let taken = |o: &Owned| o.bdf == bdf || o.domain != domain && o.bdf.is_sibling(bdf);
+            if self.owned.iter().any(taken) {
+                return Err(format!("device {}: {bdf} or its sibling is taken", device.name));
             }
             self.pci.set_bus_master(function, false);
             self.owned.push(Owned { domain, bdf, attached: false });

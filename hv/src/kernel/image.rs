@@ -2,7 +2,7 @@
 
 use hv_core::{domain::Life, memory::Kind};
 use ring_proto::{
-    DomainId, PAGE_SIZE,
+    DomainId,
     crash::Reason,
     hypercall::{Error, MAX_IMAGE_WRITE},
 };
@@ -85,18 +85,14 @@ impl Node {
             return;
         }
         let image = |r: &&hv_core::memory::Region| matches!(r.kind, Kind::Image(_));
+        // All tables for it were reserved when the node was built.
+        let none = &mut |_, _| None;
         for r in d.space.regions().iter().filter(image) {
-            for offset in (0..r.len).step_by(PAGE_SIZE) {
-                nested.set(r.gpa.saturating_add(offset), 0);
-            }
+            nested.map(r.gpa, r.hpa, r.len, 0, none);
         }
         d.space.set_image(images.of(body).0);
         for r in d.space.regions().iter().filter(image) {
-            for offset in (0..r.len).step_by(PAGE_SIZE) {
-                let leaf = super::rights(r).bits() | r.hpa.saturating_add(offset);
-                // The tables were reserved when the node was built.
-                nested.set(r.gpa.saturating_add(offset), leaf);
-            }
+            nested.map(r.gpa, r.hpa, r.len, super::rights(r).bits(), none);
         }
     }
 }

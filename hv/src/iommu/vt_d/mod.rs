@@ -185,9 +185,13 @@ impl<IO: PhysIo + Send> Kind for VtD<IO> {
         for bus in 0..=u8::MAX {
             let at = self.root_table + u64::from(bus) * ENTRY;
             match self.read(at) {
-                [0, 0] => continue,
                 [low, 0] if low & (PAGE - 1) == entry::PRESENT => {}
-                _ => visit(Opening::Odd(at)),
+                [0, 0] => continue,
+                // It may lead anywhere.
+                _ => {
+                    visit(Opening::Odd(at));
+                    continue;
+                }
             }
             for bdf in (0..=u8::MAX).map(|devfn| Bdf(u16::from_be_bytes([bus, devfn]))) {
                 let Some(at) = self.context(bdf) else { continue };

@@ -24,7 +24,8 @@ use x86_64::registers::{
 };
 
 use super::{Call, Exit, Vcpu};
-use crate::{cpu, memmap, say};
+use crate::{cpu, memmap};
+use log::info;
 
 /// Guest registers that VMRUN does not switch, and the FPU.
 #[derive(Debug)]
@@ -100,18 +101,16 @@ static SAVE_AREAS: [AtomicU64; cpu::MAX_CORES] = [const { AtomicU64::new(0) }; c
 /// A sentence for people.
 pub fn prepare(cores: usize) -> Result<(), &'static str> {
     let features = cpu::features::get();
-    if !features.svm {
-        return Err("this CPU has no AMD SVM (with QEMU: -cpu EPYC or -cpu max)");
-    }
-    if !features.nested_paging {
-        return Err("this CPU has no nested paging");
-    }
-    if !features.gib_pages {
-        return Err("this CPU has no 1 GiB pages, which domains' page tables use");
+    for (there, why) in [
+        (features.svm, "this CPU has no AMD SVM (with QEMU: -cpu EPYC or -cpu max)"),
+        (features.nested_paging, "this CPU has no nested paging"),
+        (features.gib_pages, "this CPU has no 1 GiB pages, which domains' page tables use"),
+    ] {
+        there.then_some(()).ok_or(why)?;
     }
     let barrier = features.ibpb && memmap::boot().option("ibpb") != Some("off");
     BARRIER.store(barrier, Ordering::Relaxed);
-    say!("branch prediction barrier between domains: {}", if barrier { "on" } else { "off" });
+    info!("branch prediction barrier between domains: {}", if barrier { "on" } else { "off" });
     // SAFETY: reading VM_CR is allowed where CPUID offers SVM.
     if unsafe { Msr::new(VM_CR).read() } & VM_CR_SVMDIS != 0 {
         return Err("SVM is disabled by the firmware");
