@@ -7,9 +7,11 @@ use crate::iommu::{Event, EventKind};
 use crate::pci::Bdf;
 use crate::table::Format;
 
-/// Bytes of an interrupt table: 2,048 entries. Always all of them, because
-/// the index comes from the device and QEMU does not check it against a length.
-pub const INTERRUPT_TABLE: u64 = 2048 * IRTE;
+/// Entries of an interrupt table. Always all of them, because the index comes
+/// from the device and QEMU does not check it against a length.
+pub const INTERRUPTS: u16 = 2048;
+/// Bytes of an interrupt table.
+pub const INTERRUPT_TABLE: u64 = INTERRUPTS as u64 * IRTE;
 /// Bytes of an interrupt remapping entry.
 pub const IRTE: u64 = 4;
 /// Where functions send interrupts.

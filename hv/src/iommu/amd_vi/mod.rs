@@ -5,11 +5,7 @@
 //! ends up after [`Iommu::detach`], as [`DeviceEntry::blocked`]: valid,
 //! translating, with neither read nor write permission and interrupts aborted.
 //! (An entry that is not valid would let everything through.)
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    reason = "addresses within tables of our own"
-)]
+#![expect(clippy::arithmetic_side_effects, reason = "addresses within tables of our own")]
 
 mod entry;
 mod unit;
@@ -23,7 +19,7 @@ use crate::pci::msix::Message;
 use crate::pci::{Bdf, Pci};
 use crate::phys::PhysIo;
 use crate::table::AllocFrames;
-use entry::{DeviceEntry, INTERRUPT_TABLE, IRTE, MESSAGE_ADDRESS};
+use entry::{DeviceEntry, INTERRUPT_TABLE, INTERRUPTS, IRTE, MESSAGE_ADDRESS};
 use unit::Unit;
 
 const DEVICE_TABLE_FRAMES: usize = 512;
@@ -152,8 +148,8 @@ impl<IO: PhysIo + Send> Kind for AmdVi<IO> {
             }
         }
         for (slot, owner) in slots.0.iter().chain([&None]).enumerate() {
-            for (index, offset) in (0_u16..).zip((0..INTERRUPT_TABLE).step_by(IRTE as usize)) {
-                let at = self.table(slot) + offset;
+            for index in 0..INTERRUPTS {
+                let at = self.table(slot) + u64::from(index) * IRTE;
                 let value = self.io.read::<u32>(at);
                 let [_, apic_id, vector, _] = value.to_le_bytes();
                 match *owner {

@@ -31,9 +31,9 @@ pub const fn interrupt(bdf: Bdf, vector: u8, apic_id: u8) -> [u64; 2] {
 
 /// The address that selects an interrupt remapping entry, for messages whose
 /// data counts from there. (Section 5.1.2.2.)
-pub const fn message_address(entry: u16) -> u64 {
+pub const fn message_address(entry: u64) -> u64 {
     const REMAPPABLE_WITH_SUBHANDLE: u64 = 0b11 << 3;
-    let [index, index_15] = [entry as u64 & 0x7fff, entry as u64 >> 15];
+    let [index, index_15] = [entry & 0x7fff, entry >> 15];
     0xfee0_0000 | index << 5 | index_15 << 2 | REMAPPABLE_WITH_SUBHANDLE
 }
 

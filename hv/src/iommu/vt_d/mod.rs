@@ -4,11 +4,7 @@
 //! function, and one interrupt remapping table, and get every command. What
 //! has no entry is blocked: a function before [`Iommu::attach`] and after
 //! [`Iommu::detach`], and every requester id that belongs to no function.
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    reason = "addresses within tables of our own"
-)]
+#![expect(clippy::arithmetic_side_effects, reason = "addresses within tables of our own")]
 
 mod entry;
 mod unit;
@@ -25,11 +21,12 @@ use crate::table::{AllocFrames, Format};
 use unit::Unit;
 
 /// Entries of the interrupt table: those of all slots, one after the other.
-const INTERRUPTS: u16 = INDEXES * MAX_ATTACHED as u16;
+const INTERRUPTS: usize = INDEXES as usize * MAX_ATTACHED;
 /// log2 of that, less one, as the register wants it.
 const INTERRUPTS_SIZE: u64 = INTERRUPTS.ilog2() as u64 - 1;
-/// Bytes of an entry of any table.
+/// Bytes of an entry of any table, and how many a frame holds.
 const ENTRY: u64 = 16;
+const ENTRIES: usize = 256;
 
 /// All VT-d units of the platform.
 #[derive(Debug)]
@@ -73,11 +70,10 @@ pub(super) fn start<IO: PhysIo + Send + 'static>(
         write_back,
     };
     let root_table = alloc(1, PAGE).ok_or(Error::Exhausted)?;
-    let interrupts_len = u64::from(INTERRUPTS) * ENTRY;
-    let interrupts = alloc((interrupts_len / PAGE) as usize, PAGE).ok_or(Error::Exhausted)?;
+    let interrupts = alloc(INTERRUPTS / ENTRIES, PAGE).ok_or(Error::Exhausted)?;
     let mut kind = VtD { io: io.clone(), units: Vec::new(), format, root_table, interrupts };
     kind.clear(root_table, PAGE);
-    kind.clear(interrupts, interrupts_len);
+    kind.clear(interrupts, INTERRUPTS as u64 * ENTRY);
     let mut served = Vec::new();
     for function in pci.functions() {
         let root = root_table + u64::from(function.bdf.bus()) * ENTRY;
@@ -160,12 +156,13 @@ impl<IO: PhysIo + Send> Kind for VtD<IO> {
 
     fn set_interrupt(&mut self, bdf: Bdf, slot: usize, index: u16, to: (u8, u8)) -> Message {
         let at = self.table(slot) + u64::from(index) * ENTRY;
+        let number = (at - self.interrupts) / ENTRY;
         let [low, high] = entry::interrupt(bdf, to.0, to.1);
         // Absent while its halves do not belong together.
         self.write(at, 0);
         self.write(at + 8, high);
         self.write(at, low);
-        Message { address: entry::message_address(slot as u16 * INDEXES + index), data: 0 }
+        Message { address: entry::message_address(number), data: 0 }
     }
 
     fn forget(&self, _: Bdf, domain_id: u16) -> [Command; 3] {
