@@ -80,6 +80,12 @@ struct Work {
 
 /// Serves the domain's first device for ever.
 pub fn run(boot: &'static BootInfo) -> ! {
+    run_with(boot, |_| ())
+}
+
+/// The same; tells `turn`, in each turn of the loop, whether the disk completed
+/// something. For drivers with a bug on purpose.
+pub fn run_with(boot: &'static BootInfo, turn: impl FnMut(bool)) -> ! {
     // Nearly all that comes before service is the disk's or the guests'.
     stand_by();
     let mut disk = match VirtioBlk::open(0) {
@@ -95,7 +101,7 @@ pub fn run(boot: &'static BootInfo) -> ! {
         stalled(format_args!("the disk's cache cannot be flushed: {error}"));
     }
     let mut service = Service::new(boot, disk);
-    service.run()
+    service.run(turn)
 }
 
 fn flush(disk: &mut VirtioBlk) -> Result<(), Error> {
@@ -200,7 +206,7 @@ impl Service {
         Ok(Client { connection, backend, first, connected: false, comings })
     }
 
-    fn run(&mut self) -> ! {
+    fn run(&mut self, mut turn: impl FnMut(bool)) -> ! {
         self.disk.set_interrupts(false);
         set_ready();
         let mut turns = 0u32;
@@ -210,6 +216,7 @@ impl Service {
             // turn looks at everything.
             let _ = events::take_all();
             let mut busy = self.completions();
+            turn(busy);
             busy |= self.requests();
             set_in_flight(self.work.len().saturating_sub(self.free_work.len()));
             // A poll asks for notifications, which cost the guests an exit

@@ -31,29 +31,45 @@ impl Client {
             return Err(Error::ImageTooLarge { takes: image.memory_len, room });
         }
         let old = before.map_or(0, |status| status.good_crc);
-        for (part, index) in image.bytes.chunks(STAGE_BYTES).zip(0..) {
-            let offset = index * STAGE_BYTES as u32;
-            let bytes = heapless::Vec::from_slice(part).unwrap_or_default();
-            self.stage(&Command::Stage { domain: name(domain)?, offset, bytes })?;
-            progress((offset as usize).saturating_add(part.len()));
+        let mut offset = 0;
+        while offset < image.bytes.len() {
+            offset = self.stage(domain, image, offset)?;
+            progress(offset);
         }
+        Ok((old, self.try_image(domain, image.crc)?))
+    }
+
+    /// Has the image that was sent tried: the one with this [`ImageFile::crc`].
+    /// Returns what came of it.
+    pub fn try_image(&mut self, domain: &str, crc: u32) -> Result<Updated, Error> {
         let deadline = Instant::now() + TRIAL;
         match self.ask(&Command::Update { domain: name(domain)? }, deadline) {
-            Ok(Answer::Updated(updated)) => Ok((old, updated)),
+            Ok(Answer::Updated(updated)) => Ok(updated),
             Ok(_) => Err(Error::Unexpected("about an update")),
-            Err(Error::SupervisorRestarted) => {
-                Ok((old, self.follow_trial(domain, image.crc, deadline)?))
-            }
+            Err(Error::SupervisorRestarted) => self.follow_trial(domain, crc, deadline),
             Err(why) => Err(why),
         }
     }
 
-    /// Sends a part of an image until it is there: a part may come twice.
-    fn stage(&mut self, command: &Command) -> Result<(), Error> {
+    /// Sends the part of an image's file at `offset`, until it is there: a part
+    /// may come twice. Returns where the next one begins. What has been sent is
+    /// nothing to the domain before an update is ordered, and a part at 0 begins
+    /// anew.
+    pub fn stage(
+        &mut self,
+        domain: &str,
+        image: &ImageFile,
+        offset: usize,
+    ) -> Result<usize, Error> {
+        let rest = image.bytes.get(offset..).unwrap_or_default();
+        let part = rest.get(..STAGE_BYTES).unwrap_or(rest);
+        let bytes = heapless::Vec::from_slice(part).unwrap_or_default();
+        let at = u32::try_from(offset).map_err(|_| Error::Unexpected("possible"))?;
+        let command = Command::Stage { domain: name(domain)?, offset: at, bytes };
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.query(command) {
-                Ok(Answer::Done) => return Ok(()),
+            match self.query(&command) {
+                Ok(Answer::Done) => return Ok(offset.saturating_add(part.len())),
                 Ok(_) => return Err(Error::Unexpected("about an update")),
                 // Its place is still in use, for a moment.
                 Err(Error::Refused(failure))
@@ -64,6 +80,13 @@ impl Client {
                 Err(why) => return Err(why),
             }
         }
+    }
+
+    /// Has the image that was sent tried and does not wait for anything: what
+    /// becomes of it shows in the list of domains.
+    pub fn order_update(&mut self, domain: &str) -> Result<(), Error> {
+        let command = Command::Update { domain: name(domain)? };
+        self.send(&command, Instant::now() + PATIENCE).map(drop)
     }
 
     /// The supervisor that was asked is gone; the next one brings the trial to

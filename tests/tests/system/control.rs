@@ -6,7 +6,7 @@ use system_tests::bench::{Bench, Node, RECOVERY};
 use xtask::workspace;
 
 /// Runs the real `nodectl`; returns exit code and standard output.
-fn nodectl(node: &Node, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+pub fn nodectl(node: &Node, arguments: &[&str]) -> Result<(Option<i32>, String)> {
     let output = workspace::cargo()
         .args(["run", "--quiet", "--package", "nodectl", "--"])
         .args(["--patience", "60", "--control"])

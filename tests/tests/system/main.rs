@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         updates::g3_live_updates_under_load_lose_nothing,
         updates::g3_live_updates_without_a_spare_lose_nothing,
         updates::g3_broken_images_are_rolled_back_under_load,
+        updates::g7_the_supervisor_may_die_during_an_update,
         recovery::g7_the_supervisor_may_crash_too,
         resets::g6_a_function_is_reset_where_the_driver_does_not_help,
         resets::g6_a_bus_is_reset_where_the_function_cannot_be,

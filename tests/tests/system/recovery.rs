@@ -59,12 +59,20 @@ pub fn under(
     clients: u64,
     disturb: impl FnOnce(&Workload, &mut Client) -> Result<()>,
 ) -> Result<()> {
+    beside(workload, node, clients, |workload| disturb(workload, &mut node.control()?))
+}
+
+/// The same where `disturb` needs the control line for other clients.
+pub fn beside(
+    workload: Workload,
+    node: &Node,
+    clients: u64,
+    disturb: impl FnOnce(&Workload) -> Result<()>,
+) -> Result<()> {
     let reports = std::thread::scope(|scope| {
         let threads = workload.start(scope, node, clients);
-        let disturbed = workload
-            .wait_progress(4 * clients, PATIENCE)
-            .and_then(|()| node.control())
-            .and_then(|mut control| disturb(&workload, &mut control));
+        let disturbed =
+            workload.wait_progress(4 * clients, PATIENCE).and_then(|()| disturb(&workload));
         workload.stop();
         // A client's own error says more than that there was one.
         let reports = join(threads)?;
