@@ -95,7 +95,7 @@ pub fn list(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> Strin
             d.hypercalls.to_string(),
             d.notifies.to_string(),
             d.interrupts.to_string(),
-            names::reset(d.reset),
+            if d.devices == 0 { "-".to_owned() } else { names::reset(d.reset) },
         ]);
     }
     let mut out = table(&rows);
@@ -136,7 +136,7 @@ pub fn list_json(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> 
                 "exits": d.exits, "hypercalls": d.hypercalls, "notifies": d.notifies,
                 "mapped": d.mapped, "granted": d.granted,
                 "interrupts": d.interrupts, "spare_of": d.spare_of,
-                "reset": names::reset(d.reset), "resets": d.resets,
+                "devices": d.devices, "reset": names::reset(d.reset), "resets": d.resets,
                 "image_crc": d.image_crc, "good_crc": d.good_crc, "on_trial": d.trial == Trial::Here as u32,
             })
         })

@@ -26,7 +26,7 @@ mod frame;
 pub use frame::{Decoder, EncodeError, FrameError, encode};
 
 /// First byte of every frame's content: version of these messages.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// Most bytes of a frame on the line, with its closing zero.
 pub const FRAME_MAX: usize = 2048;
 /// Most entries of a page of [`Answer::Domains`] or [`Answer::Connections`].
@@ -331,6 +331,8 @@ pub struct DomainStatus {
     pub spare_of: Option<DomainId>,
     /// [`crate::crash::Reset`] with which its last life began.
     pub reset: u16,
+    /// Devices that it owns.
+    pub devices: u16,
     /// Resets of its devices by the hypervisor.
     pub resets: u16,
     /// Checksum of the image that it runs, or ran last.

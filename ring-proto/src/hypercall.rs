@@ -276,7 +276,8 @@ pub struct DomainInfo {
     pub complainant: u16,
     /// It is the warm spare of this domain; [`NOBODY`]: it is no spare.
     pub spare_of: u16,
-    /// Number of the last check that was ordered, all generations; 0 = none.
+    /// Number of the last check that was ordered, all generations; 0 = none. With
+    /// [`crate::event::DRAIN`] if this generation is to finish its work.
     pub check: u32,
     /// What [`crate::event::EventPage::health`] says now.
     pub health: u32,
@@ -294,8 +295,10 @@ pub struct DomainInfo {
     pub image_crc: u32,
     /// The same of what it is to run, but for a trial.
     pub good_crc: u32,
+    /// Devices that it owns.
+    pub devices: u16,
     /// Padding.
-    pub reserved: u32,
+    pub reserved: u16,
     /// [`crate::bundle::Domain::update_space`].
     pub update_space: u64,
     /// Name from the manifest, NUL-padded.

@@ -79,7 +79,8 @@ fn any_fault(rng: &mut Rng, cast: Cast) -> Fault {
         25 => Fault::Wake(domain),
         26..29 => {
             let order = match rng.u8(..10) {
-                0..3 => Order::Restart,
+                0..2 => Order::Restart,
+                2 => Order::Drain,
                 3..5 => Order::Panic,
                 5 => Order::NullWrite,
                 6 => Order::Loop,

@@ -16,11 +16,15 @@ use crate::report::{rule, trace};
 const LOOK_NS: u64 = 150_000_000;
 /// How long a command may take, ms.
 const TIMEOUT_MS: u32 = 500;
+/// How long a domain may take to finish its work, ms.
+const DRAIN_MS: u32 = 100;
 
 /// What the operator may order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
     Restart,
+    /// A restart after it has finished its work.
+    Drain,
     Panic,
     NullWrite,
     Loop,
@@ -61,6 +65,7 @@ impl Operator {
         let crash = |how| Command::Crash { domain: name.clone(), how, timeout_ms };
         let command = match order {
             Order::Restart => Command::Restart { domain: name, timeout_ms, drain_ms: 0 },
+            Order::Drain => Command::Restart { domain: name, timeout_ms, drain_ms: DRAIN_MS },
             Order::Panic => crash(How::Panic),
             Order::NullWrite => crash(How::NullWrite),
             Order::Loop => crash(How::Loop),

@@ -67,6 +67,7 @@ impl Domain {
             restart_automatic: restart.automatic.into(),
             complainant: NOBODY,
             spare_of: config.spare_of.unwrap_or(NOBODY),
+            devices: config.devices.len().try_into().unwrap_or(u16::MAX),
             update_space: config.update_space,
             ..DomainInfo::default()
         };
@@ -151,6 +152,7 @@ impl Domain {
         let ended = info.generation;
         info.generation = ended.wrapping_add(1).max(1);
         info.ready = 0;
+        info.check &= !event::DRAIN;
         info.last_reason = reason as u32;
         info.died_ns = now;
         if reason == Reason::Exit {

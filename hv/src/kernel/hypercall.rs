@@ -252,10 +252,9 @@ impl Node {
         let domain = self.checked(domain)?;
         let page = self.events(domain)?;
         let info = &mut self.domains[domain].info;
-        info.check = (info.check.wrapping_add(1) & !event::STUCK).max(1);
-        let number = info.check;
-        let word = if drain == 1 { number | event::DRAIN } else { number };
-        page.check.store(word, SeqCst);
+        let number = (info.check.wrapping_add(1) & !event::DRAIN).max(1);
+        info.check = if drain == 1 { number | event::DRAIN } else { number };
+        page.check.store(info.check, SeqCst);
         self.raise(domain, event::PORT_CHECK);
         Ok(number.into())
     }

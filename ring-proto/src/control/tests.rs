@@ -61,6 +61,7 @@ fn largest_answers() -> Vec<Answer> {
         spare_of: Some(u16::MAX),
         reset: u16::MAX,
         resets: u16::MAX,
+        devices: u16::MAX,
         image_crc: u32::MAX,
         good_crc: u32::MAX,
         trial: u32::MAX,

@@ -30,7 +30,7 @@ use hv_core::sched::Scheduler;
 use ring_proto::conn::Role;
 use ring_proto::crash::{Reason, Timeline};
 use ring_proto::event::{self, EventPage, Inject};
-use ring_proto::hypercall::Error;
+use ring_proto::hypercall::{DomainInfo, Error};
 use ring_proto::{DomainId, PAGE_SIZE, Port, boot, bundle, layout};
 
 use crate::ram::{BASE, Ram};
@@ -43,6 +43,8 @@ pub(crate) const PAGE: u64 = PAGE_SIZE as u64;
 /// Offsets in the event page.
 const INJECT: u64 = offset_of!(EventPage, inject) as u64;
 const READY: u64 = offset_of!(EventPage, ready) as u64;
+const CHECK: u64 = offset_of!(EventPage, check) as u64;
+const HEALTH: u64 = offset_of!(EventPage, health) as u64;
 /// Death records kept.
 const DEATHS: usize = 64;
 
@@ -326,6 +328,28 @@ impl Hv {
         Ok(0)
     }
 
+    /// `check`.
+    pub(crate) fn order_check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error> {
+        let domain = self.checked(domain)?;
+        if !self.is_running(domain) {
+            return Err(Error::BadState);
+        }
+        let page = self.event_page(domain);
+        let info = &mut self.domains[domain].info;
+        let number = (info.check.wrapping_add(1) & !event::DRAIN).max(1);
+        info.check = if drain { number | event::DRAIN } else { number };
+        self.ram.at(page + CHECK, 4).write_u32(0, info.check, SeqCst);
+        self.raise(domain, event::PORT_CHECK);
+        Ok(number)
+    }
+
+    /// What the supervisor sees of a domain.
+    pub(crate) fn info_of(&self, domain: DomainId) -> DomainInfo {
+        let mut info = self.domains[domain].info(self.sched.get(domain).cpu_ns);
+        info.health = self.ram.at(self.event_page(domain) + HEALTH, 4).read_u32(0, SeqCst);
+        info
+    }
+
     pub(crate) fn checked(&self, domain: DomainId) -> Result<DomainId, Error> {
         self.domains.check(domain.into()).ok_or(Error::NotFound)
     }
@@ -374,6 +398,21 @@ impl Hv {
     /// Says in the event page how far it is.
     pub(crate) fn say(&mut self, domain: DomainId, word: u32) {
         self.ram.at(self.event_page(domain) + READY, 4).write_u32(0, word, SeqCst);
+    }
+
+    /// Whether the domain is to finish its work, and has not said that it did:
+    /// the number of the answer.
+    pub(crate) fn is_to_drain(&self, domain: DomainId) -> Option<u32> {
+        let page = self.event_page(domain);
+        let asked = self.ram.at(page + CHECK, 4).read_u32(0, SeqCst);
+        let answered = self.ram.at(page + HEALTH, 4).read_u32(0, SeqCst);
+        let number = asked & !event::DRAIN;
+        (asked & event::DRAIN != 0 && number != answered).then_some(number)
+    }
+
+    /// Says that its work is finished.
+    pub(crate) fn drained(&mut self, domain: DomainId, number: u32) {
+        self.ram.at(self.event_page(domain) + HEALTH, 4).write_u32(0, number, SeqCst);
     }
 
     /// Takes an ordered misbehaviour.

@@ -23,8 +23,8 @@ const QUANTUM: u64 = MAX_REQUEST_BYTES as u64;
 const REQUEST_COST: u64 = 4096;
 /// Requests that the disk works on at a time.
 const COOKIES: u32 = 6;
-/// The flush before service.
-const FIRST_FLUSH: u32 = COOKIES;
+/// The flush before service, and the last one.
+const FLUSH: u32 = COOKIES;
 
 struct Client {
     backend: Backend,
@@ -48,6 +48,8 @@ enum Phase {
     /// The disk's cache is being flushed.
     Flushing,
     Serving,
+    /// It takes no more and has finished its work; the disk's cache is flushed.
+    Leaving,
 }
 
 /// The driver.
@@ -120,19 +122,17 @@ impl Driver {
                 world.disk.reset(&mut world.rng);
                 env.point();
                 env.world.hv.device_enable(env.me);
-                let data = [0; MOST];
-                let io = Io { op: Op::Flush, sector: 0, sectors: 0, data, cookie: FIRST_FLUSH };
-                env.world.disk.submit(io);
-                env.world.disk.set_interrupts(true);
-                self.in_flight = 1;
-                self.phase = Phase::Flushing;
-                Turn::Wait(env.world.hv.now + POLL_NS)
+                self.flush(env, Phase::Flushing)
             }
-            Phase::Flushing => match env.world.disk.next_done() {
+            Phase::Flushing | Phase::Leaving => match env.world.disk.next_done() {
                 Some(_) => {
                     self.in_flight = 0;
                     env.world.disk.set_interrupts(false);
-                    env.world.hv.set_ready(env.me);
+                    if self.phase == Phase::Flushing {
+                        env.world.hv.set_ready(env.me);
+                    } else if let Some(number) = env.world.hv.is_to_drain(env.me) {
+                        env.world.hv.drained(env.me, number);
+                    }
                     self.phase = Phase::Serving;
                     Turn::Again
                 }
@@ -145,6 +145,16 @@ impl Driver {
         }
     }
 
+    /// Flushes the disk's cache, with nothing else under way.
+    fn flush(&mut self, env: &mut DomainEnv<'_>, phase: Phase) -> Turn {
+        let data = [0; MOST];
+        let io = Io { op: Op::Flush, sector: 0, sectors: 0, data, cookie: FLUSH };
+        env.world.disk.submit(io);
+        env.world.disk.set_interrupts(true);
+        (self.in_flight, self.phase) = (1, phase);
+        Turn::Wait(env.world.hv.now + POLL_NS)
+    }
+
     fn serve(&mut self, env: &mut DomainEnv<'_>) -> Turn {
         env.world.disk.set_interrupts(false);
         self.rounds = self.rounds.wrapping_add(1);
@@ -153,7 +163,15 @@ impl Driver {
         if busy && !self.rounds.is_multiple_of(self.poll_rounds) {
             return Turn::Again;
         }
-        let (again, deadline) = self.poll(env);
+        let (mut again, deadline) = self.poll(env);
+        if env.world.hv.is_to_drain(env.me).is_some() {
+            for client in &mut self.clients {
+                again |= client.backend.leave();
+            }
+            if self.clients.iter().all(|client| client.backend.has_left()) {
+                return self.flush(env, Phase::Leaving);
+            }
+        }
         if busy || again || env.world.disk.set_interrupts(true) {
             return Turn::Again;
         }

@@ -107,7 +107,15 @@ impl Driver {
                 return Turn::Again;
             }
         }
-        let (again, deadline) = self.poll(env);
+        let (mut again, deadline) = self.poll(env);
+        if let Some(number) = env.world.hv.is_to_drain(env.me) {
+            for client in &mut self.clients {
+                again |= client.backend.leave();
+            }
+            if self.clients.iter().all(|client| client.backend.has_left()) {
+                env.world.hv.drained(env.me, number);
+            }
+        }
         if busy || again || env.world.nic.set_interrupts(true) {
             return Turn::Again;
         }

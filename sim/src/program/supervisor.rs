@@ -76,8 +76,8 @@ impl Node for Calls<'_, '_> {
     fn domains(&mut self, out: &mut [DomainInfo]) -> Result<usize, Error> {
         let hv = self.call();
         let mut count = 0;
-        for (to, d) in out.iter_mut().zip(hv.domains.iter()) {
-            *to = d.info(hv.sched.get(d.info.id).cpu_ns);
+        for (to, id) in out.iter_mut().zip(hv.domains.ids()) {
+            *to = hv.info_of(id);
             count += 1;
         }
         Ok(count)
@@ -125,9 +125,8 @@ impl Node for Calls<'_, '_> {
         self.call().order(domain, Some(Reason::Operator), true).map(|_| ())
     }
 
-    fn check(&mut self, _domain: DomainId, _drain: bool) -> Result<u32, Error> {
-        // Nobody complains here, and the operator orders no planned restart.
-        Err(Error::BadNumber)
+    fn check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error> {
+        self.call().order_check(domain, drain)
     }
 
     fn hold(&mut self, domain: DomainId) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use ring_proto::{
     DomainId, Generation,
     conn::State,
     crash::{CrashRecord, Reason, Rebuild, UNKNOWN},
-    event::{Inject, STUCK},
+    event::{DRAIN, Inject, STUCK},
     hypercall::{
         ConnectionInfo, DomainInfo, DomainState, Error, LogHeader, NOBODY, NodeInfo, Trial,
     },
@@ -74,6 +74,8 @@ pub struct FakeNode {
     pub judged: Vec<bool>,
     /// It was powered off.
     pub off: bool,
+    /// There is a spare of blk.
+    spare: bool,
     /// Violations that the audit finds in each domain.
     pub violations: u64,
     held: Vec<bool>,
@@ -95,6 +97,8 @@ pub const BLK: DomainId = 1;
 pub const NET: DomainId = 2;
 /// Number of the simulated kv.
 pub const KV: DomainId = 3;
+/// Number of blk's spare, see [`FakeNode::with_spare`].
+pub const SPARE: DomainId = 4;
 
 impl Default for FakeNode {
     fn default() -> Self {
@@ -139,6 +143,7 @@ impl FakeNode {
             on_trial: Habits::default(),
             judged: Vec::new(),
             off: false,
+            spare: false,
             violations: 0,
             held: vec![false; names.len()],
             injected: vec![false; names.len()],
@@ -149,6 +154,24 @@ impl FakeNode {
             connections: vec![(KV, BLK), (KV, NET)],
         };
         node.print(0xffff, "simulated node");
+        node
+    }
+
+    /// The same with a spare of blk.
+    pub fn with_spare() -> Self {
+        let mut node = Self::new();
+        let mut name = [0; 24];
+        name[..9].copy_from_slice(b"blk-spare");
+        let blk = node.domains[usize::from(BLK)];
+        node.domains.push(DomainInfo { id: SPARE, spare_of: BLK, name, ..blk });
+        node.habits.push(Habits::default());
+        for list in [&mut node.held, &mut node.injected, &mut node.stalled] {
+            list.push(false);
+        }
+        node.answers_at.push(None);
+        node.starts_at.push(None);
+        node.dies_at.push(None);
+        node.spare = true;
         node
     }
 
@@ -218,6 +241,8 @@ impl FakeNode {
         info.last_reason = reason as u32;
         info.died_ns = self.now;
         info.health = 0;
+        info.check &= !DRAIN;
+        let image_crc = info.image_crc;
         if info.trial == Trial::Here as u32 {
             info.trial = Trial::None as u32;
             std::mem::swap(&mut self.habits[index], &mut self.on_trial);
@@ -232,6 +257,7 @@ impl FakeNode {
         record.times.detected = self.now;
         record.times.quiesced = self.now;
         record.in_flight = UNKNOWN;
+        record.image_crc = image_crc;
         let injected = std::mem::take(&mut self.injected[index]);
         record.ordered = u16::from(injected || reason == Reason::Operator);
         record.report.reason = reason as u32;
@@ -264,14 +290,22 @@ impl FakeNode {
         let now = self.now;
         let index = usize::from(domain);
         let info = &mut self.domains[index];
+        let principal = info.spare_of;
         info.state = DomainState::Running as u32;
         info.started_ns = now;
         info.ready = 0;
         info.image_crc = info.good_crc;
-        if info.trial == Trial::Due as u32 {
+        let from = if self.spare { Trial::Elsewhere } else { Trial::Due };
+        if info.trial == from as u32 {
             info.trial = Trial::Here as u32;
             info.image_crc = NEW_CRC;
             std::mem::swap(&mut self.habits[index], &mut self.on_trial);
+        }
+        if let Some(principal) = self.domains.get_mut(usize::from(principal)) {
+            // Of its spare only this is simulated: it tries first.
+            if principal.trial == Trial::Due as u32 {
+                principal.trial = Trial::Elsewhere as u32;
+            }
         }
         self.stalled[index] = false;
         if let Some(ns) = self.habits[index].dies_by_itself_ns {
@@ -364,10 +398,12 @@ impl Node for FakeNode {
     fn restart(&mut self, domain: DomainId) -> Result<(), Error> {
         self.get(domain)?;
         self.die(domain, Reason::Operator);
-        if domain == SUPERVISOR {
-            return Ok(());
+        if domain != SUPERVISOR {
+            // In the same turn of its core.
+            self.starts.push((domain, self.now));
+            self.begin(domain);
         }
-        self.start(domain)
+        Ok(())
     }
 
     fn check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error> {
@@ -376,8 +412,8 @@ impl Node for FakeNode {
         if info.state != DomainState::Running as u32 {
             return Err(Error::BadState);
         }
-        info.check += 1;
-        let number = info.check;
+        let number = (info.check & !DRAIN) + 1;
+        info.check = if drain { number | DRAIN } else { number };
         let index = usize::from(domain);
         self.checks.push((domain, drain));
         let habits = &self.habits[index];
@@ -485,6 +521,8 @@ impl Node for FakeNode {
         if keep {
             info.trial = Trial::None as u32;
             info.good_crc = NEW_CRC;
+            let spares = self.domains.iter_mut().filter(|d| d.spare_of == domain);
+            spares.for_each(|d| d.good_crc = NEW_CRC);
         } else if here {
             return self.restart(domain);
         } else {

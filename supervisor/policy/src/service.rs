@@ -9,8 +9,8 @@ use ring_proto::{
         FailureKind, FromNode, How, Info, MAX_TIMEOUT_MS, Reply, Request,
     },
     crash::Reason,
-    event::Inject,
-    hypercall::{ConnectionInfo, DomainInfo, DomainState, Error},
+    event::{DRAIN, Inject},
+    hypercall::{ConnectionInfo, DomainInfo, DomainState, Error, NOBODY},
 };
 
 use crate::{
@@ -98,6 +98,7 @@ impl Supervisor {
             log::error!("the hypervisor does not show its domains: {why:?}");
         }
         this.recall(node);
+        this.end_the_drained(node);
         // Whatever a former generation left half sent ends here.
         let _ = this.tx.push_back(0);
         let absence = this.absence;
@@ -173,6 +174,18 @@ impl Supervisor {
         let count = node.connections(&mut self.connections)?;
         self.connections.truncate(count);
         Ok(())
+    }
+
+    /// Restarts whom a former generation told to finish its work: nobody else
+    /// would, and it takes no more.
+    fn end_the_drained(&mut self, node: &mut impl Node) {
+        for info in self.domains.iter().filter(|d| d.check & DRAIN != 0) {
+            if is(info, DomainState::Running)
+                && let Err(why) = node.restart(info.id)
+            {
+                log::error!("{} cannot be restarted: {why:?}", status::name(info));
+            }
+        }
     }
 
     /// Starts or holds what is dead. Returns when the next start is due.
@@ -451,7 +464,11 @@ impl Supervisor {
         let mut drain = None;
         match order {
             Order::Crash(kind) => node.inject(info.id, kind),
-            Order::Restart { drain_ms: ms @ 1.. } if alive && info.ready != 0 => {
+            // A spare has no work; were it told to finish it, it would do so in its
+            // principal's place.
+            Order::Restart { drain_ms: ms @ 1.. }
+                if alive && info.ready != 0 && info.spare_of == NOBODY =>
+            {
                 let drained = |number| drain = Some(Drain { number, until_ns: after(ms) });
                 node.check(info.id, true).map(drained)
             }

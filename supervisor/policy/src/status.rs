@@ -67,6 +67,7 @@ pub fn domain(info: &DomainInfo) -> DomainStatus {
         granted: info.granted,
         spare_of: (info.spare_of != NOBODY).then_some(info.spare_of),
         reset: info.reset,
+        devices: info.devices,
         resets: info.resets,
         image_crc: info.image_crc,
         good_crc: info.good_crc,

@@ -34,7 +34,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let mut node = FakeNode::new();
+        Self::over(FakeNode::new())
+    }
+
+    fn over(mut node: FakeNode) -> Self {
         let supervisor = Supervisor::new(SUPERVISOR, 1, &mut node);
         let mut this = Self {
             node,
@@ -364,4 +367,12 @@ fn random_bytes_from_the_host_never_harm() {
         bench.drain();
         assert!(bench.ask(Command::Info, 5).result.is_ok());
     }
+}
+
+/// Replaces the supervisor by its next generation.
+fn next_supervisor(bench: &mut Bench) {
+    bench.node.die(SUPERVISOR, Reason::Panic);
+    let generation = bench.node.domains[usize::from(SUPERVISOR)].generation;
+    bench.supervisor = Supervisor::new(SUPERVISOR, generation, &mut bench.node);
+    bench.run_ms(1);
 }

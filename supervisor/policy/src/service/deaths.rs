@@ -73,11 +73,14 @@ impl Supervisor {
         }
     }
 
-    /// Remembers a death that counts and was not forgiven by a release.
+    /// Remembers a death that counts and was not forgiven by a release. That of
+    /// an image that the domain is not to run says nothing about the one that it
+    /// is to run.
     fn count(&mut self, record: &CrashRecord) {
         let info = self.domains.iter().find(|info| info.id == record.domain);
         let released = info.map_or(0, |info| info.released_ns);
         if is_unplanned(record)
+            && info.is_none_or(|info| info.good_crc == record.image_crc)
             && record.times.detected > released
             && let Some(history) = self.history.get_mut(usize::from(record.domain))
         {

@@ -164,38 +164,36 @@ impl Supervisor {
         if watch.trial != trial {
             *watch = Watch { trial, since_ns: now, drain: None, again_ns: 0 };
         }
-        let may_order = now >= watch.again_ns;
-        let late = now >= watch.since_ns.saturating_add(READY_NS);
-        let soon = now.saturating_add(RETRY_NS);
+        let until = watch.since_ns.saturating_add(READY_NS);
+        let late = now >= until;
         let running = is(info, DomainState::Running);
         match (trial, spare) {
             (Trial::None, spare) => {
                 // A spare is as its principal is to be.
                 let other =
                     |s: &DomainInfo| is(s, DomainState::Running) && s.image_crc != info.good_crc;
-                let Some(spare) = spare.filter(other) else {
-                    return self.finish_update(info, now);
+                let again = match spare.filter(other) {
+                    Some(spare) => self.order(node, info, spare.id, now),
+                    None => u64::MAX,
                 };
-                if may_order {
-                    watch.again_ns = soon;
-                    self.order(node, spare.id);
-                }
-                self.finish_update(info, now).min(soon)
+                self.finish_update(info, until, now).min(again)
+            }
+            (Trial::Due | Trial::Elsewhere, _) if !will_run(info) => {
+                self.give_up(node, info, "it was stopped before its turn came", now)
             }
             (Trial::Due, _) if late || !running => {
                 self.give_up(node, info, "no generation of it could be begun", now)
             }
-            (Trial::Due, Some(spare)) => {
-                if may_order {
-                    watch.again_ns = soon;
-                    self.order(node, spare.id);
-                }
-                soon
+            (Trial::Due, Some(spare)) if is(&spare, DomainState::Held) => {
+                self.give_up(node, info, "its spare, which is to try first, is held", now)
             }
+            (Trial::Due, Some(spare)) => self.order(node, info, spare.id, now),
             (Trial::Elsewhere, Some(spare)) if spare.ready == 0 => match late {
                 true => self.give_up(node, info, "its spare did not stand by in time", now),
-                false => watch.since_ns.saturating_add(READY_NS),
+                false => until,
             },
+            // The policy starts it, and its spare takes over.
+            (Trial::Elsewhere, _) if !running => u64::MAX,
             // The driver finishes its work and goes.
             (Trial::Due, None) | (Trial::Elsewhere, _) => self.drain_for_update(node, info, now),
             (Trial::Here, _) if running && info.ready != 0 => {
@@ -216,16 +214,15 @@ impl Supervisor {
                 now.saturating_add(SHARED_POLL_NS)
             }
             (Trial::Here, _) if late => self.give_up(node, info, "it was not ready in time", now),
-            (Trial::Here, _) => watch.since_ns.saturating_add(READY_NS),
+            (Trial::Here, _) => until,
         }
     }
 
     fn drain_for_update(&mut self, node: &mut impl Node, info: &DomainInfo, now: u64) -> u64 {
         let soon = now.saturating_add(RETRY_NS);
         let Some(watch) = self.updates.watches.get_mut(usize::from(info.id)) else { return soon };
-        // One that died meanwhile is the policy's.
-        if !is(info, DomainState::Running) || now < watch.again_ns {
-            return soon;
+        if now < watch.again_ns {
+            return watch.again_ns;
         }
         match watch.drain.filter(|drain| drain.0 == info.generation) {
             None if info.ready != 0 => match node.check(info.id, true) {
@@ -237,18 +234,25 @@ impl Supervisor {
                 Err(_) => soon,
             },
             Some((_, drain)) if !drain.is_over(info, now) => now.saturating_add(SHARED_POLL_NS),
-            _ => {
-                watch.again_ns = soon;
-                self.order(node, info.id);
-                soon
-            }
+            _ => self.order(node, info, info.id, now),
         }
     }
 
-    fn order(&self, node: &mut impl Node, domain: DomainId) {
+    /// Restarts `domain` for the update of `of`, unless that was just done.
+    /// Returns when to do it again if nothing comes of it.
+    fn order(&mut self, node: &mut impl Node, of: &DomainInfo, domain: DomainId, now: u64) -> u64 {
+        let Some(watch) = self.updates.watches.get_mut(usize::from(of.id)) else {
+            return u64::MAX;
+        };
+        if now < watch.again_ns {
+            return watch.again_ns;
+        }
+        let again = now.saturating_add(RETRY_NS);
+        watch.again_ns = again;
         if let Err(why) = node.restart(domain) {
             log::error!("{} cannot be restarted: {why:?}", self.name(domain));
         }
+        again
     }
 
     fn give_up(
@@ -266,13 +270,17 @@ impl Supervisor {
         now.saturating_add(SHARED_POLL_NS)
     }
 
-    /// Answers once the trial is over and the domain is ready.
-    fn finish_update(&mut self, info: &DomainInfo, now: u64) -> u64 {
+    /// Answers once the trial is over and the domain is ready, or will not be.
+    fn finish_update(&mut self, info: &DomainInfo, until: u64, now: u64) -> u64 {
         let Some(asked) = self.updates.asked.as_ref().filter(|a| a.domain == info.id) else {
             return u64::MAX;
         };
-        if self.room() < FRAME_MAX || info.ready == 0 && is(info, DomainState::Running) {
-            return now.saturating_add(RETRY_NS);
+        if info.ready == 0 && will_run(info) && now < until {
+            return until;
+        }
+        if self.room() < FRAME_MAX {
+            // As soon as the line has taken something.
+            return u64::MAX;
         }
         let why = if asked.kept { "" } else { asked.why };
         let updated = Updated {
@@ -287,4 +295,9 @@ impl Supervisor {
         self.reply(seq, Ok(Answer::Updated(updated)));
         u64::MAX
     }
+}
+
+/// Whether a domain runs, or the policy starts it.
+fn will_run(info: &DomainInfo) -> bool {
+    is(info, DomainState::Running) || is(info, DomainState::Dead) && info.restart_automatic != 0
 }

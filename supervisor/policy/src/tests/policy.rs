@@ -3,14 +3,6 @@
 use super::*;
 use crate::complaint::{CHECK_NS, Complaints, Verdict};
 
-/// Replaces the supervisor by its next generation.
-fn next_supervisor(bench: &mut Bench) {
-    bench.node.die(SUPERVISOR, Reason::Panic);
-    let generation = bench.node.domains[usize::from(SUPERVISOR)].generation;
-    bench.supervisor = Supervisor::new(SUPERVISOR, generation, &mut bench.node);
-    bench.run_ms(1);
-}
-
 fn die_and_return(bench: &mut Bench, domain: u16, times: usize) {
     for _ in 0..times {
         bench.node.die(domain, Reason::Panic);
@@ -199,6 +191,29 @@ fn a_planned_restart_of_a_domain_that_cannot_drain_is_an_ordinary_one() {
             Some(_) => assert!(took < 10 * MS, "{done:?}"),
         }
     }
+}
+
+#[test]
+fn g7_a_domain_that_drains_is_restarted_by_the_next_supervisor() {
+    let mut bench = Bench::new();
+    bench.send(drain("blk", 100));
+    bench.run_ms(1);
+    next_supervisor(&mut bench);
+    bench.run_ms(10);
+    let info = bench.node.domains[usize::from(BLK)];
+    assert_eq!((info.generation, info.ready, info.deaths), (2, 1, 1));
+    // The next one has nothing to do with that.
+    next_supervisor(&mut bench);
+    bench.run_ms(10);
+    assert_eq!(bench.node.domains[usize::from(BLK)].generation, 2);
+}
+
+#[test]
+fn a_spare_is_not_told_to_finish_its_work() {
+    let mut bench = Bench::over(FakeNode::with_spare());
+    let done = recovery(bench.ask(drain("blk-spare", 100), 200));
+    assert_eq!((done.generation, done.drained), (2, false));
+    assert_eq!(bench.node.checks, []);
 }
 
 #[test]

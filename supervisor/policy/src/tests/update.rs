@@ -4,13 +4,14 @@ use std::vec;
 
 use ring_proto::{
     control::{Answer, Command, FailureKind, Updated},
-    hypercall::Trial,
+    crash::Reason,
+    hypercall::{DomainState, Trial},
 };
 
-use super::{Bench, name};
+use super::{Bench, MS, name, next_supervisor};
 use crate::{
-    Supervisor,
-    fake::{BLK, Habits, NEW_CRC, SUPERVISOR},
+    Node,
+    fake::{BLK, FakeNode, Habits, NEW_CRC, SPARE},
 };
 
 fn stage(
@@ -32,11 +33,8 @@ impl Bench {
     }
 
     fn updated(&mut self, ms: u64) -> Updated {
-        self.replies.clear();
-        self.send(Command::Update { domain: name("blk") });
-        self.run_ms(ms);
-        match self.replies.pop().map(|reply| reply.result) {
-            Some(Ok(Answer::Updated(updated))) => updated,
+        match self.ask(Command::Update { domain: name("blk") }, ms).result {
+            Ok(Answer::Updated(updated)) => updated,
             other => panic!("{other:?}"),
         }
     }
@@ -96,11 +94,96 @@ fn g7_the_next_supervisor_brings_a_trial_to_its_end() {
         bench.send(Command::Update { domain: name("blk") });
         bench.run_ms(ms);
         assert!(bench.node.judged.is_empty());
-        bench.supervisor = Supervisor::new(SUPERVISOR, 2, &mut bench.node);
+        next_supervisor(&mut bench);
         bench.run_ms(1_500);
         assert_eq!(bench.node.judged, [true], "after {ms} ms");
         assert_eq!(bench.node.domains[usize::from(BLK)].good_crc, NEW_CRC);
     }
+}
+
+#[test]
+fn a_trial_of_a_domain_that_is_held_meanwhile_is_given_up() {
+    let mut bench = Bench::over(FakeNode::with_spare());
+    // Its spare takes its time; the trial has begun.
+    bench.node.habits[usize::from(SPARE)].ready_after_ns = 20 * MS;
+    stage(&mut bench, "blk", 0, b"good").unwrap();
+    let seq = bench.send(Command::Update { domain: name("blk") });
+    bench.run_ms(10);
+    assert_eq!(bench.node.domains[usize::from(BLK)].trial, Trial::Elsewhere as u32);
+    assert_eq!(bench.ask(Command::Hold { domain: name("blk") }, 10).result, Ok(Answer::Done));
+    bench.run_ms(20);
+    let Some(Ok(Answer::Updated(updated))) = bench.reply(seq).map(|reply| reply.result) else {
+        panic!("no answer")
+    };
+    assert_eq!(
+        (updated.kept, updated.why.as_str()),
+        (false, "it was stopped before its turn came")
+    );
+    assert_eq!(bench.node.judged, [false]);
+    assert_eq!(bench.supervisor.poll(&mut bench.node), u64::MAX, "it looks again for nothing");
+}
+
+#[test]
+fn a_trial_with_a_spare_waits_for_the_policy_to_start_a_dead_driver() {
+    let mut bench = Bench::over(FakeNode::with_spare());
+    bench.node.habits[usize::from(SPARE)].ready_after_ns = 20 * MS;
+    bench.node.domains[usize::from(BLK)].restart_floor_ms = 4_000;
+    stage(&mut bench, "blk", 0, b"good").unwrap();
+    let seq = bench.send(Command::Update { domain: name("blk") });
+    bench.run_ms(10);
+    bench.node.die(BLK, Reason::Panic);
+    bench.run_ms(30);
+    let (next, now) = (bench.supervisor.poll(&mut bench.node), bench.node.now);
+    assert!(next > now + 1_000 * MS, "it sleeps until the start: {} ms", (next - now) / MS);
+    bench.run_ms(6_000);
+    let Some(Ok(Answer::Updated(updated))) = bench.reply(seq).map(|reply| reply.result) else {
+        panic!("no answer")
+    };
+    assert!(updated.kept, "{updated:?}");
+}
+
+#[test]
+fn a_trial_whose_spare_is_held_is_given_up() {
+    let mut bench = Bench::over(FakeNode::with_spare());
+    bench.node.stop(SPARE, Reason::Operator).unwrap();
+    bench.node.hold(SPARE).unwrap();
+    bench.run_ms(5);
+    stage(&mut bench, "blk", 0, b"good").unwrap();
+    let updated = bench.updated(5);
+    assert_eq!(
+        (updated.kept, updated.why.as_str()),
+        (false, "its spare, which is to try first, is held")
+    );
+    assert_eq!(bench.node.domains[usize::from(BLK)].deaths, 0, "it was not touched");
+}
+
+#[test]
+fn g6_a_death_on_trial_does_not_use_up_the_budget() {
+    let mut bench = Bench::new();
+    bench.node.domains[usize::from(BLK)].restart_budget = 1;
+    bench.node.on_trial = Habits { dies_by_itself_ns: Some(1_000), ..Habits::default() };
+    stage(&mut bench, "blk", 0, b"good").unwrap();
+    assert!(!bench.updated(2_000).kept);
+    let state = |bench: &Bench| bench.node.domains[usize::from(BLK)].state;
+    assert_eq!(state(&bench), DomainState::Running as u32);
+    // Nor for the next supervisor, which reads of it.
+    next_supervisor(&mut bench);
+    bench.run_ms(10);
+    assert_eq!(state(&bench), DomainState::Running as u32);
+    // The image that it is to run has its budget.
+    bench.node.die(BLK, Reason::Panic);
+    bench.run_ms(10);
+    assert_eq!(state(&bench), DomainState::Held as u32);
+}
+
+#[test]
+fn an_old_image_that_is_not_ready_again_keeps_nobody_waiting() {
+    let mut bench = Bench::new();
+    bench.node.habits[usize::from(BLK)].ready_after_ns = u64::MAX / 2;
+    bench.node.on_trial = Habits { dies_by_itself_ns: Some(1_000), ..Habits::default() };
+    stage(&mut bench, "blk", 0, b"good").unwrap();
+    assert!(!bench.updated(12_000).kept);
+    assert_eq!(stage(&mut bench, "blk", 0, b"good"), Ok(Answer::Done), "the next may come");
 }
 
 #[test]
