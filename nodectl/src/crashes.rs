@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, path::Path};
 
-use ring_proto::control::CrashEntry;
+use ring_proto::{control::CrashEntry, crash::Reset};
 use serde_json::{Value, json};
 
 use crate::{
@@ -103,7 +103,10 @@ pub fn show(story: &Story) -> String {
         let _ = writeln!(out, "  {}", entry.message.trim_end());
     }
     let _ = writeln!(out, "  requests in flight: {}", in_flight(entry));
-    let _ = writeln!(out, "  next reset of its devices: {}", names::reset(entry.reset));
+    // A domain without devices has nothing else.
+    if entry.reset != Reset::Driver as u16 {
+        let _ = writeln!(out, "  next reset of its devices: {}", names::reset(entry.reset));
+    }
     out.push_str("\nbacktrace\n");
     out.push_str(&backtrace(&story.backtrace));
     out.push_str("\nregisters\n");

@@ -1,6 +1,6 @@
 //! Flattens ELF programs into segments, so that the hypervisor parses no ELF.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use object::Endianness;
 use object::elf::{
     EM_X86_64, ET_EXEC, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_INTERP, PT_LOAD, ProgramHeader64,
@@ -59,7 +59,7 @@ type Header = FileHeader64<Endianness>;
 
 /// The header and its byte order, if this is a program that can run on the bare machine.
 fn header(file: &[u8]) -> Result<(&Header, Endianness)> {
-    let header = Header::parse(file)?;
+    let header = Header::parse(file).map_err(|_| anyhow!("it is no 64-bit ELF file"))?;
     let endian = header.endian()?;
     ensure!(
         endian == Endianness::Little && header.e_machine(endian) == EM_X86_64,

@@ -41,6 +41,10 @@ pub enum Error {
     },
     /// A file is no program that can run in a domain.
     NoImage(PathBuf, String),
+    /// What was asked for cannot be written to where it is to go.
+    Output(io::Error),
+    /// There is no domain of that name.
+    NoDomain(String),
     /// A domain's name that no domain can have.
     BadName(String),
     /// The node says no.
@@ -48,15 +52,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// Exit code for a command line: 1 = the node said no, 3 = it could not be
-    /// asked or did not answer.
+    /// Exit code for a command line: 1 = the node said no, 2 = a file cannot be
+    /// used, 3 = the node could not be asked or did not answer.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Refused(_)
             | Self::BadName(_)
+            | Self::NoDomain(_)
             | Self::ImageTooLarge { .. }
             | Self::NoRecord { .. } => 1,
-            Self::NoImage(..) => 2,
+            Self::NoImage(..) | Self::Output(_) => 2,
             _ => 3,
         }
     }
@@ -66,7 +71,11 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(path, why) if why.kind() == io::ErrorKind::NotFound => {
-                write!(f, "there is no control socket {}; does the node run?", path.display())
+                write!(
+                    f,
+                    "there is no control socket {}; does the node run, and is --control right?",
+                    path.display()
+                )
             }
             Self::Connect(path, why) if why.kind() == io::ErrorKind::ConnectionRefused => {
                 write!(f, "nobody listens on {}; the node has ended", path.display())
@@ -111,6 +120,8 @@ impl fmt::Display for Error {
                 room >> 10
             ),
             Self::NoImage(path, why) => write!(f, "{}: {why}", path.display()),
+            Self::Output(why) => write!(f, "can't write the output: {why}"),
+            Self::NoDomain(name) => write!(f, "no domain is named `{name}`"),
             Self::BadName(name) => write!(f, "no domain can be named `{name}`"),
             Self::Refused(failure) => f.write_str(&failure.text),
         }

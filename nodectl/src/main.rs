@@ -1,14 +1,14 @@
 //! `nodectl`: operate a running node.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use nodectl::{Client, Error, control::How, crashes, report};
+use nodectl::{Client, Error, control::How, crashes, image::ImageFile, report};
 use serde_json::{Value, json};
 
 /// Pause between two looks at the log of a node that has nothing new.
@@ -16,8 +16,9 @@ const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 
 /// Operate a running Bulkhead node.
 ///
-/// Exit codes: 0 = done; 1 = the node said no, or the audit found violations;
-/// 2 = wrong usage; 3 = the node can't be reached or does not answer.
+/// Exit codes: 0 = done; 1 = the node said no, an update was taken back, or the
+/// audit found violations; 2 = wrong usage, or a file that cannot be used; 3 =
+/// the node can't be reached or does not answer.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -42,8 +43,11 @@ enum Command {
     Restart {
         /// Name of the domain.
         domain: String,
-        /// Let it finish its work first, for at most so many seconds.
-        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "5")]
+        /// Let it finish its work first, for at most so many seconds (5).
+        #[arg(
+            long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "5",
+            require_equals = true
+        )]
         drain: Option<u64>,
         #[command(flatten)]
         limit: Limit,
@@ -92,12 +96,16 @@ enum Command {
         #[command(subcommand)]
         one: Option<Crashes>,
     },
-    /// Replace a driver's program while the node runs. If the new one does not
-    /// come up, the old one is back by itself; then the exit code is 1.
+    /// Replace a driver's program while the node runs.
+    ///
+    /// The new program is on trial until it was ready for a second. If it does
+    /// not come up, or dies before, the old one is back by itself, and the exit
+    /// code is 1. The manifest must give the domain `update_space`. A spare is
+    /// updated with its principal.
     Update {
         /// Name of the domain.
         domain: String,
-        /// The new program: an ELF file as `cargo xtask build` leaves it.
+        /// The new program: an ELF file, as `cargo xtask build` leaves in `target/node`.
         #[arg(long, value_name = "FILE")]
         image: PathBuf,
     },
@@ -112,7 +120,7 @@ enum Crashes {
         /// Its number in the list.
         number: u64,
         /// Folder with the images and their symbols, or the file that a domain was updated with.
-        #[arg(long, value_name = "DIR", default_value = "target/node")]
+        #[arg(long, value_name = "PATH", default_value = "target/node")]
         images: PathBuf,
         /// Log lines of the dead generation to show.
         #[arg(long, value_name = "COUNT", default_value_t = 20)]
@@ -173,7 +181,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => ExitCode::from(code),
         // Whoever read our output has seen enough.
-        Err(Error::Io(why)) if why.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Error::Output(why)) if why.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(why) => {
             if arguments.json {
                 eprintln!("{}", json!({ "error": why.to_string() }));
@@ -186,6 +194,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<u8, Error> {
+    // What is wrong with a file needs no node to be told.
+    let file = match &arguments.command {
+        Command::Update { domain, image } => Some(read_image(domain, image)?),
+        _ => None,
+    };
     let patience = Duration::from_secs(arguments.patience.max(1));
     let mut client = Client::connect(&arguments.control, patience)?;
     let show = |text: String, json: Value| {
@@ -233,8 +246,10 @@ fn run(arguments: &Arguments) -> Result<u8, Error> {
             let all = client.crashes(*from)?;
             show(crashes::list(&all), crashes::list_json(&all))?;
         }
-        Command::Update { domain, image } => {
-            return update(&mut client, domain, image, arguments.json);
+        Command::Update { domain, .. } => {
+            if let Some(file) = file {
+                return update(&mut client, domain, &file, arguments.json);
+            }
         }
         Command::Shutdown => {
             client.shutdown()?;
@@ -244,35 +259,70 @@ fn run(arguments: &Arguments) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// Replaces a domain's image; prints how far it is, and what came of it.
-fn update(client: &mut Client, domain: &str, path: &Path, json: bool) -> Result<u8, Error> {
+/// The image of the program in an ELF file.
+fn read_image(domain: &str, path: &Path) -> Result<ImageFile, Error> {
     let bad = |why: String| Error::NoImage(path.to_owned(), why);
     let elf = std::fs::read(path).map_err(|why| bad(why.to_string()))?;
-    let file = nodectl::image::of_elf(domain, &elf).map_err(|why| bad(why.to_string()))?;
+    nodectl::image::of_elf(domain, &elf).map_err(|why| bad(format!("{why:#}")))
+}
+
+/// Replaces a domain's image; prints how far it is, and what came of it.
+fn update(client: &mut Client, domain: &str, file: &ImageFile, json: bool) -> Result<u8, Error> {
+    let outcome = match client.domain(domain)? {
+        Some(status)
+            if status.update_space > 0
+                && status.spare_of.is_none()
+                && status.good_crc == file.crc =>
+        {
+            report::Outcome::none_needed(status.name, file.crc)
+        }
+        _ => try_update(client, domain, file, !json && io::stderr().is_terminal())?,
+    };
+    print(&if json { format!("{}\n", outcome.json()) } else { outcome.show() })?;
+    Ok(u8::from(!outcome.updated.kept))
+}
+
+fn try_update(
+    client: &mut Client,
+    domain: &str,
+    file: &ImageFile,
+    show: bool,
+) -> Result<report::Outcome, Error> {
+    let first = client.info()?.next_crash;
     let total = file.bytes.len();
     let mut progress = |done: usize| {
-        if !json {
+        if show {
             eprint!("\r{done} of {total} bytes");
             if done == total {
                 eprintln!("; now on trial");
             }
         }
     };
-    let (old, updated) = client.update(domain, &file, &mut progress)?;
+    let (old, updated) = client.update(domain, file, &mut progress)?;
     // From the last moment in which the old generation could serve to the new one's first.
     let record = updated.record.and_then(|sequence| client.crash_record(sequence).ok());
-    let pause = record.map(|r| r.times.ready.saturating_sub(r.times.detected));
-    if json {
-        print(&format!("{}\n", report::update_json(&updated, old, file.crc, pause)))?;
-    } else {
-        print(&report::update(&updated, old, file.crc, pause))?;
-    }
-    Ok(u8::from(!updated.kept))
+    Ok(report::Outcome {
+        old,
+        new: file.crc,
+        pause: record.map(|r| r.times.ready.saturating_sub(r.times.detected)),
+        // What it died of, itself or its spare.
+        death: match updated.kept {
+            true => None,
+            false => client.crashes(first)?.into_iter().rfind(|r| r.image_crc == file.crc),
+        },
+        updated,
+    })
 }
 
 /// Prints the log; with `follow` until the node ends or we are interrupted.
 fn log(client: &mut Client, follow: bool, domain: Option<&str>, json: bool) -> Result<(), Error> {
     let names = client.names()?;
+    if let Some(domain) = domain
+        && domain != "hv"
+        && !names.iter().any(|(_, name)| name == domain)
+    {
+        return Err(Error::NoDomain(domain.to_owned()));
+    }
     let mut cursor = 0;
     loop {
         let page = client.log_page(cursor)?;
@@ -293,5 +343,5 @@ fn log(client: &mut Client, follow: bool, domain: Option<&str>, json: bool) -> R
 
 fn print(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Io)
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
 }

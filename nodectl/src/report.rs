@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use ring_proto::{
     DomainId,
+    bundle::Name,
     control::{
-        Absence, ConnectionStatus, DomainAudit, DomainStatus, Info, LogPage, Recovery, Updated,
+        Absence, ConnectionStatus, CrashEntry, DomainAudit, DomainStatus, Info, LogPage, Recovery,
+        Updated,
     },
     hypercall::{HYPERVISOR, LogHeader, Trial},
 };
@@ -156,29 +158,64 @@ pub fn list_json(domains: &[DomainStatus], connections: &[ConnectionStatus]) -> 
     json!({ "domains": domains_json, "connections": connections })
 }
 
-/// An update of an image with checksum `old` to one with `new`, and how long the
-/// domain paused, ns, if it did.
-pub fn update(updated: &Updated, old: u32, new: u32, pause: Option<u64>) -> String {
-    let Updated { domain, kept, image_crc, why, .. } = updated;
-    let mut out = match kept {
-        true => format!("{domain} runs the new image: {old:08x} -> {image_crc:08x}"),
-        false => format!("{domain} has its image {image_crc:08x} again, not {new:08x}: {why}"),
-    };
-    match pause.filter(|&ns| ns > 0) {
-        Some(ns) => {
-            let _ = writeln!(out, "; it paused for {}", ms(ns));
-        }
-        None => out.push('\n'),
-    }
-    out
+/// What came of an update.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What the node says.
+    pub updated: Updated,
+    /// Checksum of the image before.
+    pub old: u32,
+    /// The same of the new one.
+    pub new: u32,
+    /// How long the domain paused, ns, if it did.
+    pub pause: Option<u64>,
+    /// A death of the new image, if it came to that.
+    pub death: Option<CrashEntry>,
 }
 
-/// The same for programs.
-pub fn update_json(updated: &Updated, old: u32, new: u32, pause: Option<u64>) -> Value {
-    json!({
-        "domain": updated.domain.as_str(), "kept": updated.kept, "old_crc": old, "new_crc": new,
-        "image_crc": updated.image_crc, "why": updated.why.as_str(), "pause_ns": pause,
-    })
+impl Outcome {
+    /// The domain has the image already.
+    pub fn none_needed(domain: Name, crc: u32) -> Self {
+        let why = heapless::String::new();
+        let updated = Updated { domain, kept: true, image_crc: crc, why, record: None };
+        Self { updated, old: crc, new: crc, pause: None, death: None }
+    }
+
+    /// As text.
+    pub fn show(&self) -> String {
+        let Self { old, new, .. } = self;
+        let Updated { domain, kept, image_crc, why, .. } = &self.updated;
+        let mut out = match kept {
+            true if old == new => format!("{domain} has this image already: {old:08x}"),
+            true => format!("{domain} runs the new image: {old:08x} -> {image_crc:08x}"),
+            false => format!("{domain} has its image {image_crc:08x} again, not {new:08x}: {why}"),
+        };
+        if let Some(ns) = self.pause.filter(|&ns| ns > 0) {
+            let _ = write!(out, "; it paused for {}", ms(ns));
+        }
+        out.push('\n');
+        if let Some(death) = &self.death {
+            let (reason, message) = (names::reason(death.reason), death.message.trim_end());
+            let colon = if message.is_empty() { "" } else { ": " };
+            let _ = writeln!(
+                out,
+                "  {} generation {} ended: {reason}{colon}{message}\n  more: nodectl crashes show {} \
+                 --images FILE",
+                death.name, death.generation, death.sequence
+            );
+        }
+        out
+    }
+
+    /// The same for programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "domain": self.updated.domain.as_str(), "kept": self.updated.kept,
+            "old_crc": self.old, "new_crc": self.new, "image_crc": self.updated.image_crc,
+            "why": self.updated.why.as_str(), "pause_ns": self.pause,
+            "death": self.death.as_ref().map(|death| death.sequence),
+        })
+    }
 }
 
 /// A recovery.

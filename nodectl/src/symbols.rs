@@ -43,6 +43,8 @@ pub enum Missing {
     Folder(PathBuf, io::Error),
     /// No image in this folder is the one that ran; it has so many others.
     NoMatch(PathBuf, u32, usize),
+    /// This file is not the one that ran.
+    OtherFile(PathBuf, u32),
     /// The image is there, but its symbols cannot be read.
     Unreadable(PathBuf, String),
     /// The image is there, and has no line tables.
@@ -59,6 +61,11 @@ impl fmt::Display for Missing {
                 f,
                 "no symbols: none of the {others} images in {} is the one that ran, whose checksum is \
                  {crc:08x}; it may have been built anew since, see --images",
+                path.display()
+            ),
+            Self::OtherFile(path, crc) => write!(
+                f,
+                "no symbols: {} is not the image that ran, whose checksum is {crc:08x}; see --images",
                 path.display()
             ),
             Self::Unreadable(path, why) => {
@@ -136,7 +143,10 @@ impl Program {
                 None => others += 1,
             }
         }
-        Err(Missing::NoMatch(folder.to_owned(), crc, others))
+        Err(match folder.is_file() {
+            true => Missing::OtherFile(folder.to_owned(), crc),
+            false => Missing::NoMatch(folder.to_owned(), crc, others),
+        })
     }
 
     /// Where it is.

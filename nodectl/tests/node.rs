@@ -4,6 +4,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
     process::Command,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -12,9 +13,9 @@ use std::{
 use nodectl::{
     Client, Error,
     control::{Event, FailureKind, How},
-    crashes, names, report,
+    crashes, elf, image, names, report,
 };
-use ring_proto::{crash::Reason, hypercall::DomainState};
+use ring_proto::{crash::Reason, hypercall::DomainState, layout::IMAGE_BASE};
 use supervisor_policy::{
     Supervisor,
     fake::{BLK, FakeNode, SUPERVISOR},
@@ -197,11 +198,44 @@ fn nodectl(socket: &std::path::Path, arguments: &[&str]) -> (Option<i32>, String
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
+/// A command line at a socket, for one command at a time on a node of its own.
+struct Desk {
+    dir: PathBuf,
+    socket: PathBuf,
+}
+
+impl Desk {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("nodectl-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Self { socket: dir.join("control.sock"), dir }
+    }
+
+    fn run(
+        &self,
+        listener: &UnixListener,
+        node: FakeNode,
+        arguments: &[&str],
+    ) -> (Option<i32>, String, String) {
+        std::thread::scope(|scope| {
+            let accept = scope.spawn(|| serve(listener.accept().unwrap().0, node));
+            let result = nodectl(&self.socket, arguments);
+            accept.join().unwrap().join().unwrap();
+            result
+        })
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
 #[test]
 fn the_command_line_prints_tables_and_json_and_exits_with_meaning() {
-    let dir = std::env::temp_dir().join(format!("nodectl-test-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let socket = dir.join("control.sock");
+    let desk = Desk::new("test");
+    let socket = desk.socket.clone();
 
     let (code, _, error) = nodectl(&socket, &["list"]);
     assert_eq!(code, Some(3));
@@ -215,14 +249,7 @@ fn the_command_line_prints_tables_and_json_and_exits_with_meaning() {
     assert!(error.contains("another client holds it"), "{error}");
     drop(listener.accept().unwrap());
 
-    let run = |node: FakeNode, arguments: &[&str]| {
-        std::thread::scope(|scope| {
-            let accept = scope.spawn(|| serve(listener.accept().unwrap().0, node));
-            let result = nodectl(&socket, arguments);
-            accept.join().unwrap().join().unwrap();
-            result
-        })
-    };
+    let run = |node: FakeNode, arguments: &[&str]| desk.run(&listener, node, arguments);
     let (code, out, error) = run(FakeNode::new(), &["list"]);
     assert_eq!((code, error.as_str()), (Some(0), ""));
     assert!(out.starts_with("DOMAIN"), "{out}");
@@ -250,5 +277,73 @@ fn the_command_line_prints_tables_and_json_and_exits_with_meaning() {
     let (code, out, _) = run(bad, &["audit"]);
     assert_eq!(code, Some(1));
     assert!(out.contains("NOT clean"), "{out}");
-    std::fs::remove_dir_all(&dir).unwrap();
+    let (code, out, error) = run(FakeNode::new(), &["log", "--domain", "nobody"]);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(error.contains("no domain is named `nobody`"), "{error}");
+}
+
+#[test]
+fn an_update_says_what_became_of_it() {
+    let desk = Desk::new("update");
+    let write = |name: &str, bytes: &[u8]| {
+        let path = desk.dir.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let code = [0x90; 6000];
+    let program = elf::sample(&[(IMAGE_BASE, 5, &code, 6000)], IMAGE_BASE);
+    let crc = image::of_elf("blk", &program).unwrap().crc;
+    let [good, none, huge] = [
+        write("good.elf", &program),
+        write("README.md", b"# A file"),
+        write("huge.elf", &elf::sample(&[(IMAGE_BASE, 5, &code, 2 << 20)], IMAGE_BASE)),
+    ];
+    // What is wrong with a file is said without a node.
+    for (file, wanted) in [("/nowhere/x.elf", "No such file"), (&none, "it is no 64-bit ELF file")]
+    {
+        let (code, _, error) = nodectl(&desk.socket, &["update", "blk", "--image", file]);
+        assert!(code == Some(2) && error.contains(wanted) && error.contains(file), "{error}");
+    }
+    let listener = UnixListener::bind(&desk.socket).unwrap();
+    let run = |node, domain, image: &str, more: &[&str]| {
+        desk.run(&listener, node, &[&["update", domain, "--image", image], more].concat())
+    };
+    let node = || {
+        let mut node = FakeNode::with_spare();
+        node.new_crc = crc;
+        node
+    };
+    for (domain, image, wanted) in [
+        ("nobody", &good, "no domain is named `nobody`"),
+        ("net", &good, "its manifest gives it no `update_space`"),
+        ("blk-spare", &good, "blk-spare is a spare; update blk, and it follows"),
+        ("blk", &huge, "the image takes 2048 KiB in memory, and `update_space`"),
+    ] {
+        let (code, out, error) = run(node(), domain, image, &[]);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{domain}: {error}");
+        assert!(error.contains(wanted), "{domain}: {error}");
+    }
+    let (code, out, error) = run(node(), "blk", &good, &[]);
+    assert_eq!((code, error.as_str()), (Some(0), ""), "nothing but the outcome: {out}");
+    assert!(out.starts_with(&format!("blk runs the new image: 00000000 -> {crc:08x}")), "{out}");
+    let mut same = node();
+    same.domains[usize::from(BLK)].good_crc = crc;
+    let (code, out, _) = run(same, "blk", &good, &[]);
+    assert_eq!((code, out), (Some(0), format!("blk has this image already: {crc:08x}\n")));
+
+    let dying = || {
+        let mut node = node();
+        node.on_trial.dies_by_itself_ns = Some(5_000_000);
+        node
+    };
+    let (code, out, _) = run(dying(), "blk", &good, &[]);
+    let wanted = [
+        format!("blk has its image 00000000 again, not {crc:08x}: it died on trial"),
+        "blk generation 2 ended: panic: generation 2 ended".to_owned(),
+        "nodectl crashes show 2 --images".to_owned(),
+    ];
+    assert!(code == Some(1) && wanted.iter().all(|text| out.contains(text)), "{code:?}: {out}");
+    let (code, out, _) = run(dying(), "blk", &good, &["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &json["kept"], &json["death"]), (Some(1), &false.into(), &2.into()), "{out}");
 }

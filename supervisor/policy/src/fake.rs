@@ -74,6 +74,8 @@ pub struct FakeNode {
     pub judged: Vec<bool>,
     /// It was powered off.
     pub off: bool,
+    /// Checksum of the image that is staged.
+    pub new_crc: u32,
     /// There is a spare of blk.
     spare: bool,
     /// Violations that the audit finds in each domain.
@@ -143,6 +145,7 @@ impl FakeNode {
             on_trial: Habits::default(),
             judged: Vec::new(),
             off: false,
+            new_crc: NEW_CRC,
             spare: false,
             violations: 0,
             held: vec![false; names.len()],
@@ -298,7 +301,7 @@ impl FakeNode {
         let from = if self.spare { Trial::Elsewhere } else { Trial::Due };
         if info.trial == from as u32 {
             info.trial = Trial::Here as u32;
-            info.image_crc = NEW_CRC;
+            info.image_crc = self.new_crc;
             std::mem::swap(&mut self.habits[index], &mut self.on_trial);
         }
         if let Some(principal) = self.domains.get_mut(usize::from(principal)) {
@@ -513,6 +516,7 @@ impl Node for FakeNode {
 
     fn image_judge(&mut self, domain: DomainId, keep: bool) -> Result<(), Error> {
         self.judged.push(keep);
+        let new_crc = self.new_crc;
         let info = self.get(domain)?;
         let here = info.trial == Trial::Here as u32;
         if !here && keep {
@@ -520,9 +524,9 @@ impl Node for FakeNode {
         }
         if keep {
             info.trial = Trial::None as u32;
-            info.good_crc = NEW_CRC;
+            info.good_crc = new_crc;
             let spares = self.domains.iter_mut().filter(|d| d.spare_of == domain);
-            spares.for_each(|d| d.good_crc = NEW_CRC);
+            spares.for_each(|d| d.good_crc = new_crc);
         } else if here {
             return self.restart(domain);
         } else {

@@ -21,6 +21,7 @@ pub fn nodectl(node: &Node, arguments: &[&str]) -> Result<(Option<i32>, String)>
 pub fn nodectl_shows_and_orders(bench: &Bench) -> Result<()> {
     let images = workspace::node_dir();
     let images = images.to_str().context("the path of the images is no text")?;
+    let blk = &format!("{images}/blk.elf");
     bench.with_node(|_| (), |node| {
         for (arguments, code, wanted) in [
             (&["list"][..], 0, "connected"),
@@ -33,12 +34,13 @@ pub fn nodectl_shows_and_orders(bench: &Bench) -> Result<()> {
             (&["crash", "nobody", "--how", "panic"], 1, ""),
             (&["crash", "blk", "--how", "panic", "--timeout", "120"], 0, "blk serves as generation 2"),
             (&["restart", "net", "--timeout", "120"], 0, "net serves as generation 2"),
-            (&["restart", "blk", "--drain", "30", "--timeout", "120"], 0, "after it had finished its work"),
+            (&["restart", "blk", "--drain=30", "--timeout", "120"], 0, "after it had finished its work"),
             (&["crashes"], 0, "panic (ordered)"),
             (&["crashes", "show", "0", "--images", images], 0, "driver_blk::service"),
             (&["crashes", "show", "0", "--images", images, "--json"], 0, "\"missing\":null"),
             (&["crashes", "show", "0", "--images", "/nowhere"], 0, "no symbols"),
             (&["crashes", "show", "77"], 1, ""),
+            (&["update", "blk", "--image", blk], 0, "blk has this image already"),
         ] {
             let (status, out) = nodectl(node, arguments)?;
             ensure!(

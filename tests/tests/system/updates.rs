@@ -181,7 +181,7 @@ pub fn g3_live_updates_without_a_spare_lose_nothing(bench: &Bench) -> Result<()>
                     let found = client.story(died.sequence, images, 10)?.backtrace;
                     let mut names = found.frames.iter().flat_map(|(_, functions)| functions);
                     let named = names.any(|frame| frame.function.contains("crasher"));
-                    let refused = matches!(found.program, Err(Missing::NoMatch(..)));
+                    let refused = matches!(found.program, Err(Missing::OtherFile(..)));
                     ensure!(
                         named == right && refused != right,
                         "symbols of {}: {found:?}",

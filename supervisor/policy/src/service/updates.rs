@@ -93,10 +93,14 @@ impl Supervisor {
     /// The domain of that name, if its image can be updated.
     pub(super) fn updatable(&self, name: &Name) -> Result<DomainInfo, Failure> {
         let info = self.find(name)?;
-        if info.update_space == 0 || info.spare_of != NOBODY {
-            return Err(Failure::new(
-                FailureKind::BadState,
-                format_args!("{name} cannot be updated: its manifest gives it no `update_space`"),
+        let failed = |text| Err(Failure::new(FailureKind::BadState, text));
+        if info.spare_of != NOBODY {
+            let principal = self.name(info.spare_of);
+            return failed(format_args!("{name} is a spare; update {principal}, and it follows"));
+        }
+        if info.update_space == 0 {
+            return failed(format_args!(
+                "{name} cannot be updated: its manifest gives it no `update_space`"
             ));
         }
         Ok(info)
