@@ -10,6 +10,7 @@
 //! | begin a program | [`entry!`], [`boot`], [`set_ready`], [`set_served`] |
 //! | talk to the hypervisor | [`hypercall`] |
 //! | hear of things | [`events`], [`time`], [`exec`] |
+//! | be unlike the life before | [`random`] |
 //! | share memory with another domain | [`conn`], [`mod@env`], [`refuse`] |
 //! | drive a device | [`dma`], [`virtio`] |
 //! | die well | [`fault`], [`mod@panic`] |
@@ -35,6 +36,7 @@ pub mod heap;
 pub mod hypercall;
 mod misbehave;
 pub mod panic;
+pub mod random;
 pub mod ranges;
 pub mod refuse;
 pub mod single;

@@ -8,7 +8,7 @@ use crate::{MAX_DOMAIN_CONNECTIONS, MAX_DOMAIN_DEVICES};
 /// Value of [`BootInfo::magic`]: "BULKHEAD" in ASCII, little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"BULKHEAD");
 /// Value of [`BootInfo::abi`]: version of the hypercall ABI.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// Bit of [`BootInfo::flags`]: this is a warm spare. All else in here is as its
 /// principal's, and none of the devices and connections is mapped before
@@ -57,9 +57,6 @@ pub struct BootInfo {
     pub flags: u32,
     /// Padding.
     pub reserved: u32,
-    /// 16 random bytes, new for every generation, from the CPU where it has
-    /// RDRAND, else stretched from the TSC: seeds for ports and sequence numbers.
-    pub seed: [u8; 16],
     /// Name, NUL-padded.
     pub name: [u8; 24],
     /// `args` of the manifest, NUL-padded UTF-8.

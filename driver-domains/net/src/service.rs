@@ -12,6 +12,7 @@ use domain_rt::{
     env::{self, DomainEnv},
     events,
     panic::{give_up, stalled},
+    random,
     refuse::{Refusal, Why, why},
     set_in_flight, set_ready, set_served, stand_by,
     time::{MS, NEVER, now_ns},
@@ -119,11 +120,9 @@ struct Service {
 
 impl Service {
     fn new(boot: &BootInfo, nic: VirtioNet) -> Self {
-        let [a, b, c, d, e, f, g, h, ..] = boot.seed;
-        let seed = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
         let mut this = Self {
             nic,
-            switch: Switch::new(VIF_FLOODS, WIRE_FLOODS, seed),
+            switch: Switch::new(VIF_FLOODS, WIRE_FLOODS, random::seed()),
             clients: Vec::new(),
             // What waits is bounded by the NIC's queue, and all frames are short.
             turns: Turns::new(QUANTUM, u64::MAX),

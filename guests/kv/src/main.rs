@@ -13,7 +13,7 @@ mod volume;
 
 use alloc::{boxed::Box, string::ToString};
 
-use domain_rt::{boot, exec, set_ready, start::text};
+use domain_rt::{boot, exec, random, set_ready, start::text};
 use embassy_executor::Spawner;
 use embassy_net::{Config, Ipv4Cidr, Runner, Stack, StackResources, StaticConfigV4};
 use guest_io::{
@@ -80,8 +80,7 @@ fn start_network(spawner: Spawner, device: NetDevice, args: &NetArgs) -> Stack<'
     };
     let resources: &'static mut StackResources<{ serve::SOCKETS + 2 }> =
         Box::leak(Box::new(StackResources::new()));
-    let seed = boot().seed.first_chunk().copied().map_or(1, u64::from_le_bytes);
-    let (stack, runner) = embassy_net::new(device, config, resources, seed);
+    let (stack, runner) = embassy_net::new(device, config, resources, random::seed());
     match run_network(runner) {
         Ok(token) => spawner.spawn(token),
         Err(_) => log::error!("no room for the network task"),

@@ -18,8 +18,6 @@ pub struct Features {
     pub flush_by_asid: bool,
     /// 1 GiB pages.
     pub gib_pages: bool,
-    /// RDRAND.
-    pub rdrand: bool,
     /// Supervisor-mode execution prevention.
     pub smep: bool,
     /// Supervisor-mode access prevention.
@@ -51,7 +49,6 @@ fn probe() -> Features {
         nested_paging: bit(svm.edx, 0),
         flush_by_asid: bit(svm.edx, 6),
         gib_pages: bit(extended.edx, 26),
-        rdrand: bit(leaf(1).ecx, 30),
         smep: bit(seven.ebx, 7),
         smap: bit(seven.ebx, 20),
         umip: bit(seven.ecx, 2),

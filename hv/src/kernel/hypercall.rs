@@ -33,9 +33,10 @@ impl Node {
     /// Handles the hypercall that `caller` made.
     pub(super) fn hypercall(&mut self, caller: DomainId, now: u64) {
         count(&mut self.domains[caller].info.hypercalls);
-        let Some(call) = self.guests[caller].vcpu.as_ref().map(Vcpu::hypercall) else { return };
-        let answer = match Nr::from_raw(call.nr) {
-            Some(nr) => self.dispatch(caller, nr, call.args, now),
+        let Some(vcpu) = &self.guests[caller].vcpu else { return };
+        let (nr, args) = vcpu.hypercall();
+        let answer = match Nr::from_raw(nr) {
+            Some(nr) => self.dispatch(caller, nr, args, now),
             None => Some(Err(Error::BadNumber)),
         };
         if let (Some(answer), Some(vcpu)) = (answer, self.guests[caller].vcpu.as_mut()) {

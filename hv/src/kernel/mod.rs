@@ -20,6 +20,7 @@ mod takeover;
 use alloc::vec::Vec;
 use core::{
     cell::Cell,
+    fmt::Write,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -444,11 +445,10 @@ impl Node {
 
     /// Says something to the console and into the log that outlives it.
     fn say(&mut self, text: core::fmt::Arguments<'_>) {
+        log::info!("{text}");
         let mut line = heapless::String::<256>::new();
         // What does not fit is cut off.
-        let _ = core::fmt::Write::write_fmt(&mut line, text);
-        serial::tagged("hv", line.as_bytes());
-        let _ = line.push('\n');
+        let _ = writeln!(line, "{text}");
         self.console.push(HYPERVISOR, 0, time::now_ns(), line.as_bytes());
     }
 

@@ -28,11 +28,10 @@ use ring_proto::{
     hypercall::Error,
     layout,
 };
-use x86_64::instructions::random::RdRand;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Connection, End, Node, PAGE};
-use crate::{cpu, time, vt::Vcpu};
+use crate::{time, vt::Vcpu};
 
 /// Pages that one step looks at, at most: bounds how long the core's other
 /// domains wait.
@@ -200,7 +199,6 @@ impl Node {
         info.dma_len = d.config.dma_pool;
         info.grant_entries = d.config.grant_entries;
         info.grant_window_pages = d.config.grant_window_pages;
-        info.seed = random_seed();
         copy_text(&mut info.name, &d.config.name);
         copy_text(&mut info.args, &d.config.args);
         let ends = self.connections.iter().filter_map(|c| Some((c, c.ends(domain)?)));
@@ -268,25 +266,4 @@ pub(super) fn copy_text(to: &mut [u8], text: &str) {
     for (to, from) in to.iter_mut().take(room).zip(text.bytes()) {
         *to = from;
     }
-}
-
-/// 16 bytes that a domain may seed its port and sequence numbers with: from
-/// RDRAND where there is one, else stretched from the clock, which is no
-/// secret; nothing may take them for a key.
-fn random_seed() -> [u8; 16] {
-    let word = |i: u64| {
-        let random =
-            cpu::features::get().rdrand.then(RdRand::new).flatten().and_then(RdRand::get_u64);
-        random.unwrap_or_else(|| {
-            // splitmix64.
-            let mut z = (time::now_ns() ^ i << 56).wrapping_add(0x9e37_79b9_7f4a_7c15);
-            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ z >> 31
-        })
-    };
-    let mut seed = [0; 16];
-    seed[..8].copy_from_slice(&word(0).to_le_bytes());
-    seed[8..].copy_from_slice(&word(1).to_le_bytes());
-    seed
 }

@@ -25,15 +25,6 @@ pub enum Exit {
     Resume,
 }
 
-/// A hypercall's number and arguments.
-#[derive(Clone, Copy, Debug)]
-pub struct Call {
-    /// Hypercall number.
-    pub nr: u64,
-    /// Arguments.
-    pub args: [u64; 5],
-}
-
 /// One virtual CPU.
 pub trait Vcpu {
     /// Puts it into the entry state of a domain: 64-bit mode, all registers
@@ -41,8 +32,8 @@ pub trait Vcpu {
     fn reset(&mut self, entry: u64);
     /// Runs until the next exit. Interrupts must be off.
     fn run(&mut self) -> Exit;
-    /// The registers of a hypercall, after [`Exit::Hypercall`].
-    fn hypercall(&self) -> Call;
+    /// A hypercall's number and arguments, after [`Exit::Hypercall`].
+    fn hypercall(&self) -> (u64, [u64; 5]);
     /// Sets a hypercall's result.
     fn set_result(&mut self, status: u64, value: u64);
     /// Drops its cached translations before it runs next.

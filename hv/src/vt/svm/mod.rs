@@ -23,7 +23,7 @@ use x86_64::registers::{
     model_specific::Msr,
 };
 
-use super::{Call, Exit, Vcpu};
+use super::{Exit, Vcpu};
 use crate::{cpu, memmap};
 use log::info;
 
@@ -293,9 +293,9 @@ impl Vcpu for SvmVcpu {
         }
     }
 
-    fn hypercall(&self) -> Call {
+    fn hypercall(&self) -> (u64, [u64; 5]) {
         let g = &self.regs.gpr;
-        Call { nr: self.vmcb.rax, args: [g[RDI], g[RSI], g[RDX], g[RCX], g[R8]] }
+        (self.vmcb.rax, [g[RDI], g[RSI], g[RDX], g[RCX], g[R8]])
     }
 
     fn set_result(&mut self, status: u64, value: u64) {
