@@ -37,30 +37,24 @@ fn window_page(window: &Window, gpa: u64) -> Option<u32> {
 
 /// Whether a leaf of a domain's nested table is right.
 pub fn nested_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
-    if leaf.write && leaf.execute {
-        return false;
-    }
-    if let Some(page) = window_page(window, leaf.gpa) {
-        return window
-            .get(page)
-            .is_some_and(|m| leaf.hpa == m.frame && leaf.write == m.write && !leaf.execute);
-    }
-    space.region(leaf.gpa).is_some_and(|r| {
-        leaf.hpa == r.hpa + (leaf.gpa - r.gpa) && leaf.write == r.write && leaf.execute == r.execute
-    })
+    let right = match window_page(window, leaf.gpa) {
+        Some(page) => window.get(page).map(|m| (m.frame, m.write, false)),
+        None => space.region(leaf.gpa).map(|r| (r.hpa + (leaf.gpa - r.gpa), r.write, r.execute)),
+    };
+    right == Some((leaf.hpa, leaf.write, leaf.execute)) && !(leaf.write && leaf.execute)
 }
 
 /// Whether a leaf of a domain's IOMMU table is right: DMA pool, a live DMA grant, or the
 /// granter's scratch page in the place of a revoked one.
 pub fn iommu_leaf(space: &Space, window: &Window, leaf: Leaf) -> bool {
-    if let Some(page) = window_page(window, leaf.gpa) {
-        return window
-            .get(page)
-            .is_some_and(|m| m.dma && leaf.hpa == m.frame && (m.write || !leaf.write));
-    }
-    space
-        .region(leaf.gpa)
-        .is_some_and(|r| r.kind == Kind::DmaPool && leaf.hpa == r.hpa + (leaf.gpa - r.gpa))
+    let reached = match window_page(window, leaf.gpa) {
+        Some(page) => window.get(page).filter(|m| m.dma).map(|m| (m.frame, m.write)),
+        None => {
+            let pool = space.region(leaf.gpa).filter(|r| r.kind == Kind::DmaPool);
+            pool.map(|r| (r.hpa + (leaf.gpa - r.gpa), true))
+        }
+    };
+    reached.is_some_and(|(hpa, write)| leaf.hpa == hpa && (write || !leaf.write))
 }
 
 /// Pages that a domain's nested table should have.

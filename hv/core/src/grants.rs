@@ -143,12 +143,6 @@ pub fn check_map(
     write: bool,
     dma: bool,
 ) -> Result<(), Error> {
-    let mut need = VALID | MAP;
-    if write {
-        need |= WRITE;
-    }
-    if dma {
-        need |= DMA;
-    }
+    let need = VALID | MAP | if write { WRITE } else { 0 } | if dma { DMA } else { 0 };
     if entry.has(need) && entry.grantee() == grantee { Ok(()) } else { Err(Error::PeerGrant) }
 }

@@ -55,7 +55,7 @@ impl Node {
         exit_code: u64,
         detected: u64,
     ) {
-        if !self.is_running(domain) {
+        if !self.domains[domain].is_alive() {
             return;
         }
         // What a domain says of itself is for people; this is what happened.

@@ -364,10 +364,8 @@ impl Devices {
 
     /// After additions: returns when the device sees them.
     pub fn dma_added(&mut self, domain: DomainId) -> Result<(), Error> {
-        match self.iommu.as_mut() {
-            Some(iommu) => iommu.flush_added(iommu_domain(domain)).map_err(hardware),
-            None => Err(Error::Hardware),
-        }
+        let iommu = self.iommu.as_mut().ok_or(Error::Hardware)?;
+        iommu.flush_added(iommu_domain(domain)).map_err(hardware)
     }
 
     /// After removals: returns when no device uses a removed page any more.
@@ -383,16 +381,10 @@ impl Devices {
         self.iommu.as_ref().map_or(0, |i| i.flushes)
     }
 
-    /// Shows every page that a domain's devices can reach.
-    ///
-    /// # Errors
-    /// The table leads anywhere but to frames of its own.
-    pub fn for_each_dma(
-        &self,
-        domain: DomainId,
-        mut visit: impl FnMut(u64, u64, bool),
-    ) -> Result<(), Error> {
-        let Some(table) = &self.tables[domain] else { return Ok(()) };
+    /// Shows every page that a domain's devices can reach. Returns whether all
+    /// entries on the way are as we write them.
+    pub fn for_each_dma(&self, domain: DomainId, mut visit: impl FnMut(u64, u64, bool)) -> bool {
+        let Some(table) = &self.tables[domain] else { return true };
         let format = table.format();
         let mut ours = true;
         ours &= table.for_each(&mut |iova, bits, hpa, _| {
@@ -400,7 +392,7 @@ impl Devices {
             ours &= bits == format.device(write);
             visit(iova, hpa, write);
         });
-        if ours { Ok(()) } else { Err(Error::Hardware) }
+        ours
     }
 
     /// The next thing that a device was not allowed to do, and whose it is.

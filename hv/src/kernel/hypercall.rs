@@ -239,7 +239,7 @@ impl Node {
         }
         connection.no_complaint_before = now.saturating_add(COMPLAINT_NS);
         let backend = connection.backend.domain;
-        if !self.is_running(backend) {
+        if !self.domains[backend].is_alive() {
             return Err(Error::PeerDead);
         }
         let info = &mut self.domains[backend].info;
@@ -264,7 +264,7 @@ impl Node {
         count(&mut self.domains[caller].info.notifies);
         let mut ends = self.connections.iter().filter_map(|c| c.ends(caller));
         let (_, peer) = ends.find(|(own, _)| u64::from(own.port) == port).ok_or(Error::NotFound)?;
-        if !self.is_running(peer.domain) {
+        if !self.domains[peer.domain].is_alive() {
             return Err(Error::PeerDead);
         }
         self.raise(peer.domain, peer.port);

@@ -318,7 +318,7 @@ impl Node {
             };
             // The first one counts; and what an ended generation left in the
             // log is not its successor's.
-            if self.is_running(owner) && self.guests[owner].orders.event.is_none() {
+            if self.domains[owner].is_alive() && self.guests[owner].orders.event.is_none() {
                 // At once, for its core may take a while to end it.
                 self.devices.quiesce(owner);
                 let orders = &mut self.guests[owner].orders;
@@ -450,9 +450,5 @@ impl Node {
         // What does not fit is cut off.
         let _ = writeln!(line, "{text}");
         self.console.push(HYPERVISOR, 0, time::now_ns(), line.as_bytes());
-    }
-
-    fn is_running(&self, domain: DomainId) -> bool {
-        self.domains[domain].is_alive()
     }
 }
