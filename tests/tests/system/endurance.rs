@@ -35,13 +35,11 @@ use crate::{
 const DRIVERS: [&str; 2] = ["blk", "net"];
 /// Deaths of a test unless `BULKHEAD_DEATHS` says otherwise.
 const DEATHS: usize = 60;
-/// Recoveries of a kind at either end of a life that are compared for speed.
+/// Recoveries of a kind at either end of a life that are compared for speed; a
+/// kind that has not twice as many is not compared.
 const COMPARED: usize = 100;
-/// Fewer are no comparison: of 50, the lower quartile was up to 18 % off that of
-/// 50 others of the same life, on a busy host.
-const ENOUGH: usize = 50;
-/// How much slower the last recoveries may be than the first, percent: beyond
-/// what [`ENOUGH`] of them differ by anyway.
+/// How much slower the last recoveries may be than the first, percent. Of some
+/// thousand recoveries, no two hundreds differed by more than 14 %.
 const SLOWER: u64 = 25;
 /// Bound of a hang, virtual ms.
 const WATCHDOG_MS: u32 = 50;
@@ -276,24 +274,22 @@ fn as_quick_as_at_first(recoveries: &[Recovery]) -> Result<()> {
         for (way, rebuild) in [("cold", Rebuild::Cold), ("by spare", Rebuild::Spare)] {
             let of_kind = |r: &&Recovery| r.domain == domain && r.rebuild == rebuild as u16;
             let times: Vec<u64> = recoveries.iter().filter(of_kind).map(|r| r.ns).collect();
-            let compared = COMPARED.min(times.len() / 2);
-            if compared < ENOUGH {
+            let hundreds: Vec<u64> = times.chunks_exact(COMPARED).map(lower_quartile).collect();
+            let last =
+                lower_quartile(times.get(times.len().saturating_sub(COMPARED)..).unwrap_or(&[]));
+            let (Some(&first), true) = (hundreds.first(), times.len() >= 2 * COMPARED) else {
                 eprintln!("{domain}, {way}: {} recoveries, too few to compare", times.len());
                 continue;
-            }
-            let quartiles: Vec<u64> = times.chunks_exact(compared).map(lower_quartile).collect();
-            let first = lower_quartile(&times[..compared]);
-            let last = lower_quartile(&times[times.len() - compared..]);
-            let (low, high) = (quartiles.iter().min(), quartiles.iter().max());
+            };
+            let (low, high) = (hundreds.iter().min(), hundreds.iter().max());
             eprintln!(
                 "{domain}, {way}: {} recoveries; lower quartile from detection to service of the \
-                 first {compared}: {} us, of the last: {} us, of any {compared} in between: {} to \
-                 {} us",
+                 first {COMPARED}: {} us, of the last: {} us, of any in between: {} to {} us",
                 times.len(),
                 first / 1000,
                 last / 1000,
-                low.unwrap_or(&0) / 1000,
-                high.unwrap_or(&0) / 1000
+                low.unwrap_or(&first) / 1000,
+                high.unwrap_or(&first) / 1000
             );
             if last * 100 > first * (100 + SLOWER) {
                 slower.push(format!("{domain}, {way}: {first} ns at first, {last} ns in the end"));
