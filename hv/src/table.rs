@@ -33,6 +33,8 @@ pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bytes of a page and of a table.
 pub const PAGE: u64 = 4096;
 const ENTRIES: u64 = 512;
+/// Bytes of a line of the CPUs' caches.
+const LINE: u64 = 64;
 
 /// Address bits below those that index a table of `level`.
 const fn shift(level: u8) -> u32 {
@@ -229,6 +231,30 @@ impl<IO: PhysIo> PageTable<IO> {
         Some(old)
     }
 
+    /// Sets pages from `virt` on, as [`Self::set`] does one. `None` if there is no
+    /// table for some page; those before it are set.
+    pub fn set_run(&mut self, virt: u64, entries: impl IntoIterator<Item = u64>) -> Option<()> {
+        let (mut virt, mut slot) = (virt, None);
+        for entry in entries {
+            // The slots of a table follow each other.
+            let next = slot.filter(|_| !virt.is_multiple_of(span(2))).map(|slot| slot + 8);
+            if next.is_none() && !self.format.reaches(virt, 0, PAGE) {
+                return None;
+            }
+            let at = next.or_else(|| self.slot(virt, 1, None))?;
+            self.io.write::<u64>(at, entry);
+            if self.format.write_back && (at + 8).is_multiple_of(LINE) {
+                self.io.write_back(at);
+            }
+            slot = Some(at);
+            virt += PAGE;
+        }
+        if let Some(last) = slot.filter(|_| self.format.write_back) {
+            self.io.write_back(last);
+        }
+        Some(())
+    }
+
     /// The leaf for `virt`, if it is mapped: where it is, what it says, and its
     /// level.
     fn find(&self, virt: u64) -> Option<(u64, u64, u8)> {
@@ -253,11 +279,28 @@ impl<IO: PhysIo> PageTable<IO> {
         self.find(virt).is_some_and(|(_, entry, _)| entry & DIRTY != 0)
     }
 
-    /// Marks the leaf for `virt` as written to. Nothing that the processor
-    /// stores there meanwhile can get lost: it only ever sets the same bit.
-    pub fn mark(&self, virt: u64) {
-        if let Some((at, entry, _)) = self.find(virt) {
-            self.write(at, entry | DIRTY);
+    /// Marks the leaves for `len` bytes from `virt` on as written to. Nothing that
+    /// the processor stores there meanwhile can get lost: it only ever sets the same bit.
+    pub fn mark(&self, virt: u64, len: u64) {
+        let (mut virt, end) = (virt, virt.saturating_add(len));
+        while virt < end {
+            let Some((mut at, mut entry, level)) = self.find(virt) else {
+                virt = virt.saturating_add(PAGE);
+                continue;
+            };
+            // The leaves of a table follow each other.
+            loop {
+                self.write(at, entry | DIRTY);
+                virt = (virt & !(span(level) - 1)) + span(level);
+                if virt >= end || virt.is_multiple_of(span(level + 1)) {
+                    break;
+                }
+                at += 8;
+                entry = self.io.read::<u64>(at);
+                if !self.format.is_present(entry) || !self.format.is_leaf(entry, level) {
+                    break;
+                }
+            }
         }
     }
 

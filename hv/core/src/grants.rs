@@ -71,17 +71,35 @@ impl<T: Clone> Places<T> {
         u32::try_from(self.places.len()).unwrap_or(u32::MAX)
     }
 
-    /// Takes a free place.
+    /// Whether `places` exist and are free.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such place, [`Error::Busy`] if it is taken.
-    pub fn insert(&mut self, place: u32, item: T) -> Result<(), Error> {
-        let slot = self.places.get_mut(place as usize).ok_or(Error::NotFound)?;
-        if slot.is_some() {
-            return Err(Error::Busy);
+    /// [`Error::Exhausted`] past the last place, [`Error::Busy`] if one is taken.
+    pub fn check_free(&self, places: Range<u32>) -> Result<(), Error> {
+        let slots = self.places.get(places.start as usize..places.end as usize);
+        let free = slots.ok_or(Error::Exhausted)?.iter().all(Option::is_none);
+        if free { Ok(()) } else { Err(Error::Busy) }
+    }
+
+    /// Takes free places from `first` on, one for each item.
+    ///
+    /// # Errors
+    /// The first one among `items`, [`Error::Exhausted`] past the last place,
+    /// [`Error::Busy`] if one is taken. Those before it are taken then.
+    pub fn insert(
+        &mut self,
+        first: u32,
+        items: impl IntoIterator<Item = Result<T, Error>>,
+    ) -> Result<(), Error> {
+        let mut slots = self.places.iter_mut().skip(first as usize);
+        for item in items {
+            let slot = slots.next().ok_or(Error::Exhausted)?;
+            if slot.is_some() {
+                return Err(Error::Busy);
+            }
+            *slot = Some(item?);
+            self.used = self.used.saturating_add(1);
         }
-        *slot = Some(item);
-        self.used = self.used.saturating_add(1);
         Ok(())
     }
 
@@ -90,6 +108,14 @@ impl<T: Clone> Places<T> {
         let item = self.places.get_mut(place as usize)?.take()?;
         self.used = self.used.saturating_sub(1);
         Some(item)
+    }
+
+    /// Frees those of a range that are taken.
+    pub fn clear(&mut self, range: Range<u32>) {
+        let places = self.places.get_mut(range.start as usize..range.end as usize);
+        for place in places.unwrap_or_default() {
+            self.used = self.used.saturating_sub(place.take().is_some().into());
+        }
     }
 
     /// Places of a range that are taken, and what is there; ends with the last
@@ -107,15 +133,26 @@ impl<T: Clone> Places<T> {
 }
 
 impl Window {
-    /// Whether `pages` exist and are free.
-    ///
-    /// # Errors
-    /// [`Error::Exhausted`] past the window's end, [`Error::Busy`] if some page
-    /// is in use.
-    pub fn check_free(&self, pages: Range<u32>) -> Result<(), Error> {
-        let slots = self.places.get(pages.start as usize..pages.end as usize);
-        let free = slots.ok_or(Error::Exhausted)?.iter().all(Option::is_none);
-        if free { Ok(()) } else { Err(Error::Busy) }
+    /// Frees the first of `pages` that is taken, and those that follow it and its
+    /// reference. Returns how far it came, and what the first one's source was.
+    pub fn remove_run(&mut self, pages: Range<u32>) -> Option<(Range<u32>, Option<Source>)> {
+        let slots = self.places.get_mut(pages.start as usize..pages.end as usize)?;
+        let free = slots.iter().take_while(|slot| slot.is_none()).count();
+        let mut slots = slots.iter_mut().skip(free);
+        let slot = slots.next()?;
+        let source = slot.take()?.source;
+        let (mut next, mut count) = (source, 1u32);
+        for slot in slots {
+            next = next.map(|s| Source { gref: s.gref.wrapping_add(1), ..s });
+            if slot.as_ref().is_none_or(|mapping| mapping.source != next) {
+                break;
+            }
+            *slot = None;
+            count = count.saturating_add(1);
+        }
+        self.used = self.used.saturating_sub(count);
+        let first = pages.start.saturating_add(u32::try_from(free).ok()?);
+        Some((first..first.saturating_add(count), source))
     }
 
     /// Marks the mapping at `page` as revoked: it leads to `scratch`, writable,

@@ -85,6 +85,14 @@ impl Region {
             _ => false,
         }
     }
+
+    /// Machine address of the page at `gpa`, if it is one of these and may be granted.
+    #[inline]
+    pub fn grantable_page(&self, gpa: u64) -> Option<u64> {
+        let offset = gpa.checked_sub(self.gpa).filter(|offset| *offset < self.len)?;
+        let fits = self.is_grantable() && gpa.is_multiple_of(PAGE);
+        fits.then_some(self.hpa.saturating_add(offset))
+    }
 }
 
 /// Bytes of a grant table with `entries` words.
@@ -228,8 +236,7 @@ impl Space {
 
     /// Machine address of the grantable page at `gpa`.
     pub fn grantable_page(&self, gpa: u64) -> Option<u64> {
-        let r = self.region(gpa)?;
-        (r.is_grantable() && gpa.is_multiple_of(PAGE)).then_some(r.hpa + (gpa - r.gpa))
+        self.region(gpa)?.grantable_page(gpa)
     }
 
     /// The region of a given purpose.

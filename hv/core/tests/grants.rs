@@ -36,11 +36,11 @@ proptest! {
                 Op::Map { gref, page } => {
                     let taken = model.values().any(|g| *g == Some(gref));
                     let expect = page < 8 && gref < 8 && !model.contains_key(&page) && !taken;
-                    let ok = window.check_free(page..page + 1).is_ok() && table.insert(gref, (3, page)).is_ok();
+                    let ok = window.check_free(page..page + 1).is_ok() && table.insert(gref, [Ok((3, page))]).is_ok();
                     if ok {
                         let source = Some(Source { granter: 1, gref });
                         let mapping = Mapping { source, frame: 0x1000, write: true, dma: false };
-                        let inserted = window.insert(page, mapping);
+                        let inserted = window.insert(page, [Ok(mapping)]);
                         prop_assert!(inserted.is_ok());
                         model.insert(page, Some(gref));
                     }
@@ -75,10 +75,60 @@ proptest! {
     }
 
     #[test]
+    fn what_is_unmapped_goes_in_runs_and_entirely(
+        slots in proptest::collection::vec(proptest::option::of((0u16..2, 0u32..4, any::<bool>())), 1..40),
+        range in (0u32..40, 0u32..40),
+    ) {
+        let mut window = Window::new(slots.len() as u32);
+        // References that go on from page to page, but for a jump now and then.
+        let sources: Vec<_> = (0..).zip(&slots).map(|(page, slot)| {
+            slot.map(|(granter, jump, revoked)| {
+                (!revoked).then_some(Source { granter, gref: page + jump / 3 * 100 })
+            })
+        }).collect();
+        for (page, source) in (0..).zip(&sources) {
+            if let Some(source) = *source {
+                let mapping = Mapping { source, frame: 0, write: true, dma: false };
+                prop_assert!(window.insert(page, [Ok(mapping)]).is_ok());
+            }
+        }
+        let range = range.0..range.1.min(slots.len() as u32);
+        let (mut rest, mut gone) = (range.clone(), vec![None; slots.len()]);
+        while let Some((pages, source)) = window.remove_run(rest.clone()) {
+            prop_assert!(pages.start >= rest.start && pages.end <= rest.end && !pages.is_empty());
+            rest.start = pages.end;
+            for (n, page) in (0..).zip(pages) {
+                gone[page as usize] = Some(source.map(|s| Source { gref: s.gref + n, ..s }));
+            }
+        }
+        for (page, source) in (0..).zip(sources) {
+            let within = range.contains(&page);
+            prop_assert_eq!(gone[page as usize], if within { source } else { None });
+            prop_assert_eq!(window.get(page).map(|m| m.source), if within { None } else { source });
+        }
+        prop_assert_eq!(window.used() as usize, window.taken(0..window.len()).count());
+    }
+
+    #[test]
     fn a_window_ends_where_it_ends(start: u32, end: u32) {
         let free = Window::new(8).check_free(start..end);
         prop_assert_eq!(free, if start <= end && end <= 8 { Ok(()) } else { Err(Error::Exhausted) });
     }
+}
+
+#[test]
+fn several_places_are_taken_up_to_the_first_that_cannot_be() {
+    let mut table = Table::new(8);
+    let items = |count| (0..count).map(|page| Ok((3, page)));
+    assert_eq!(table.insert(2, items(3)), Ok(()));
+    assert_eq!(table.insert(0, items(3)), Err(Error::Busy));
+    assert_eq!(table.insert(7, items(2)), Err(Error::Exhausted));
+    assert_eq!(table.insert(5, [Ok((3, 0)), Err(Error::PeerGrant)]), Err(Error::PeerGrant));
+    assert_eq!((0..8).filter(|&gref| table.get(gref).is_none()).collect::<Vec<_>>(), [6]);
+    table.clear(1..7);
+    assert_eq!((table.used(), table.get(0), table.get(7)), (2, Some(&(3, 0)), Some(&(3, 0))));
+    table.clear(7..9);
+    assert_eq!(table.used(), 2, "there is no ninth");
 }
 
 #[test]

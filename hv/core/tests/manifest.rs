@@ -308,7 +308,7 @@ fn grant_3_a_device_finds_the_scratch_page_after_a_revocation() {
     let mut window = Window::new(8);
     let (frame, scratch) = (0x8000_0000, 0x9000_0000);
     let source = Some(Source { granter: 1, gref: 5 });
-    window.insert(2, Mapping { source, frame, write: false, dma: true }).unwrap();
+    window.insert(2, [Ok(Mapping { source, frame, write: false, dma: true })]).unwrap();
     let leaf =
         |hpa, write| Leaf { gpa: layout::GRANT_WINDOW + 2 * 4096, hpa, write, execute: false };
     let right = |window: &Window, hpa, write| audit::iommu_leaf(&space, window, leaf(hpa, write));

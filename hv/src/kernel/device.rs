@@ -354,12 +354,10 @@ impl Devices {
         }
     }
 
-    /// Has a page of a domain's IOMMU table lead to `hpa`, or nowhere. False if
-    /// it has none. [`Self::dma_added`] or [`Self::flush_dma`] follows.
-    pub fn set_dma(&mut self, domain: DomainId, iova: u64, target: Option<(u64, bool)>) -> bool {
-        let Some(table) = &mut self.tables[domain] else { return false };
-        let format = table.format();
-        table.set(iova, target.map_or(0, |(hpa, write)| hpa | format.device(write))).is_some()
+    /// What a domain's devices reach, if it has any. [`Self::dma_added`] or
+    /// [`Self::flush_dma`] follows a change.
+    pub fn dma_table(&mut self, domain: DomainId) -> Option<&mut PageTable<Identity>> {
+        self.tables[domain].as_mut()
     }
 
     /// After additions: returns when the device sees them.

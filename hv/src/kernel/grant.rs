@@ -41,7 +41,10 @@ use core::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use hv_core::grants::{self, Mapping, Source};
+use hv_core::{
+    grants::{self, Mapping, Source},
+    memory::Region,
+};
 use ring_proto::{
     DomainId,
     grant::{COPY, GrantEntry, IN_USE, VALID, WRITE},
@@ -93,88 +96,111 @@ impl Node {
         }
         let granter = self.granter(granter)?;
         self.domains[caller].window.check_free(pages.clone())?;
-        let (write, dma) = (flags & MAP_WRITE != 0, flags & MAP_DMA != 0);
+        let size = u32::try_from(pages.len()).map_err(|_| Error::BadArgument)?;
+        let grefs = first..first.checked_add(size).ok_or(Error::NotFound)?;
         let words = self.grant_words(granter)?;
-        let mut mapped = Ok(0);
-        for (page, gref) in pages.clone().zip(first..) {
-            let word = words.get(gref as usize).ok_or(Error::NotFound);
-            mapped = mapped.and_then(|_| {
-                self.map_one(caller, Source { granter, gref }, word?, page, write, dma)
-            });
-        }
-        if dma {
-            mapped = mapped.and_then(|_| self.devices.dma_added(caller).map(|()| 0));
-        }
+        let words = words.get(grefs.start as usize..grefs.end as usize).ok_or(Error::NotFound)?;
+        self.domains[granter].table.check_free(grefs)?;
+        let claimed =
+            self.claim(caller, pages.clone(), Source { granter, gref: first }, words, flags);
+        let mapped = claimed.and_then(|()| self.show(caller, pages.clone(), flags));
         if mapped.is_err() {
-            // All or nothing: the pages were free before.
+            // All or nothing: the pages and references were free before.
             self.unmap(caller, pages);
         }
-        mapped
+        mapped.map(|()| 0)
     }
 
-    /// Maps one page and records it. On an error there may be a record, with
-    /// or without the mapping; [`Node::unmap`] clears both.
-    fn map_one(
+    /// Checks grants and records that they are mapped. After an error some are;
+    /// [`Node::unmap`] takes them back.
+    #[inline(never)] // With registers of its own a page takes half as long.
+    fn claim(
         &mut self,
         caller: DomainId,
-        source: Source,
-        word: &AtomicU64,
-        page: u32,
-        write: bool,
-        dma: bool,
-    ) -> Answer {
-        let Source { granter, gref } = source;
-        if self.domains[granter].table.get(gref).is_some() {
-            return Err(Error::Busy);
+        pages: Range<u32>,
+        first: Source,
+        words: &[AtomicU64],
+        flags: u64,
+    ) -> Result<(), Error> {
+        let (write, dma) = (flags & MAP_WRITE != 0, flags & MAP_DMA != 0);
+        let (granter, nested) = (first.granter, &self.guests[first.granter].nested);
+        let Some((of, to)) = self.domains.pair(granter, caller) else {
+            return Err(Error::BadArgument);
+        };
+        // What the grantee and its devices write leaves no mark of its own.
+        let mark = |run: &Range<u64>| {
+            if write {
+                nested.mark(run.start, run.end.saturating_sub(run.start));
+            }
+        };
+        // Pages that are granted together lie side by side, as a rule.
+        let (mut region, mut run): (Option<&Region>, Range<u64>) = (None, 0..0);
+        let mappings = words.iter().zip(first.gref..).map(|(word, gref)| {
+            let seen = word.load(Ordering::Acquire);
+            grants::check_map(GrantEntry(seen), caller, write, dma)?;
+            let address = GrantEntry(seen).address();
+            let mut frame = region.and_then(|region| region.grantable_page(address));
+            if frame.is_none() {
+                region = of.space.region(address);
+                frame = region.and_then(|region| region.grantable_page(address));
+            }
+            let frame = frame.ok_or(Error::PeerGrant)?;
+            if address != run.end {
+                mark(&run);
+                run.start = address;
+            }
+            run.end = address.saturating_add(PAGE);
+            // If the granter changed its mind meanwhile, this grant is not valid.
+            word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed)
+                .map_err(|_| Error::PeerGrant)?;
+            Ok(Mapping { source: Some(Source { granter, gref }), frame, write, dma })
+        });
+        to.window.insert(pages.start, mappings)?;
+        mark(&run);
+        of.table.insert(first.gref, pages.map(|page| Ok((caller, page))))
+    }
+
+    /// Has the grantee and its devices reach recorded mappings.
+    #[inline(never)]
+    fn show(&mut self, caller: DomainId, pages: Range<u32>, flags: u64) -> Result<(), Error> {
+        let (write, at) = (flags & MAP_WRITE != 0, window_address(pages.start));
+        let window = &self.domains[caller].window;
+        let frames = || window.taken(pages.clone()).map(|(_, mapping)| mapping.frame);
+        let rights = Rights { write, ..SCRATCH }.bits();
+        let leaves = frames().map(|frame| frame | rights);
+        self.guests[caller].nested.set_run(at, leaves).ok_or(Error::Exhausted)?;
+        if flags & MAP_DMA == 0 {
+            return Ok(());
         }
-        let seen = word.load(Ordering::Acquire);
-        grants::check_map(GrantEntry(seen), caller, write, dma)?;
-        let address = GrantEntry(seen).address();
-        let frame = self.domains[granter].space.grantable_page(address).ok_or(Error::PeerGrant)?;
-        if write {
-            // What the grantee and its devices write leaves no mark of its own.
-            self.guests[granter].nested.mark(address);
-        }
-        // If the granter changed its mind meanwhile, this grant is not valid.
-        word.compare_exchange(seen, seen | IN_USE, Ordering::SeqCst, Ordering::Relaxed)
-            .map_err(|_| Error::PeerGrant)?;
-        self.domains[granter].table.insert(gref, (caller, page))?;
-        let mapping = Mapping { source: Some(source), frame, write, dma };
-        self.domains[caller].window.insert(page, mapping)?;
-        let (address, rights) = (window_address(page), Rights { write, ..SCRATCH });
-        if self.guests[caller].nested.set(address, frame | rights.bits()).is_none()
-            || dma && !self.devices.set_dma(caller, address, Some((frame, write)))
-        {
-            return Err(Error::Exhausted);
-        }
-        Ok(0)
+        let table = self.devices.dma_table(caller).ok_or(Error::Exhausted)?;
+        let rights = table.format().device(write);
+        table.set_run(at, frames().map(|frame| frame | rights)).ok_or(Error::Exhausted)?;
+        self.devices.dma_added(caller)
     }
 
     /// Removes mappings from tables, then from caches, then from the records.
     fn unmap(&mut self, caller: DomainId, pages: Range<u32>) {
-        let mut dma = false;
-        for (page, mapping) in self.domains[caller].window.taken(pages.clone()) {
-            self.guests[caller].nested.set(window_address(page), 0);
-            if mapping.dma {
-                dma = true;
-                self.devices.set_dma(caller, window_address(page), None);
-            }
+        let (mut span, mut dma) = (None, false);
+        for (page, mapping) in self.domains[caller].window.taken(pages) {
+            span = Some((span.map_or(page, |(first, _)| first), page));
+            dma |= mapping.dma;
+        }
+        let Some((first, last)) = span else { return };
+        // What is free between them is clear already.
+        let clear = || (first..=last).map(|_| 0);
+        self.guests[caller].nested.set_run(window_address(first), clear());
+        if dma && let Some(table) = self.devices.dma_table(caller) {
+            table.set_run(window_address(first), clear());
         }
         self.flush_mappings(caller, dma);
-        let mut of: Option<(DomainId, &[AtomicU64])> = None;
-        for page in pages {
-            let window = &mut self.domains[caller].window;
-            if window.used() == 0 {
-                break;
-            }
-            let Some(Source { granter, gref }) = window.remove(page).and_then(|m| m.source) else {
-                continue;
-            };
-            self.domains[granter].table.remove(gref);
-            if of.is_none_or(|(last, _)| last != granter) {
-                of = self.grant_words(granter).ok().map(|words| (granter, words));
-            }
-            if let Some(word) = of.and_then(|(_, words)| words.get(gref as usize)) {
+        let mut rest = first..last.saturating_add(1);
+        while let Some((run, source)) = self.domains[caller].window.remove_run(rest.clone()) {
+            rest.start = run.end;
+            let Some(Source { granter, gref }) = source else { continue };
+            let grefs = gref..gref.saturating_add(run.end.saturating_sub(run.start));
+            self.domains[granter].table.clear(grefs.clone());
+            let words = self.grant_words(granter).unwrap_or_default();
+            for word in words.get(grefs.start as usize..grefs.end as usize).unwrap_or_default() {
                 word.fetch_and(!IN_USE, Ordering::SeqCst);
             }
         }
@@ -223,9 +249,11 @@ impl Node {
             let guest = &mut self.guests[grantee];
             guest.nested.set(window_address(page), scratch | SCRATCH.bits());
             guest.stale = Some(now.dma || guest.stale == Some(true));
-            if now.dma {
+            if now.dma
+                && let Some(table) = self.devices.dma_table(grantee)
+            {
                 // The device may be at work there: it must not fault over the granter's decision.
-                self.devices.set_dma(grantee, window_address(page), Some((scratch, true)));
+                table.set(window_address(page), scratch | table.format().device(true));
             }
         }
         for domain in self.domains.ids() {
@@ -271,7 +299,7 @@ impl Node {
         let page = self.domains[granter].space.grantable_page(entry.address());
         let theirs = page.ok_or(Error::PeerGrant)?.saturating_add(op.offset.into());
         if to_grant {
-            self.guests[granter].nested.mark(entry.address());
+            self.guests[granter].nested.mark(entry.address(), PAGE);
         }
         let (from, to) = if to_grant { (own, theirs) } else { (theirs, own) };
         self.ram.copy(from, to, len)

@@ -148,10 +148,7 @@ impl Node {
     /// that are about to be written for it.
     pub(super) fn writable(&self, domain: DomainId, gpa: u64, len: u64) -> Option<u64> {
         let at = self.domains[domain].space.translate(gpa, len, true)?;
-        let nested = &self.guests[domain].nested;
-        nested.mark(gpa);
-        // It lies in one region, so this does not overflow.
-        nested.mark(gpa.saturating_add(len.saturating_sub(1)));
+        self.guests[domain].nested.mark(gpa, len.max(1));
         Some(at)
     }
 

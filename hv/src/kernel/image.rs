@@ -85,14 +85,14 @@ impl Node {
             return;
         }
         let image = |r: &&hv_core::memory::Region| matches!(r.kind, Kind::Image(_));
-        // All tables for it were reserved when the node was built.
-        let none = &mut |_, _| None;
+        // All tables for it were reserved when the node was built, page by page.
         for r in d.space.regions().iter().filter(image) {
-            nested.map(r.gpa, r.hpa, r.len, 0, none);
+            nested.set_run(r.gpa, (0..r.len).step_by(PAGE_SIZE).map(|_| 0));
         }
         d.space.set_image(images.of(body).0);
         for r in d.space.regions().iter().filter(image) {
-            nested.map(r.gpa, r.hpa, r.len, super::rights(r).bits(), none);
+            let leaf = |offset| super::rights(r).bits() | r.hpa.saturating_add(offset);
+            nested.set_run(r.gpa, (0..r.len).step_by(PAGE_SIZE).map(leaf));
         }
     }
 }

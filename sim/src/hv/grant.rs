@@ -72,9 +72,9 @@ impl Hv {
         let address = GrantEntry(seen).address();
         let frame = self.domains[granter].space.grantable_page(address).ok_or(Error::PeerGrant)?;
         self.ram.write64(word, seen | IN_USE);
-        self.domains[granter].table.insert(gref, (caller, page))?;
+        self.domains[granter].table.insert(gref, [Ok((caller, page))])?;
         let mapping = Mapping { source: Some(Source { granter, gref }), frame, write, dma };
-        self.domains[caller].window.insert(page, mapping)?;
+        self.domains[caller].window.insert(page, [Ok(mapping)])?;
         let slot = self.guests[caller].nested.get_mut(page as usize).ok_or(Error::Exhausted)?;
         *slot = Some((frame, write));
         if dma && !self.set_dma(caller, page, Some((frame, write))) {

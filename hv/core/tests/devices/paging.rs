@@ -85,6 +85,54 @@ fn pages_change_in_a_reserved_range_only_and_without_memory() {
 }
 
 #[test]
+fn a_run_of_pages_changes_as_each_of_them_does() {
+    for format in FORMATS {
+        let (machine, mut run) = table(format);
+        let (other, mut single) = table(format);
+        for (table, machine) in [(&mut run, &machine), (&mut single, &other)] {
+            table.reserve(500 << 12, 40 * PAGE, &mut |n, _| machine.alloc(n)).unwrap();
+        }
+        let bits = format.device(true);
+        let changes: [(u64, Vec<u64>); 3] = [
+            (505, (0..20).map(|n| ((1000 - n) * PAGE) | bits).collect()),
+            (508, vec![0; 9]),
+            (511, vec![0x7000 | bits]),
+        ];
+        for (page, entries) in changes {
+            assert_eq!(run.set_run(page << 12, entries.iter().copied()), Some(()));
+            for (n, entry) in (page..).zip(entries) {
+                single.set(n << 12, entry).unwrap();
+            }
+            assert_eq!(leaves(&run), leaves(&single));
+        }
+        assert_eq!(run.set_run(510 << 12, []), Some(()));
+        assert_eq!(run.set_run(1020 << 12, [bits; 5]), None, "it ends where the tables end");
+        assert_eq!(leaf(&run, 1023 << 12), bits);
+        assert_eq!(run.set_run((1 << 48) - PAGE, [0; 2]), None);
+    }
+}
+
+#[test]
+fn a_run_of_pages_is_marked_and_no_other() {
+    const HUGE: u64 = 2 << 20;
+    let (machine, mut table) = table(CPU);
+    let bits = Rights { write: true, execute: false, device: false }.bits();
+    // Small pages, a hole, small pages, and two large ones.
+    let maps = [(0, 500 * PAGE), (510 * PAGE, 10 * PAGE), (2 * HUGE, 2 * HUGE)];
+    for (virt, len) in maps {
+        table.map(virt, HUGE + virt, len, bits, &mut |n, _| machine.alloc(n)).unwrap();
+    }
+    let pages = || (0..4 * HUGE).step_by(PAGE as usize);
+    pages().for_each(|page| table.clean(page));
+    assert_eq!(pages().filter(|&page| table.is_dirty(page)).count(), 0);
+    table.mark(498 * PAGE, 14 * PAGE + 1);
+    table.mark(3 * HUGE - 1, 2);
+    let marked: Vec<_> = pages().filter(|&page| table.is_dirty(page)).map(|at| at / PAGE).collect();
+    let small = [498, 499, 510, 511, 512];
+    assert_eq!(marked, small.into_iter().chain(1024..2048).collect::<Vec<_>>());
+}
+
+#[test]
 fn the_walk_does_not_follow_foreign_entries() {
     for (format, link) in [(AMD, 3 << 9 | 3 << 61 | 1), (INTEL, 3), (CPU, 0x67)] {
         let (machine, mut table) = table(format);
@@ -182,11 +230,11 @@ fn a_leaf_is_clean_once_its_last_page_was_restored_and_dirty_after_a_write() {
             table.clean(page);
         }
         assert_eq!(dirty(&table), 0);
-        table.mark(HUGE + 5 * PAGE + 8);
+        table.mark(HUGE + 5 * PAGE + 8, 1);
         assert_eq!(dirty(&table), if largest == 1 { 1 } else { 512 });
         assert!(table.is_dirty(HUGE + 5 * PAGE));
         // Neither touches what is not mapped, nor rights and addresses.
-        table.mark(0);
+        table.mark(0, PAGE);
         table.clean(0);
         assert!(!table.is_dirty(0));
         let here = |(virt, phys, _, b)| phys == virt + 3 * HUGE && b & WRITE == bits & WRITE;
