@@ -106,16 +106,6 @@ impl Scheduler {
         self.fed(domain, now);
     }
 
-    /// Makes a domain runnable whose work can wait: behind what its core has
-    /// come to, and behind `first`, which may be ahead of that by its last run.
-    pub fn start_behind(&mut self, domain: DomainId, first: DomainId, now: u64) {
-        self.start(domain, now);
-        let ahead = self.entities[first].vruntime;
-        let e = &mut self.entities[domain];
-        let clock = self.clocks.get(usize::from(e.core)).copied().unwrap_or(0);
-        e.vruntime = e.vruntime.max(clock).max(ahead);
-    }
-
     /// Takes a domain off its core for good.
     pub fn stop(&mut self, domain: DomainId) {
         self.entities[domain].activity = Activity::Off;

@@ -101,29 +101,3 @@ fn a_sleeper_gets_no_hoard_even_when_it_wakes_alone() {
     let (after, _) = run_from(&mut s, 1_001_000_000, 40_000_000);
     assert!(after - before > 15_000_000, "starved: {} ns of 40 ms", after - before);
 }
-
-#[test]
-fn who_starts_behind_waits_until_those_at_work_pause() {
-    let mut s = two(256, 256, 100);
-    s.stop(1);
-    run_from(&mut s, 0, 20_000_000);
-    // Both begin; one of them is what others wait for, however long it ran last.
-    s.charge(0, 3_000_000, 20_000_000);
-    s.stop(0);
-    s.start(0, 20_000_000);
-    s.start_behind(1, 0, 20_000_000);
-    assert!(matches!(s.pick(0, 20_000_000), Decision::Run(0, _)));
-    let mut now = 20_000_000;
-    while let Decision::Run(0, _) = s.pick(0, now) {
-        now += 10_000;
-        s.charge(0, 10_000, now);
-    }
-    assert!(matches!(s.pick(0, now), Decision::Run(1, _)), "it does get its turn");
-    // It saved nothing up while it was off, and owes nothing: they share from here on.
-    let (a, b) = cpu(&s);
-    let (c, d) = run_from(&mut s, now, 20_000_000);
-    assert!((c - a).abs_diff(d - b) <= 2 * SLICE, "{} {}", c - a, d - b);
-    // Who sleeps leaves the core to it.
-    s.sleep(0, u64::MAX);
-    assert!(matches!(s.pick(0, now + 20_000_000), Decision::Run(1, _)));
-}

@@ -19,6 +19,10 @@ use ring_proto::{DomainId, PAGE_SIZE, crash::Rebuild, event};
 use super::Node;
 use crate::time;
 
+/// How long after a takeover the dead body begins to be restored, ns: on their
+/// core the driver goes first, which serves within about half of that.
+const HEAD_START: u64 = 2_000_000;
+
 impl Node {
     /// The spare of a domain, if it stands by.
     pub(super) fn spare_of(&self, principal: DomainId) -> Option<DomainId> {
@@ -45,20 +49,20 @@ impl Node {
         domain::take_over(pd, sd, now);
         self.images[principal].moved(principal, spare);
         for r in pd.space.regions().iter().filter(|r| !r.is_own_memory()) {
-            for offset in (0..r.len).step_by(PAGE_SIZE) {
-                let at = r.gpa.saturating_add(offset);
-                // Both tables were reserved when the node was built. The dead
-                // body's vCPU is reset, with a flush, before it runs again.
-                s.nested.set(at, 0);
-                p.nested.set(at, super::rights(r).bits() | r.hpa.saturating_add(offset));
-            }
+            let frames = || (0..r.len).step_by(PAGE_SIZE);
+            let leaf = |offset| super::rights(r).bits() | r.hpa.saturating_add(offset);
+            // Both tables were reserved when the node was built. The dead
+            // body's vCPU is reset, with a flush, before it runs again.
+            s.nested.set_run(r.gpa, frames().map(|_| 0));
+            p.nested.set_run(r.gpa, frames().map(leaf));
         }
         let generation = pd.info.generation;
         if let Some(record) = self.deaths.before(principal, generation) {
             record.rebuild = Rebuild::Spare as u16;
         }
         self.sched.start(principal, now);
-        self.sched.start_behind(spare, principal, now);
+        self.sched.start(spare, now);
+        self.sched.sleep(spare, now.saturating_add(HEAD_START));
         self.raise(principal, event::PORT_TAKEOVER);
         self.stamp(principal, |t| &mut t.restored);
         self.stamp(principal, |t| &mut t.entered);
