@@ -3,6 +3,7 @@
 //! modes and the peer; only what is below it differs.
 
 mod fused;
+mod mirror;
 pub(crate) mod peer;
 mod recovery;
 mod ring;

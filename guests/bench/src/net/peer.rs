@@ -3,33 +3,24 @@
 //! machine so that both ends run on one virtual clock.
 //!
 //! Three services over TCP: one reads and forgets, one writes without end, one
-//! sends back what it gets. A fourth sends datagrams back.
+//! sends back what it gets. Datagrams go back, too ([`Mirror`]).
 
 use alloc::vec;
 
 use domain_rt::{events, set_ready};
-use smoltcp::{
-    iface::SocketHandle,
-    socket::{tcp, udp},
-};
+use smoltcp::{iface::SocketHandle, socket::tcp};
 
 use super::{
-    DATAGRAMS, ECHO, PEER, SINK, SOURCE,
+    ECHO, PEER, SINK, SOURCE,
     fused::Fused,
-    stack::{Nic, Stack, datagrams, socket},
+    mirror::Mirror,
+    stack::{Nic, Stack, socket},
 };
-
-/// Datagrams that wait to be sent back, and bytes of the longest.
-const WAITING: usize = 64;
-const DATAGRAM: usize = 1472;
 
 /// Serves for ever.
 pub(crate) fn serve() -> Result<(), &'static str> {
-    let mut stack = Stack::new(Fused::open(0)?, PEER, 2);
+    let mut stack = Stack::new(Mirror(Fused::open(0)?), PEER, 2);
     let services = [SINK, SOURCE, ECHO].map(|port| (stack.sockets.add(socket()), port));
-    let echo = stack.sockets.add(datagrams(WAITING, DATAGRAM));
-    let bound = stack.sockets.get_mut::<udp::Socket<'_>>(echo).bind(DATAGRAMS);
-    bound.map_err(|_| "a port is taken")?;
     let mut buffer = vec![0x5a; 16 << 10];
     set_ready();
     loop {
@@ -38,7 +29,6 @@ pub(crate) fn serve() -> Result<(), &'static str> {
         for (handle, port) in services {
             acted |= step(&mut stack, handle, port, &mut buffer);
         }
-        acted |= send_back(stack.sockets.get_mut(echo), &mut buffer);
         if acted || deadline == 0 {
             events::breathe();
         } else {
@@ -87,17 +77,4 @@ fn step<N: Nic>(stack: &mut Stack<N>, handle: SocketHandle, port: u16, buffer: &
         }
     }
     moved > 0
-}
-
-/// Returns whether there was a datagram.
-fn send_back(socket: &mut udp::Socket<'_>, buffer: &mut [u8]) -> bool {
-    let mut any = false;
-    while socket.can_send()
-        && let Ok((len, from)) = socket.recv_slice(buffer)
-    {
-        any = true;
-        // One that does not fit is lost, as on any wire.
-        let _ = buffer.get(..len).map(|data| socket.send_slice(data, from.endpoint));
-    }
-    any
 }

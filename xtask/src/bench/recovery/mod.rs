@@ -6,7 +6,9 @@
 //! shift=0,sleep=off`: an instruction takes a nanosecond, whatever the host
 //! does. One guest keeps 32 requests in flight at the driver that dies: random
 //! reads and writes of 4 KiB, or datagrams to a peer and back. The disk takes no
-//! time, the wire 5 us each way.
+//! time, the wire 5 us each way. After the reconnect one datagram goes first and the
+//! others once it came back, as transports do after a loss; the peer, which has the
+//! same core, sends datagrams back from below its stack.
 //!
 //! - **One core** is the worst case: supervisor, rebuilding and the new driver's
 //!   start follow each other there, and so does all that the guest has to do.
