@@ -2,7 +2,7 @@
 
 use hv_core::{domain::Life, memory::Kind};
 use ring_proto::{
-    DomainId,
+    DomainId, PAGE_SIZE,
     crash::Reason,
     hypercall::{Error, MAX_IMAGE_WRITE},
 };
