@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -155,13 +156,29 @@ fn fill(path: &Path, volumes: &[Volume]) -> Result<()> {
 ///
 /// It can't be read or has no GPT.
 pub fn volumes(path: &Path) -> Result<BTreeMap<String, u64>> {
+    let places = places(path)?.into_iter();
+    Ok(places.map(|(label, place)| (label, place.end.saturating_sub(place.start))).collect())
+}
+
+/// Where the volume `label` is in an image, bytes.
+///
+/// # Errors
+///
+/// The image can't be read, or has no such volume.
+pub fn place(path: &Path, label: &str) -> Result<Range<u64>> {
+    let place = places(path)?.remove(label);
+    place.ok_or_else(|| anyhow!("{} has no volume `{label}`", workspace::show(path)))
+}
+
+fn places(path: &Path) -> Result<BTreeMap<String, Range<u64>>> {
     let config = GptConfig::new().logical_block_size(LogicalBlockSize::Lb512);
     let disk = config.open(path).map_err(|why| {
         anyhow!("the disk image {} has no valid GPT: {why}", workspace::show(path))
     })?;
     let partitions = disk.partitions().values();
-    let bytes = |first: u64, last: u64| (last.saturating_sub(first) + 1).saturating_mul(SECTOR);
-    Ok(partitions.map(|p| (p.name.clone(), bytes(p.first_lba, p.last_lba))).collect())
+    let byte = |sector: u64| sector.saturating_mul(SECTOR);
+    let place = |first, last: u64| byte(first)..byte(last.saturating_add(1));
+    Ok(partitions.map(|p| (p.name.clone(), place(p.first_lba, p.last_lba))).collect())
 }
 
 fn check(path: &Path, wanted: &[Volume]) -> Result<()> {
@@ -207,6 +224,8 @@ mod tests {
         let there = volumes(disk.path()).unwrap();
         assert_eq!(there.get("kv-data"), Some(&(64 * MIB)));
         assert_eq!(there.get("scratch"), Some(&MIB));
+        assert_eq!(place(disk.path(), "scratch").unwrap(), 65 * MIB..66 * MIB);
+        assert!(place(disk.path(), "nothing").is_err());
         let metadata = path.metadata().unwrap();
         assert_eq!(metadata.len(), 67 * MIB);
         assert!(metadata.blocks() * 512 < MIB, "{} bytes in use", metadata.blocks() * 512);
