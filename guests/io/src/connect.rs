@@ -44,19 +44,19 @@ impl From<ConfigError> for SetupError {
 }
 
 /// The first connection of `protocol` in which this domain is the frontend.
-pub(crate) fn find(protocol: Protocol) -> Result<(Connection, Pages), SetupError> {
+pub fn find(protocol: Protocol) -> Result<(Connection, Pages), SetupError> {
     let none = SetupError::NoConnection(protocol);
     let connection = domain_rt::conn::all(protocol, Role::Frontend).next().ok_or(none)?;
     Ok((connection, connection.pages()))
 }
 
 /// How long a backend may complete nothing before it is complained about, ns.
-pub(crate) fn patience(connection: &Connection) -> u64 {
+pub fn patience(connection: &Connection) -> u64 {
     u64::from(connection.boot.stall_ms).saturating_mul(time::MS)
 }
 
 /// Memory of at least `pages` pages, with grant references for all of it.
-pub(crate) fn region(pages: u32) -> Result<Region, SetupError> {
+pub fn region(pages: u32) -> Result<Region, SetupError> {
     let mem = env::alloc_shared(pages as usize).ok_or(SetupError::NoMemory)?;
     debug_assert_eq!(mem.len() / PAGE_SIZE, pages as usize);
     let first = env::alloc_grefs(pages).ok_or(SetupError::NoGrants)?;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | blocks of a volume, many requests at a time | [`blk::BlkClient`] |
 //! | an `embassy-net` stack | [`net::NetDevice`] |
+//! | a frontend of your own | [`connect`] |
 //! | the guest's `args` of the manifest | [`args`] |
 //!
 //! A crash of the driver domain behind either is a pause here and not an
@@ -18,6 +19,6 @@ extern crate std;
 
 pub mod args;
 pub mod blk;
-mod connect;
+pub mod connect;
 pub mod net;
 mod pages;
