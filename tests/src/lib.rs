@@ -6,6 +6,9 @@
 //! | [`runner`] | runs tests one after the other; three verdicts |
 //! | [`attack`] | a node with an attacker in it, and what must hold whatever it does |
 //! | [`mod@bench`] | a node for a test, and what happens after the test |
+//! | [`mod@fat`] | a FAT volume, formatted before and judged after |
+//! | [`files`] | what a guest that works with files tells of them |
+//! | [`download`] | the server of a stream that a guest downloads |
 //! | [`http`] | one connection to the node, whose every break is noticed |
 //! | [`values`] | values whose bytes say what they are |
 //! | [`workload`] | clients that put, get and check without end |
@@ -16,6 +19,9 @@
 pub mod attack;
 pub mod bench;
 pub mod capture;
+pub mod download;
+pub mod fat;
+pub mod files;
 pub mod http;
 pub mod runner;
 pub mod values;

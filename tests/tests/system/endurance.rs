@@ -50,10 +50,12 @@ const STALLS: usize = 4;
 /// Deaths between two lines about the progress.
 const TELL: usize = 250;
 
-fn wanted() -> Result<usize> {
+/// How many deaths a test brings about: `BULKHEAD_DEATHS`, or a number that fits
+/// a run of all tests.
+pub fn wanted(otherwise: usize) -> Result<usize> {
     match std::env::var("BULKHEAD_DEATHS") {
         Ok(text) => text.parse().with_context(|| format!("BULKHEAD_DEATHS={text}")),
-        Err(_) => Ok(DEATHS),
+        Err(_) => Ok(otherwise),
     }
 }
 
@@ -125,7 +127,7 @@ impl Books {
 /// they are back, and together with their spares, while clients put and get: no
 /// value is lost, and the node is afterwards what it was before.
 pub fn g3_deaths_leave_nothing_behind(bench: &Bench) -> Result<()> {
-    let wanted = wanted()?;
+    let wanted = wanted(DEATHS)?;
     let manifest = manifest(bench)?;
     let floors = floors(&manifest)?;
     bench.with_node(

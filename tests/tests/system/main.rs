@@ -23,6 +23,7 @@ mod resets;
 mod serving;
 mod spares;
 mod updates;
+mod workloads;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,8 @@ fn main() -> ExitCode {
         recovery::g3_no_request_fails_over_100_driver_crashes,
         recovery::g3_both_drivers_die_at_once,
         endurance::g3_deaths_leave_nothing_behind,
+        workloads::g3_files_and_a_download_outlive_their_drivers,
+        workloads::g3_files_and_a_download_outlive_their_drivers_with_spares,
         recovery::g6_clients_of_a_held_driver_wait_for_its_release,
         spares::g6_a_spare_takes_over_at_each_of_20_deaths,
         spares::g6_a_spare_may_die_too,

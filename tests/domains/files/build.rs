@@ -1,0 +1,3 @@
+//! Links with the layout that all domains share.
+
+include!("../../../domain-rt/link/build.rs");
