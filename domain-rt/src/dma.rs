@@ -30,7 +30,9 @@ fn page_address(page: u32) -> u64 {
     layout::DMA_POOL.saturating_add(u64::from(page).saturating_mul(PAGE_SIZE as u64))
 }
 
-/// Zeroed pool memory of at least `len` bytes, page aligned.
+/// Zeroed pool memory of at least `len` bytes, page aligned. A life begins with a
+/// zeroed pool, and what comes back is cleared then: a driver that takes over
+/// does not spend its time on it.
 pub fn alloc(len: usize) -> Option<SharedMem> {
     let pages = u32::try_from(len.div_ceil(PAGE_SIZE)).ok()?;
     let first = with_pool(|pool| pool.alloc(pages))?;
@@ -38,9 +40,7 @@ pub fn alloc(len: usize) -> Option<SharedMem> {
     let len = (pages as usize).saturating_mul(PAGE_SIZE);
     // SAFETY: the pool is mapped for the domain's whole life, and no Rust
     // reference is ever made to it.
-    let memory = unsafe { SharedMem::new(address as *mut u8, len) };
-    memory.clear();
-    Some(memory)
+    Some(unsafe { SharedMem::new(address as *mut u8, len) })
 }
 
 /// Gives memory of [`alloc()`] back. The device must be done with it.
@@ -50,6 +50,7 @@ pub fn free(memory: SharedMem) {
     let pages = u32::try_from(memory.len() / PAGE_SIZE);
     // Both fit: what is given back was in the pool.
     if let (Ok(first), Ok(pages)) = (first, pages) {
+        memory.clear();
         with_pool(|pool| pool.free(first..first.saturating_add(pages)));
     }
 }
