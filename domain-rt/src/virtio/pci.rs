@@ -1,6 +1,7 @@
 //! Configuration space of an own function, with the BARs where this domain
 //! sees them.
 
+use alloc::rc::Rc;
 use core::cell::Cell;
 
 use ring_proto::boot::DeviceBoot;
@@ -13,7 +14,9 @@ const BAR_END: u8 = 0x28;
 /// Low bits of a 64-bit memory BAR.
 const MEMORY_64: u32 = 0b100;
 
-/// Reads pass through to the hypervisor, except for BARs: those are answered
+/// Reads pass through to the hypervisor, each register once: opening a device reads its
+/// list of capabilities over and over, and meanwhile it cannot change what it said.
+/// BARs are an exception: those are answered
 /// from the boot information, all as 64-bit ones, with the guest-physical
 /// address of their window. Writes go nowhere but to the sizing of those BARs;
 /// the hypervisor would refuse them anyway.
@@ -23,11 +26,18 @@ pub(super) struct Config {
     pub device: &'static DeviceBoot,
     /// BAR that is being sized, and whether each of its halves is.
     sizing: Cell<Option<(u8, bool, bool)>>,
+    /// What was read, by register.
+    read: Rc<[Cell<Option<u32>>; 64]>,
 }
 
 impl Config {
     pub(super) fn new(slot: usize, device: &'static DeviceBoot) -> Self {
-        Self { slot, device, sizing: Cell::new(None) }
+        Self {
+            slot,
+            device,
+            sizing: Cell::new(None),
+            read: Rc::new([const { Cell::new(None) }; 64]),
+        }
     }
 
     pub(super) fn function(&self) -> DeviceFunction {
@@ -76,7 +86,12 @@ impl ConfigurationAccess for Config {
         if (BAR0..BAR_END).contains(&offset) {
             return self.bar(bar_at(offset));
         }
-        hypercall::pci_config_read(self.slot, u16::from(offset), 4).unwrap_or(u32::MAX)
+        let ask =
+            || hypercall::pci_config_read(self.slot, u16::from(offset), 4).unwrap_or(u32::MAX);
+        let Some(read) = self.read.get(usize::from(offset / 4)) else { return u32::MAX };
+        let word = read.get().unwrap_or_else(ask);
+        read.set(Some(word));
+        word
     }
 
     fn write_word(&mut self, _: DeviceFunction, offset: u8, data: u32) {

@@ -40,6 +40,8 @@ pub(crate) fn run() -> Result<(), &'static str> {
             in_doubt.append(&mut under_way);
             // As transports do after a loss: one goes first, to see whether it arrives.
             window = 1;
+            // Nor does the first answer wait for those behind it.
+            stack.most = 1;
         }
         let socket = stack.sockets.get_mut::<udp::Socket<'_>>(handle);
         let mut acted = false;
@@ -53,6 +55,7 @@ pub(crate) fn run() -> Result<(), &'static str> {
             let _ = under_way.remove(&number) || in_doubt.remove(&number);
             outages.completed();
             window = WINDOW;
+            stack.most = usize::MAX;
         }
         while under_way.len() < window && socket.can_send() {
             if let Some(head) = data.first_chunk_mut() {

@@ -46,6 +46,8 @@ pub(super) struct Stack<N> {
     pub(super) sockets: SocketSet<'static>,
     client: SocketHandle,
     next_port: u16,
+    /// Most frames that a turn takes in.
+    pub(super) most: usize,
 }
 
 impl<N: Nic> Stack<N> {
@@ -53,8 +55,13 @@ impl<N: Nic> Stack<N> {
         let mut config =
             Config::new(HardwareAddress::Ethernet(EthernetAddress::from_bytes(&nic.mac())));
         config.random_seed = seed;
-        let mut device =
-            NicDevice { nic, rx: Box::new([0; FRAME]), tx: Box::new([0; FRAME]), active: false };
+        let mut device = NicDevice {
+            nic,
+            rx: Box::new([0; FRAME]),
+            tx: Box::new([0; FRAME]),
+            active: false,
+            room: 0,
+        };
         let mut interface = Interface::new(config, &mut device, now());
         interface.update_ip_addrs(|addresses| {
             // There is room for one.
@@ -62,7 +69,7 @@ impl<N: Nic> Stack<N> {
         });
         let mut sockets = SocketSet::new(Vec::new());
         let client = sockets.add(socket());
-        Self { device, interface, sockets, client, next_port: 50_000 }
+        Self { device, interface, sockets, client, next_port: 50_000, most: usize::MAX }
     }
 
     /// What is below the stack.
@@ -74,6 +81,7 @@ impl<N: Nic> Stack<N> {
     pub(super) fn turn(&mut self) -> u64 {
         let _ = events::take_all();
         self.device.active = false;
+        self.device.room = self.most;
         self.device.nic.look();
         let _ = self.interface.poll(now(), &mut self.device, &mut self.sockets);
         self.device.nic.kick();
@@ -176,6 +184,8 @@ struct NicDevice<N> {
     tx: Box<[u8; FRAME]>,
     /// A frame came or went in this turn.
     active: bool,
+    /// Frames that may still come in this turn.
+    room: usize,
 }
 
 impl<N: Nic> Device for NicDevice<N> {
@@ -193,6 +203,7 @@ impl<N: Nic> Device for NicDevice<N> {
         if !self.nic.has_room() {
             return None;
         }
+        self.room = self.room.checked_sub(1)?;
         let len = self.nic.receive(&mut self.rx)?;
         self.active = true;
         let frame = self.rx.get(..len)?;
