@@ -219,8 +219,14 @@ fn all_kinds(deaths: &[CrashEntry]) -> Result<()> {
         let spare = format!("{domain}-spare");
         ensure!(deaths.iter().any(|death| *death.name == *spare), "no {spare} died");
     }
-    let early = deaths.iter().filter(|death| death.times.ready == 0).count();
-    ensure!(early > 0, "no domain died before it was back");
+    // A driver that is ready still has its guests to connect and what they send again to do.
+    // The last of its deaths may be too young to tell.
+    let early = |driver: &&str| {
+        let own = deaths.iter().rev().filter(|death| &*death.name == *driver).skip(1);
+        own.filter(|death| death.times.served == 0).count()
+    };
+    let early: usize = DRIVERS.iter().map(early).sum();
+    ensure!(early > 0, "no driver died before it served again");
     eprintln!("{} deaths, {early} of them before a recovery was over", deaths.len());
     Ok(())
 }
