@@ -161,6 +161,7 @@ impl Download {
         std::thread::scope(|scope| {
             scope.spawn(|| self.note(self.send(&client)));
             scope.spawn(|| self.note(self.receive(&client, limit)));
+            // It ends: `receive` notes a failure when the guest says nothing for `limit`.
             while !self.is_over() {
                 match self.accept() {
                     Ok(Some(_)) => self.note(Err(anyhow::anyhow!("the guest connected again"))),
@@ -291,6 +292,11 @@ mod tests {
         }
     }
 
+    fn until_failure(download: &Download) {
+        let failed = || Ok(download.no_failure().is_err().then_some(()));
+        wait_for("the failure", LIMIT, failed).unwrap();
+    }
+
     fn failure(client: impl FnOnce(&Download, TcpStream) + Send) -> String {
         let judge = |download: &Download| match download.wait_progress(LIMIT) {
             Ok(()) => download.end(LIMIT).unwrap_err().to_string(),
@@ -325,18 +331,14 @@ mod tests {
         let again = failure(|download, stream| {
             let address = (Ipv4Addr::LOCALHOST, download.port().unwrap());
             let _other = TcpStream::connect(address).unwrap();
-            while download.no_failure().is_ok() {
-                sleep(PAUSE);
-            }
+            until_failure(download);
             drop(stream);
         });
         assert_eq!(again, "the download: the guest connected again");
         let say = |note: Note| {
             failure(move |download, mut stream| {
                 stream.write_all(&note.encode()).unwrap();
-                while download.no_failure().is_ok() {
-                    sleep(PAUSE);
-                }
+                until_failure(download);
             })
         };
         assert_eq!(say(Note::Wrong(17)), "the download: byte 17 is wrong");

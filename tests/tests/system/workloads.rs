@@ -94,6 +94,21 @@ fn outlive(bench: &Bench, spares: bool) -> Result<()> {
 
 /// A node with both guests.
 fn manifest(spare: bool, port: u16) -> String {
+    let driver = |(name, device)| {
+        format!(
+            r#"
+[domain.{name}]
+image = "{name}"
+memory = "4MiB"
+dma_pool = "1MiB"
+device = "{device}"
+spare = {spare}
+watchdog_ms = {WATCHDOG_MS}
+restart = {{ floor_ms = 0, backoff = 1.0, budget = 0 }}
+"#
+        )
+    };
+    let drivers = [("blk", "disk0"), ("net", "nic0")].map(driver).concat();
     format!(
         r#"
 [device.disk0]
@@ -107,25 +122,7 @@ image = "supervisor"
 memory = "4MiB"
 capabilities = ["supervisor", "control-uart"]
 watchdog_ms = {WATCHDOG_MS}
-
-[domain.blk]
-image = "blk"
-memory = "4MiB"
-dma_pool = "1MiB"
-device = "disk0"
-spare = {spare}
-watchdog_ms = {WATCHDOG_MS}
-restart = {{ floor_ms = 0, backoff = 1.0, budget = 0 }}
-
-[domain.net]
-image = "net"
-memory = "4MiB"
-dma_pool = "1MiB"
-device = "nic0"
-spare = {spare}
-watchdog_ms = {WATCHDOG_MS}
-restart = {{ floor_ms = 0, backoff = 1.0, budget = 0 }}
-
+{drivers}
 [domain.files]
 image = "files"
 memory = "4MiB"

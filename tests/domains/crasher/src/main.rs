@@ -1,8 +1,8 @@
 //! The blk driver with a bug: generations in the range that the domain's `args`
 //! name die as soon as they start, or once the disk has completed requests of
-//! guests so many times as a third number says. What such a bug is to a node: a driver that no restart
-//! repairs, until somebody repairs what it stumbled over. With `args` "reset"
-//! it takes the disk only after somebody else has reset it.
+//! guests so many times as a third number says. What such a bug is to a node: a
+//! driver that no restart repairs, until somebody repairs what it stumbled over.
+//! With `args` "reset" it takes the disk only after somebody else has reset it.
 #![no_std]
 #![no_main]
 

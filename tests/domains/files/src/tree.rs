@@ -170,8 +170,7 @@ impl Tree {
         let count = |versions: Option<&Vec<u64>>| versions.map_or(0, Vec::len);
         let (got, wanted) = (count(versions), count(self.known(file)));
         let both = versions.into_iter().flatten().zip(self.known(file).into_iter().flatten());
-        let old = both.clone().position(|(got, wanted)| got != wanted);
-        Err(match old.zip(both.clone().find(|(got, wanted)| got != wanted)) {
+        Err(match both.enumerate().find(|(_, (got, wanted))| got != wanted) {
             Some((index, (got, wanted))) => {
                 format!("file {file}: record {index} has version {got} instead of {wanted}")
             }
