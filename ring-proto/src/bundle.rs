@@ -172,6 +172,13 @@ pub struct Restart {
     pub automatic: bool,
 }
 
+impl Default for Restart {
+    /// What holds for a domain whose manifest says nothing else.
+    fn default() -> Self {
+        Self { floor_ms: 5, backoff_percent: 200, budget: 5, window_s: 10, automatic: true }
+    }
+}
+
 /// A connection between two domains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Connection {

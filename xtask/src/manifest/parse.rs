@@ -408,13 +408,7 @@ fn capabilities(section: &Section<'_>) -> Result<u32, ManifestError> {
 }
 
 fn restart(label: &str, section: &Section<'_>) -> Result<bundle::Restart, ManifestError> {
-    let mut policy = bundle::Restart {
-        floor_ms: 5,
-        backoff_percent: 200,
-        budget: 5,
-        window_s: 10,
-        automatic: true,
-    };
+    let mut policy = bundle::Restart::default();
     let Some(field) = section.get("restart") else {
         return Ok(policy);
     };
