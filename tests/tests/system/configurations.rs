@@ -1,13 +1,12 @@
 //! The same node on other machines: cores, CPU models, memory.
 
 use anyhow::{Result, ensure};
-use nodectl::control::How;
 use system_tests::{
     bench::{Bench, Node},
     runner::Test,
 };
 
-use crate::{recovery::crash, serving::smoke};
+use crate::recovery::serves_after_all;
 
 const MIB: u64 = 1 << 20;
 
@@ -47,15 +46,7 @@ fn on_machine(bench: &Bench, cores: u16, cpu: &str, memory: u64) -> Result<()> {
     };
     bench.with_node(configure, |node| {
         is_the_machine(node, cores, memory)?;
-        smoke(node)?;
-        let mut client = node.control()?;
-        for how in How::ALL {
-            for domain in ["blk", "net"] {
-                crash(&mut client, domain, how)?;
-                smoke(node)?;
-            }
-        }
-        Ok(())
+        serves_after_all(node)
     })
 }
 

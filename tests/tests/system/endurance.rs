@@ -28,7 +28,7 @@ use xtask::{manifest::Manifest, qemu::NodeConfig};
 
 use crate::{
     control::is_reason,
-    recovery::{PATIENCE, crash, under},
+    recovery::{PATIENCE, crash, number, under},
     spares::standby,
 };
 
@@ -53,10 +53,7 @@ const TELL: usize = 250;
 /// How many deaths a test brings about: `BULKHEAD_DEATHS`, or a number that fits
 /// a run of all tests.
 pub fn wanted(otherwise: usize) -> Result<usize> {
-    match std::env::var("BULKHEAD_DEATHS") {
-        Ok(text) => text.parse().with_context(|| format!("BULKHEAD_DEATHS={text}")),
-        Err(_) => Ok(otherwise),
-    }
+    number("BULKHEAD_DEATHS", otherwise)
 }
 
 /// The demo node with short bounds. On the clock of instructions the watchdog
@@ -83,8 +80,8 @@ fn manifest(bench: &Bench) -> Result<PathBuf> {
 /// own cache is not the subject here, and no power is cut.
 ///
 /// One core: with two, a driver that nobody had told to hang was ended as hung.
-/// QEMU 7.2 runs them in turns, and a turn may last to the next timer of the
-/// machine, while the clock goes on for all: the bound cannot be trusted there.
+/// Why was not proven. QEMU runs the cores in turns then, on one clock for all,
+/// which may charge a driver for the other core's turn.
 fn count_instructions(config: &mut NodeConfig) {
     (config.icount, config.smp) = (true, Some(1));
     let arguments = ["-icount", "sleep=on", "-set", "drive.disk.cache.no-flush=on"];

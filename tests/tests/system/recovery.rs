@@ -23,9 +23,16 @@ const DRAIN: Duration = Duration::from_secs(30);
 
 /// How often a test repeats what it does: `BULKHEAD_ROUNDS`, or a number that
 /// fits a run of all tests.
-pub fn rounds(otherwise: usize) -> usize {
-    let wanted = std::env::var("BULKHEAD_ROUNDS").ok().and_then(|text| text.parse().ok());
-    wanted.unwrap_or(otherwise)
+pub fn rounds(otherwise: usize) -> Result<usize> {
+    number("BULKHEAD_ROUNDS", otherwise)
+}
+
+/// A number from the environment.
+pub fn number(variable: &str, otherwise: usize) -> Result<usize> {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().with_context(|| format!("{variable}={text}")),
+        Err(_) => Ok(otherwise),
+    }
 }
 
 /// Crashes a domain and checks that it died of that and came back.
@@ -40,6 +47,19 @@ pub fn crash(client: &mut Client, domain: &str, how: How) -> Result<()> {
         recovery.generation,
         recovery.ended
     );
+    Ok(())
+}
+
+/// The node serves, and again after each driver died in each way.
+pub fn serves_after_all(node: &Node) -> Result<()> {
+    smoke(node)?;
+    let mut client = node.control()?;
+    for how in How::ALL {
+        for domain in ["blk", "net"] {
+            crash(&mut client, domain, how)?;
+            smoke(node)?;
+        }
+    }
     Ok(())
 }
 
@@ -124,18 +144,16 @@ pub fn g2_a_net_that_brings_nothing_is_replaced(bench: &Bench) -> Result<()> {
             client.order_crash("net", How::Stall)?;
             // The order is out once the supervisor answers the next question.
             client.info()?;
-            wait_for("net to be replaced", PATIENCE, || {
+            let reason = wait_for("net to be replaced", PATIENCE, || {
                 let got = connection.get("key")?;
                 ensure!(got.as_deref() == Some(b"value"), "the value is {got:?}");
                 let net = client.domain("net")?.context("there is no net")?;
                 ensure!(net.deaths <= 1, "net died {} times", net.deaths);
                 Ok((net.deaths == 1).then_some(net.last_reason))
-            })
-            .and_then(|reason| {
-                let reason = names::reason(reason);
-                ensure!(is_reason(How::Stall, &reason), "net died of {reason}");
-                Ok(())
-            })
+            })?;
+            let reason = names::reason(reason);
+            ensure!(is_reason(How::Stall, &reason), "net died of {reason}");
+            Ok(())
         },
     )
 }
@@ -146,7 +164,7 @@ pub fn g3_planned_restarts_finish_the_work_first(bench: &Bench) -> Result<()> {
         |_| (),
         |node| {
             under_load(node, 4, |workload, client| {
-                for round in 0..rounds(6) {
+                for round in 0..rounds(6)? {
                     for domain in ["blk", "net"] {
                         let done = client
                             .drain(domain, DRAIN, RECOVERY)
@@ -319,7 +337,7 @@ pub fn g7_the_supervisor_is_killed_under_load(bench: &Bench) -> Result<()> {
             under_load(node, 3, |workload, client| {
                 let mut generations = [("blk", 1), ("net", 1)];
                 let together = [None, Some(0), Some(1)];
-                for (round, victim) in together.into_iter().cycle().take(rounds(9)).enumerate() {
+                for (round, victim) in together.into_iter().cycle().take(rounds(9)?).enumerate() {
                     let what = || format!("round {round}");
                     let victim = victim.and_then(|index| generations.get_mut(index));
                     if let Some((domain, generation)) = victim {
@@ -335,7 +353,7 @@ pub fn g7_the_supervisor_is_killed_under_load(bench: &Bench) -> Result<()> {
                     longest = longest.max(absence.ns);
                     workload.wait_progress(1, PATIENCE).with_context(what)?;
                 }
-                let n = rounds(9);
+                let n = rounds(9)?;
                 for domain in client.domains()? {
                     let wanted = match domain.name.as_str() {
                         "supervisor" => n,

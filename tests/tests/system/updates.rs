@@ -86,7 +86,7 @@ fn runs(client: &mut Client, driver: &str) -> Result<(u32, u32)> {
 }
 
 fn updates(workload: &Workload, client: &mut Client, times: usize) -> Result<()> {
-    for round in 0..rounds(times) {
+    for round in 0..rounds(times)? {
         let driver = ["blk", "net"][round % 2];
         let what = || format!("update {round}, of {driver}");
         let built = program(driver)?;
