@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use nodectl::{Client, Error, control::How, crashes, image::ImageFile, report};
+use ring_proto::hypercall::Trial;
 use serde_json::{Value, json};
 
 /// Pause between two looks at the log of a node that has nothing new.
@@ -272,6 +273,7 @@ fn update(client: &mut Client, domain: &str, file: &ImageFile, json: bool) -> Re
         Some(status)
             if status.update_space > 0
                 && status.spare_of.is_none()
+                && status.trial == Trial::None as u32
                 && status.good_crc == file.crc =>
         {
             report::Outcome::none_needed(status.name, file.crc)
@@ -308,7 +310,11 @@ fn try_update(
         // What it died of, itself or its spare.
         death: match updated.kept {
             true => None,
-            false => client.crashes(first)?.into_iter().rfind(|r| r.image_crc == file.crc),
+            false => {
+                // Without it the outcome is still to be told.
+                let records = client.crashes(first).unwrap_or_default();
+                records.into_iter().rfind(|r| r.image_crc == file.crc)
+            }
         },
         updated,
     })

@@ -15,7 +15,11 @@ use nodectl::{
     control::{Event, FailureKind, How},
     crashes, elf, image, names, report,
 };
-use ring_proto::{crash::Reason, hypercall::DomainState, layout::IMAGE_BASE};
+use ring_proto::{
+    crash::Reason,
+    hypercall::{DomainState, Trial},
+    layout::IMAGE_BASE,
+};
 use supervisor_policy::{
     Supervisor,
     fake::{BLK, FakeNode, SUPERVISOR},
@@ -326,10 +330,18 @@ fn an_update_says_what_became_of_it() {
     let (code, out, error) = run(node(), "blk", &good, &[]);
     assert_eq!((code, error.as_str()), (Some(0), ""), "nothing but the outcome: {out}");
     assert!(out.starts_with(&format!("blk runs the new image: 00000000 -> {crc:08x}")), "{out}");
-    let mut same = node();
-    same.domains[usize::from(BLK)].good_crc = crc;
-    let (code, out, _) = run(same, "blk", &good, &[]);
+    let same = |trial: Trial| {
+        let mut node = node();
+        let blk = &mut node.domains[usize::from(BLK)];
+        (blk.good_crc, blk.trial) = (crc, trial as u32);
+        node
+    };
+    let (code, out, _) = run(same(Trial::None), "blk", &good, &[]);
     assert_eq!((code, out), (Some(0), format!("blk has this image already: {crc:08x}\n")));
+    // Which image it will have is not known before the end of another's trial.
+    let (code, out, error) = run(same(Trial::Due), "blk", &good, &[]);
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{error}");
+    assert!(error.contains("an earlier update is still on trial"), "{error}");
 
     let dying = || {
         let mut node = node();
