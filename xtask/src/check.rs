@@ -130,14 +130,14 @@ fn bare_cargo(subcommand: &str, packages: &[&str]) -> Command {
     command
 }
 
-/// Has clippy deny [`STRICT`] in those of `packages` that are not [`LENIENT`]; their tests are
-/// left out.
+/// Has clippy deny [`STRICT`] in those of `packages` that are not [`LENIENT`], and all warnings;
+/// their tests are left out, and features that only tests build with.
 fn strict<'a>(command: &'a mut Command, packages: &[&str]) -> &'a mut Command {
     for package in packages.iter().filter(|package| !LENIENT.contains(package)) {
         command.args(["--package", package]);
     }
     // Else what they depend on would be held to it too.
-    command.args(["--no-deps", "--"]);
+    command.arg("--no-deps").args(DENY_WARNINGS);
     command.args(STRICT.iter().flat_map(|lint| ["--deny", lint]))
 }
 
