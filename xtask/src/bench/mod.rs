@@ -40,6 +40,7 @@ mod recovery;
 mod table;
 
 use std::ffi::OsString;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -161,6 +162,7 @@ pub fn bench(options: &Options) -> Result<()> {
         bail!("`{name}` is part of no case's name; there is {}", CASES.join(", "));
     }
     install::ensure()?;
+    let _lock = alone()?;
     let ring = measure(Mode::Ring, &options.names)?;
     let fused = measure(Mode::Fused, &options.names)?;
     let mut rows = Vec::new();
@@ -174,6 +176,24 @@ pub fn bench(options: &Options) -> Result<()> {
         figures::write(path, &table::figures(&rows))?;
     }
     Ok(())
+}
+
+/// Has other benches keep off until the lock is dropped: their bundles and folders have the
+/// same names.
+fn alone() -> Result<File> {
+    let path = workspace::node_dir().join("bench.lock");
+    std::fs::create_dir_all(workspace::node_dir())?;
+    let lock = File::create(&path).with_context(|| format!("can't open {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another bench runs in this tree and has {} locked; wait for its end",
+            workspace::show(&path)
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("can't lock {}", path.display()))
+        }
+    }
 }
 
 /// Runs one node and collects what it counted.

@@ -180,6 +180,7 @@ pub(super) fn bench(options: &Options) -> Result<()> {
         bail!("no case is named so; one is blk.cold.panic");
     }
     install::ensure()?;
+    let _lock = super::alone()?;
     let manifest = Manifest::load(&workspace::root().join("nodes/bench-recovery.toml"))?;
     let mut cases = Vec::new();
     for (driver, mode, kinds) in runs {
