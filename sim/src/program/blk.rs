@@ -12,7 +12,7 @@ use ring_proto::conn::Role;
 use ring_proto::crash::Reason;
 use ring_proto::layout;
 
-use super::{POLL_NS, STUCK_NS, Turn, connections, earlier};
+use super::{POLL_NS, STUCK_NS, Turn, connections, poll_all};
 use crate::disk::{Disk, Io, MOST};
 use crate::env::DomainEnv;
 use crate::hv::PAGE;
@@ -179,19 +179,8 @@ impl Driver {
     }
 
     fn poll(&mut self, env: &mut DomainEnv<'_>) -> (bool, u64) {
-        let mut again = false;
-        let mut deadline = u64::MAX;
-        for (index, client) in self.clients.iter_mut().enumerate() {
-            let was_up = client.backend.is_connected();
-            let progress = client.backend.poll(env);
-            deadline = earlier(deadline, progress.deadline);
-            if progress.again {
-                self.turns.wake(index);
-                again |= !(was_up && client.backend.is_connected());
-            }
-        }
-        again |= self.turns.wants_round();
-        deadline = earlier(deadline, self.turns.deadline());
+        let backends = self.clients.iter_mut().map(|client| &mut client.backend);
+        let (again, mut deadline) = poll_all(backends, &mut self.turns, env);
         if self.in_flight == 0 {
             self.last_progress = env.world.hv.now;
         } else {

@@ -12,6 +12,8 @@ pub(crate) mod guest;
 pub(crate) mod net;
 pub(crate) mod supervisor;
 
+use io_limits::Turns;
+use ring_ends::conn::{Backend, Served};
 use ring_proto::DomainId;
 use ring_proto::crash::Reason;
 use ring_proto::event::{self, Inject};
@@ -106,6 +108,28 @@ fn obey(env: &mut DomainEnv<'_>) {
 /// Deadline of a loop: the earlier one.
 fn earlier(deadline: u64, other: Option<u64>) -> u64 {
     other.map_or(deadline, |other| deadline.min(other))
+}
+
+/// Polls a driver's backends: whether to go on at once, and until when to wait.
+/// Who is served and has more to do is picked by `turns`.
+fn poll_all<'a, S: Served + 'a>(
+    backends: impl Iterator<Item = &'a mut Backend<S>>,
+    turns: &mut Turns,
+    env: &mut DomainEnv<'_>,
+) -> (bool, u64) {
+    let mut again = false;
+    let mut deadline = u64::MAX;
+    for (index, backend) in backends.enumerate() {
+        let was_up = backend.is_connected();
+        let progress = backend.poll(env);
+        deadline = earlier(deadline, progress.deadline);
+        if progress.again {
+            turns.wake(index);
+            again |= !(was_up && backend.is_connected());
+        }
+    }
+    again |= turns.wants_round();
+    (again, earlier(deadline, turns.deadline()))
 }
 
 /// The connections of a driver domain, in the order of their guests.
