@@ -77,7 +77,7 @@ pub fn front<'a, T: Deserialize<'a>>(
 ) -> Result<T, Problem> {
     let (header, rest) = Header::read_from_prefix(file).map_err(|_| "the file is too short")?;
     demand(header.magic == magic, "the file is of another kind")?;
-    demand(header.version == VERSION, "the file has another version")?;
+    demand(header.version == VERSION, "the file has another version: build it anew")?;
     demand(header.total_len == file.len() as u64, "the file is cut off")?;
     let len = usize::try_from(header.manifest_len).ok().filter(|&len| len < limit);
     let front = len.and_then(|len| rest.get(..len)).ok_or("the file's front is too long")?;

@@ -149,7 +149,7 @@ fn g3_broken_images_are_refused() {
     };
     whole("the file is too short", |f| f.truncate(20));
     whole("the file is of another kind", |f| f[0] ^= 1);
-    whole("the file has another version", |f| f[8] ^= 1);
+    whole("the file has another version: build it anew", |f| f[8] ^= 1);
     whole("the file is cut off", |f| f.truncate(9000));
     whole("the file's front is too long", |f| f[13] = 0xff);
     whole("the file's front is damaged (CRC)", |f| f[40] ^= 1);
