@@ -12,11 +12,12 @@ use core::{
     task::{Poll, Waker},
 };
 
-use embassy_executor::{Spawner, raw::Executor};
+use embassy_executor::{SpawnError, SpawnToken, Spawner, raw::Executor};
 use ring_proto::Port;
 
 use crate::{
     events,
+    panic::give_up,
     single::Single,
     time::{NEVER, now_ns},
 };
@@ -42,10 +43,14 @@ unsafe impl critical_section::Impl for SingleThread {
     unsafe fn release(_: ()) {}
 }
 
-/// Runs tasks for ever; `init` spawns the first ones.
-pub fn run(init: impl FnOnce(Spawner)) -> ! {
+/// Runs tasks for ever, beginning with `first`, which spawns the others.
+pub fn run<S>(first: impl FnOnce(Spawner) -> Result<SpawnToken<S>, SpawnError>) -> ! {
     let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
-    init(executor.spawner());
+    let spawner = executor.spawner();
+    match first(spawner) {
+        Ok(token) => spawner.spawn(token),
+        Err(_) => give_up(format_args!("no room for the first task")),
+    }
     loop {
         wake_ports();
         wake_timers();

@@ -18,6 +18,8 @@ pub enum SetupError {
     NoMemory,
     /// The grant table has no room for them.
     NoGrants,
+    /// Something of this domain uses it already.
+    Taken,
     /// The frontend refused its configuration.
     Config(ConfigError),
 }
@@ -30,6 +32,7 @@ impl fmt::Display for SetupError {
             }
             Self::NoMemory => f.write_str("not enough memory for rings and buffers"),
             Self::NoGrants => f.write_str("the grant table is too small for rings and buffers"),
+            Self::Taken => f.write_str("the connection is in use"),
             Self::Config(error) => write!(f, "{error}"),
         }
     }

@@ -3,7 +3,8 @@
 //! | for | take |
 //! |---|---|
 //! | blocks of a volume, many requests at a time | [`blk::BlkClient`] |
-//! | an `embassy-net` stack | [`net::NetDevice`] |
+//! | an `embassy-net` stack | `stack::start`, with the feature `stack` |
+//! | a stack of your own | [`net::NetDevice`] |
 //! | a frontend of your own | [`connect`] |
 //! | the guest's `args` of the manifest | [`args`] |
 //!
@@ -22,3 +23,5 @@ pub mod blk;
 pub mod connect;
 pub mod net;
 mod pages;
+#[cfg(feature = "stack")]
+pub mod stack;

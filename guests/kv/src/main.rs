@@ -13,14 +13,10 @@ mod volume;
 
 use alloc::{boxed::Box, string::ToString};
 
-use domain_rt::{boot, exec, random, set_ready, start::text};
+use domain_rt::{boot, exec, set_ready, start::text};
 use embassy_executor::Spawner;
-use embassy_net::{Config, Ipv4Cidr, Runner, Stack, StackResources, StaticConfigV4};
-use guest_io::{
-    args::{Address, NetArgs},
-    blk::BlkClient,
-    net::NetDevice,
-};
+use embassy_net::Stack;
+use guest_io::{args::NetArgs, blk::BlkClient, stack};
 use kv_http::Service;
 
 use crate::{serve::Server, volume::Volume};
@@ -31,10 +27,7 @@ domain_rt::entry!(main);
 const DEFAULT_PORT: u16 = 80;
 
 fn main(_boot: &'static domain_rt::ring_proto::boot::BootInfo) -> ! {
-    exec::run(|spawner| match start(spawner) {
-        Ok(token) => spawner.spawn(token),
-        Err(_) => log::error!("no room for the first task"),
-    })
+    exec::run(start)
 }
 
 #[embassy_executor::task]
@@ -43,12 +36,11 @@ async fn start(spawner: Spawner) {
         Ok(args) => args,
         Err(error) => return give_up(&error),
     };
-    let device = match NetDevice::new() {
-        Ok(device) => device,
+    // The address is negotiated while the volume is mounted.
+    let stack = match stack::start::<{ serve::SOCKETS + 1 }>(spawner, &args) {
+        Ok(stack) => stack,
         Err(error) => return give_up(&error),
     };
-    // The address is negotiated while the volume is mounted.
-    let stack = start_network(spawner, device, &args);
     let service = match open_volume(spawner).await {
         Ok(service) => service,
         Err(why) => {
@@ -67,30 +59,6 @@ async fn start(spawner: Spawner) {
 fn give_up(error: &dyn core::fmt::Display) {
     log::error!("cannot serve: {error}");
     domain_rt::hypercall::exit(1);
-}
-
-fn start_network(spawner: Spawner, device: NetDevice, args: &NetArgs) -> Stack<'static> {
-    let config = match args.address {
-        Address::Dhcp => Config::dhcpv4(Default::default()),
-        Address::Fixed { ip, prefix, gateway } => Config::ipv4_static(StaticConfigV4 {
-            address: Ipv4Cidr::new(ip, prefix),
-            gateway,
-            dns_servers: Default::default(),
-        }),
-    };
-    let resources: &'static mut StackResources<{ serve::SOCKETS + 2 }> =
-        Box::leak(Box::new(StackResources::new()));
-    let (stack, runner) = embassy_net::new(device, config, resources, random::seed());
-    match run_network(runner) {
-        Ok(token) => spawner.spawn(token),
-        Err(_) => log::error!("no room for the network task"),
-    }
-    stack
-}
-
-#[embassy_executor::task]
-async fn run_network(mut runner: Runner<'static, NetDevice>) {
-    runner.run().await
 }
 
 /// Waits for the disk and mounts the store on it.

@@ -12,18 +12,13 @@
 
 extern crate alloc;
 
-use alloc::{boxed::Box, format, string::String, vec};
+use alloc::{format, string::String, vec};
 
-use domain_rt::{boot, exec, hypercall, random, set_ready, start::text};
+use domain_rt::{boot, exec, hypercall, set_ready, start::text};
 use embassy_executor::Spawner;
-use embassy_net::{
-    Config, Ipv4Address, Ipv4Cidr, Runner, Stack, StackResources, StaticConfigV4, tcp::TcpSocket,
-};
+use embassy_net::{Ipv4Address, tcp::TcpSocket};
 use embassy_time::Duration;
-use guest_io::{
-    args::{Address, NetArgs},
-    net::NetDevice,
-};
+use guest_io::{args::NetArgs, stack};
 use test_content::{
     Crc32,
     stream::{Note, first_wrong},
@@ -48,10 +43,7 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(300);
 type Outcome<T> = Result<T, String>;
 
 fn main(_boot: &'static domain_rt::ring_proto::boot::BootInfo) -> ! {
-    exec::run(|spawner| match start(spawner) {
-        Ok(token) => spawner.spawn(token),
-        Err(_) => log::error!("no room for the first task"),
-    })
+    exec::run(start)
 }
 
 #[embassy_executor::task]
@@ -70,7 +62,8 @@ async fn download(spawner: Spawner) -> Outcome<()> {
     let server: Ipv4Address = word(words, "server")?;
     let port = args.port.ok_or("port= is missing")?;
     let seed = word(words, "seed")?;
-    let stack = start_network(spawner, &args)?;
+    let stack = stack::start::<1>(spawner, &args).map_err(|error| format!("{error}"))?;
+    stack.wait_config_up().await;
 
     let mut socket = TcpSocket::new(stack, vec![0; RECEIVE].leak(), vec![0; SEND].leak());
     socket.set_keep_alive(Some(KEEP_ALIVE));
@@ -127,25 +120,4 @@ fn word<T: core::str::FromStr>(words: &str, name: &str) -> Outcome<T> {
     let value = pairs.find(|(found, _)| *found == name).map(|(_, value)| value);
     let value = value.and_then(|value| value.parse().ok());
     value.ok_or_else(|| format!("{name}= is missing or wrong"))
-}
-
-fn start_network(spawner: Spawner, args: &NetArgs) -> Outcome<Stack<'static>> {
-    let Address::Fixed { ip, prefix, gateway } = args.address else {
-        return Err("ip= is missing".into());
-    };
-    let config = Config::ipv4_static(StaticConfigV4 {
-        address: Ipv4Cidr::new(ip, prefix),
-        gateway,
-        dns_servers: Default::default(),
-    });
-    let device = NetDevice::new().map_err(|error| format!("{error}"))?;
-    let resources = Box::leak(Box::new(StackResources::<1>::new()));
-    let (stack, runner) = embassy_net::new(device, config, resources, random::seed());
-    spawner.spawn(run_network(runner).map_err(|_| "no room for the network task")?);
-    Ok(stack)
-}
-
-#[embassy_executor::task]
-async fn run_network(mut runner: Runner<'static, NetDevice>) {
-    runner.run().await
 }
