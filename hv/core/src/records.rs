@@ -1,14 +1,13 @@
 //! What outlives a domain: death records and the console log.
 
 use alloc::collections::VecDeque;
-use core::iter::successors;
 
 use ring_proto::{
     DomainId, Generation,
     crash::{CrashRecord, Timeline},
     hypercall::LogHeader,
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromZeros, IntoBytes};
 
 /// Death records of the node, the newest ones up to a bound.
 #[derive(Debug)]
@@ -113,6 +112,9 @@ impl LineQuota {
 pub struct Console {
     /// Whole entries. It never grows.
     bytes: VecDeque<u8>,
+    /// Cursor of each entry: a reader's place is found without a walk. It never
+    /// grows either.
+    begins: VecDeque<u64>,
     capacity: usize,
     /// The cursor behind the newest entry.
     tail: u64,
@@ -129,7 +131,8 @@ impl Console {
     /// A ring of `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.max(2 * HEADER);
-        Self { bytes: VecDeque::with_capacity(capacity), capacity, tail: 0 }
+        let begins = VecDeque::with_capacity(capacity / HEADER);
+        Self { bytes: VecDeque::with_capacity(capacity), begins, capacity, tail: 0 }
     }
 
     /// Appends one entry, dropping the oldest entries as needed. Text beyond
@@ -137,22 +140,21 @@ impl Console {
     pub fn push(&mut self, domain: DomainId, generation: Generation, time_ns: u64, text: &[u8]) {
         let text = text.get(..self.capacity / 2 - HEADER).unwrap_or(text);
         while self.bytes.len() + HEADER + text.len() > self.capacity {
-            let oldest = self.entry(0).map_or(self.bytes.len(), |(_, end)| end);
-            self.bytes.drain(..oldest);
+            let oldest = self.oldest();
+            self.begins.pop_front();
+            let next = self.begins.front().unwrap_or(&self.tail);
+            self.bytes.drain(..(next - oldest) as usize);
         }
         let header = LogHeader { domain, len: text.len() as u16, generation, time_ns };
+        self.begins.push_back(self.tail);
         self.bytes.extend(header.as_bytes());
         self.bytes.extend(text);
         self.tail += (HEADER + text.len()) as u64;
     }
 
-    /// The entry that begins at `at`, if one does, and its end.
-    fn entry(&self, at: usize) -> Option<(LogHeader, usize)> {
-        let mut raw = [0; HEADER];
-        self.read(at, &mut raw);
-        let header = LogHeader::read_from_bytes(&raw).ok()?;
-        let end = at + HEADER + usize::from(header.len);
-        (end <= self.bytes.len()).then_some((header, end))
+    /// The cursor of the oldest entry.
+    fn oldest(&self) -> u64 {
+        self.tail - self.bytes.len() as u64
     }
 
     fn read(&self, at: usize, out: &mut [u8]) {
@@ -168,21 +170,22 @@ impl Console {
         out: &mut [u8],
         wanted: impl Fn(&LogHeader) -> bool,
     ) -> (usize, u64) {
-        let oldest = self.tail - self.bytes.len() as u64;
-        let mut begins = successors(Some(0), |&at| Some(self.entry(at)?.1));
-        let mut at = match cursor.checked_sub(oldest) {
-            Some(_) if cursor >= self.tail => self.bytes.len(),
-            wanted => begins.find(|&at| Some(at as u64) == wanted).unwrap_or(0),
+        let first = match cursor < self.tail {
+            true => self.begins.binary_search(&cursor).unwrap_or(0),
+            false => self.begins.len(),
         };
         let mut done = 0;
-        while let Some((header, end)) = self.entry(at) {
+        for &begin in self.begins.range(first..) {
+            let at = (begin - self.oldest()) as usize;
+            let mut header = LogHeader::new_zeroed();
+            self.read(at, header.as_mut_bytes());
             if wanted(&header) {
-                let Some(slot) = out.get_mut(done..done + end - at) else { break };
+                let len = HEADER + usize::from(header.len);
+                let Some(slot) = out.get_mut(done..done + len) else { return (done, begin) };
                 self.read(at, slot);
-                done += end - at;
+                done += len;
             }
-            at = end;
         }
-        (done, oldest + at as u64)
+        (done, self.tail)
     }
 }
