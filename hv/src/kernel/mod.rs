@@ -332,12 +332,16 @@ impl Node {
     /// its timer was among them.
     fn take_interrupts(&mut self, core: u16) -> bool {
         let vectors = irq::take_pending(core.into());
-        let arrived = |vector: u8| {
-            vectors.get(usize::from(vector / 64)).is_some_and(|w| w >> (vector % 64) & 1 != 0)
-        };
-        if vectors != [0; 4] {
-            for vector in (irq::DEVICE_FIRST..=irq::DEVICE_LAST).filter(|&v| arrived(v)) {
-                if let Some((domain, port)) = self.devices.fired(vector) {
+        let mut timer = false;
+        for (first, mut left) in [0, 64, 128, 192].into_iter().zip(vectors) {
+            // A bit's number is below 64, that of no bit is 64.
+            while let Ok(bit @ 0..64) = u8::try_from(left.trailing_zeros()) {
+                left ^= 1 << bit;
+                let vector = first | bit;
+                timer |= vector == irq::TIMER;
+                if (irq::DEVICE_FIRST..=irq::DEVICE_LAST).contains(&vector)
+                    && let Some((domain, port)) = self.devices.fired(vector)
+                {
                     count(&mut self.domains[domain].info.interrupts);
                     if self.raise(domain, port) {
                         self.devices.throttle(vector);
@@ -345,7 +349,7 @@ impl Node {
                 }
             }
         }
-        arrived(irq::TIMER)
+        timer
     }
 
     /// The event page of a domain that is alive.
@@ -415,23 +419,24 @@ impl Node {
     fn carry_out_orders(&mut self, core: u16, now: u64) -> bool {
         let mut any = false;
         for id in self.domains.ids() {
-            if self.domains[id].info.core != core {
+            // This comes at every exit, and most often there are none.
+            let orders = self.guests[id].orders;
+            if !(orders.start || orders.end.is_some()) || self.domains[id].info.core != core {
                 continue;
             }
-            let orders = core::mem::take(&mut self.guests[id].orders);
+            any = true;
+            self.guests[id].orders = Orders::default();
             if let Some(reason) = orders.end {
-                any = true;
                 self.end_on_order(id, reason, orders.event, now);
                 let d = &mut self.domains[id];
                 if !orders.start && d.life == Life::Dead && reason == Reason::Operator {
                     d.life = Life::Stopped;
                 }
             }
-            if orders.start {
-                any = true;
-                if let Err(e) = self.begin(id) {
-                    log::warn!("{}: not started: {e:?}", self.domains[id].config.name);
-                }
+            if orders.start
+                && let Err(e) = self.begin(id)
+            {
+                log::warn!("{}: not started: {e:?}", self.domains[id].config.name);
             }
         }
         any

@@ -66,6 +66,7 @@ impl Node {
         self.raise(principal, event::PORT_TAKEOVER);
         self.stamp(principal, |t| &mut t.restored);
         self.stamp(principal, |t| &mut t.entered);
-        self.tell_supervisor();
+        // The supervisor, which ordered this, hears of it when the driver serves:
+        // here it would only take their core from the driver.
     }
 }
