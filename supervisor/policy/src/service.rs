@@ -222,6 +222,10 @@ impl Supervisor {
                 }
                 Decision::Hold(deaths) => match node.hold(info.id) {
                     Ok(()) => {
+                        // Of all that is ordered here this alone raises no event.
+                        if let Some(info) = self.domains.get_mut(index) {
+                            info.state = DomainState::Held as u32;
+                        }
                         log::error!("{} died {deaths} times and is held", status::name(&info));
                         self.tell(Event::Held { domain: info.id, deaths });
                     }
@@ -239,10 +243,6 @@ impl Supervisor {
     /// to come back for the others.
     fn finish_operations(&mut self, node: &mut impl Node) -> u64 {
         let now = node.now_ns();
-        // The picture from before may lack what was just started or held.
-        if self.look(node).is_err() {
-            return now.saturating_add(RETRY_NS);
-        }
         let mut next = u64::MAX;
         let mut index = 0;
         loop {
