@@ -3,7 +3,7 @@
 
 use core::{fmt, ptr::NonNull, sync::atomic::Ordering};
 
-use ring_proto::{Port, event::PORT_IRQ, shm::SharedMem};
+use ring_proto::{Port, event::PORT_IRQ};
 use virtio_drivers::transport::{
     DeviceStatus, DeviceType, Transport,
     pci::{PciTransport, VirtioPciError, bus::ConfigurationAccess, bus::PciRoot},
@@ -265,21 +265,34 @@ impl Device {
         self.transport.read_config_space(offset).map_err(|_| Error::Config)
     }
 
+    /// How many slots queue `index` can have, a power of two up to `max`.
+    pub fn slots(&mut self, index: u16, max: u16) -> Result<u16, Error> {
+        let offered = self.transport.max_queue_size(index);
+        let offered = u16::try_from(offered).unwrap_or(u16::MAX).min(max);
+        // The largest power of two that fits.
+        if offered < 2 { Err(Error::NoQueue(index)) } else { Ok(1 << offered.ilog2()) }
+    }
+
     /// Sets up queue `index` with up to `max` slots and binds its interrupt to
     /// the port of `vector`.
     pub fn queue(&mut self, index: u16, max: u16, vector: u16) -> Result<DeviceQueue, Error> {
-        let offered = self.transport.max_queue_size(index);
-        let offered = u16::try_from(offered).unwrap_or(u16::MAX).min(max);
-        if offered < 2 {
+        let size = self.slots(index, max)?;
+        self.attach(index, prepare(size)?, vector)
+    }
+
+    /// The same with a queue that was prepared and may have chains in it; not
+    /// with more slots than [`Self::slots`] says.
+    pub fn attach(
+        &mut self,
+        index: u16,
+        mut queue: Queue,
+        vector: u16,
+    ) -> Result<DeviceQueue, Error> {
+        let size = queue.size();
+        if self.slots(index, size)? != size {
             return Err(Error::NoQueue(index));
         }
-        // The largest power of two that fits.
-        let size = 1 << offered.ilog2();
-        let indirect = self.features & INDIRECT_DESC != 0;
-        let layout = Layout::new(size, indirect);
-        let memory: SharedMem = dma::alloc(layout.len()).ok_or(Error::NoMemory)?;
-        let queue = Queue::new(memory, layout, self.features & EVENT_IDX != 0, indirect)
-            .ok_or(Error::NoMemory)?;
+        queue.agree(self.features & EVENT_IDX != 0, self.features & INDIRECT_DESC != 0);
         self.common.write(QUEUE_SELECT, index);
         self.common.write(QUEUE_MSIX_VECTOR, vector);
         if self.common.read(QUEUE_MSIX_VECTOR) != vector {
@@ -289,8 +302,7 @@ impl Device {
             .checked_mul(self.notify_multiplier)
             .ok_or(Error::BadCapability)?;
         let bell = self.notify.register(at).ok_or(Error::BadCapability)?;
-        let [descriptors, avail, used] =
-            layout.areas().map(|offset| memory.address().saturating_add(offset as u64));
+        let [descriptors, avail, used] = queue.areas();
         // The tables must be in memory before the device learns of them.
         core::sync::atomic::fence(Ordering::SeqCst);
         self.transport.queue_set(index, size.into(), descriptors, avail, used);
@@ -336,6 +348,14 @@ impl Device {
         status.contains(DeviceStatus::DEVICE_NEEDS_RESET)
             || !status.contains(DeviceStatus::DRIVER_OK)
     }
+}
+
+/// A queue of `size` slots (a power of two) in DMA memory, which no device knows
+/// of yet: it needs none, so a spare makes it before it has one.
+pub fn prepare(size: u16) -> Result<Queue, Error> {
+    let layout = Layout::new(size);
+    let memory = dma::alloc(layout.len()).ok_or(Error::NoMemory)?;
+    Queue::new(memory, layout).ok_or(Error::NoMemory)
 }
 
 /// The registers that the first capability of a kind names, and the word after

@@ -12,5 +12,5 @@ mod device;
 mod pci;
 pub mod queue;
 
-pub use device::{Device, DeviceQueue, Error};
+pub use device::{Device, DeviceQueue, Error, prepare};
 pub use virtio_drivers::transport::DeviceType;

@@ -6,7 +6,7 @@
 //! gets [`Misbehaved`], and its owner resets it.
 //!
 //! Chains go through indirect tables where the device takes them, so a request
-//! of any length costs one slot. The tables are laid out once, one per slot.
+//! of any length costs one slot. There is a table for each slot.
 
 use alloc::{boxed::Box, vec};
 use core::sync::atomic::{Ordering, fence};
@@ -76,8 +76,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// For `size` slots (a power of two).
-    pub fn new(size: u16, indirect: bool) -> Self {
+    /// For `size` slots (a power of two), each with an indirect table.
+    pub fn new(size: u16) -> Self {
         let n = usize::from(size);
         let avail = n.wrapping_mul(DESCRIPTOR);
         // Two bytes more than the specification's, so that the event words can
@@ -86,7 +86,7 @@ impl Layout {
         let used = end.next_multiple_of(64);
         let end = used.wrapping_add(n.wrapping_mul(8)).wrapping_add(8);
         let tables = end.next_multiple_of(64);
-        let len = tables.wrapping_add(if indirect { n.wrapping_mul(TABLE) } else { 0 });
+        let len = tables.wrapping_add(n.wrapping_mul(TABLE));
         Self { size, avail, used, tables, len }
     }
 
@@ -135,7 +135,7 @@ impl Layout {
     }
 
     /// Offsets of descriptor table, available ring and used ring.
-    pub fn areas(&self) -> [usize; 3] {
+    fn areas(&self) -> [usize; 3] {
         [0, self.avail, self.used]
     }
 }
@@ -166,15 +166,15 @@ pub struct Queue {
 
 impl Queue {
     /// Over zeroed `memory` of at least `layout.len()` bytes; `None` if it is
-    /// too short.
-    pub fn new(memory: SharedMem, layout: Layout, event_idx: bool, indirect: bool) -> Option<Self> {
+    /// too short. [`Self::agree`] comes before the first [`Self::publish`].
+    pub fn new(memory: SharedMem, layout: Layout) -> Option<Self> {
         let memory = memory.sub(0, layout.len)?;
         let size = usize::from(layout.size);
-        let mut queue = Self {
+        Some(Self {
             memory,
             layout,
-            event_idx,
-            indirect,
+            event_idx: false,
+            indirect: false,
             next: (1..=layout.size).collect(),
             chains: vec![FREE; size].into(),
             free_head: 0,
@@ -184,9 +184,19 @@ impl Queue {
             published: 0,
             taken: 0,
             interrupts: true,
-        };
-        queue.set_interrupts(true);
-        Some(queue)
+        })
+    }
+
+    /// Before the device learns of it: whether it offers event indices and takes
+    /// indirect tables. Chains that were added before stay as they are.
+    pub fn agree(&mut self, event_idx: bool, indirect: bool) {
+        (self.event_idx, self.indirect) = (event_idx, indirect);
+        self.set_interrupts(true);
+    }
+
+    /// Device addresses of descriptor table, available ring and used ring.
+    pub fn areas(&self) -> [u64; 3] {
+        self.layout.areas().map(|offset| self.memory.address().saturating_add(offset as u64))
     }
 
     /// Slots.
@@ -408,8 +418,10 @@ mod tests {
     }
 
     fn queue(size: u16, event_idx: bool, indirect: bool) -> Queue {
-        let layout = Layout::new(size, indirect);
-        Queue::new(memory(layout.len()), layout, event_idx, indirect).unwrap()
+        let layout = Layout::new(size);
+        let mut queue = Queue::new(memory(layout.len()), layout).unwrap();
+        queue.agree(event_idx, indirect);
+        queue
     }
 
     fn buffers(n: usize) -> Vec<Buffer> {
@@ -485,6 +497,29 @@ mod tests {
                     assert_eq!(q.in_flight(), 0);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn chains_may_be_there_before_the_device_is() {
+        for event_idx in [false, true] {
+            let layout = Layout::new(4);
+            let mut q = Queue::new(memory(layout.len()), layout).unwrap();
+            let tokens = [1, 1].map(|n| q.add(&buffers(n)).unwrap());
+            q.agree(event_idx, true);
+            // Nothing is shown before it is published, then all of it.
+            let avail = |q: &Queue| q.memory.read_u32(q.layout.avail, Ordering::Relaxed) >> 16;
+            assert_eq!(avail(&q), 0);
+            assert!(q.publish());
+            assert_eq!(avail(&q), 2);
+            let late = q.add(&buffers(3)).unwrap();
+            let mut index = 0;
+            for (token, n) in [(tokens[1], 1), (late, 3), (tokens[0], 1)] {
+                assert_eq!(chain(&q, token).len(), n);
+                finish(&q, &mut index, token.into(), 0);
+                assert_eq!(q.pop(), Ok(Some(Used { token, len: 0 })));
+            }
+            assert_eq!(q.free_count, 4);
         }
     }
 

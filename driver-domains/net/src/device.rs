@@ -10,8 +10,8 @@ use alloc::{boxed::Box, vec::Vec};
 use domain_rt::{
     dma, hypercall,
     virtio::{
-        Device, DeviceQueue, DeviceType, Error,
-        queue::{Buffer, Full, Misbehaved},
+        Device, DeviceQueue, DeviceType, Error, prepare,
+        queue::{Buffer, Full, Misbehaved, Queue},
     },
 };
 use ring_proto::{
@@ -66,6 +66,50 @@ fn place(slot: u16, size: usize) -> usize {
     usize::from(slot).saturating_mul(size)
 }
 
+/// What of this domain's memory a NIC works on. All of it can be there, buffers
+/// for received frames posted, before the NIC is.
+pub struct Buffers {
+    rx: Queue,
+    rx_memory: SharedMem,
+    rx_slots: Box<[Option<u16>]>,
+    tx: Queue,
+    tx_memory: SharedMem,
+}
+
+impl Buffers {
+    /// For a NIC with queues as long as this driver uses them, as all have that
+    /// are known.
+    pub fn new() -> Result<Self, Error> {
+        Self::with(DEPTH, DEPTH)
+    }
+
+    fn with(rx_size: u16, tx_size: u16) -> Result<Self, Error> {
+        let (mut rx, tx) = (prepare(rx_size)?, prepare(tx_size)?);
+        let rx_memory = dma::alloc(place(rx_size, RX_SLOT as usize)).ok_or(Error::NoMemory)?;
+        let tx_memory = dma::alloc(place(tx_size, TX_SLOT)).ok_or(Error::NoMemory)?;
+        let mut rx_slots: Box<[_]> = (0..rx_size).map(|_| None).collect();
+        for slot in 0..rx_size {
+            post(&mut rx, rx_memory, &mut rx_slots, slot).map_err(|_| Error::NoMemory)?;
+        }
+        Ok(Self { rx, rx_memory, rx_slots, tx, tx_memory })
+    }
+}
+
+/// Gives a slot of `memory` to the NIC for a received frame.
+fn post(
+    queue: &mut Queue,
+    memory: SharedMem,
+    slots: &mut [Option<u16>],
+    slot: u16,
+) -> Result<(), Full> {
+    let address = memory.address().saturating_add(place(slot, RX_SLOT as usize) as u64);
+    let token = queue.add(&[Buffer { address, len: RX_SLOT, device_writes: true }])?;
+    if let Some(posted) = slots.get_mut(usize::from(token)) {
+        *posted = Some(slot);
+    }
+    Ok(())
+}
+
 /// A virtio NIC.
 pub struct VirtioNet {
     device: Device,
@@ -84,31 +128,28 @@ pub struct VirtioNet {
 
 impl VirtioNet {
     /// Opens the NIC at a device slot of this domain.
-    pub fn open(slot: usize) -> Result<Self, Error> {
+    pub fn open(slot: usize, mut buffers: Buffers) -> Result<Self, Error> {
         let mut device = Device::open(slot, DeviceType::Network)?;
         // No receive offloads: guests get frames whose checksums are there.
         let features = device.negotiate(F_MAC | F_CSUM)?;
         let port = device.bind(VECTOR)?;
-        let rx = device.queue(RX_QUEUE, DEPTH, VECTOR)?;
-        let tx = device.queue(TX_QUEUE, DEPTH, VECTOR)?;
-        let (rx_size, tx_size) = (rx.queue.size(), tx.queue.size());
-        let rx_memory = dma::alloc(place(rx_size, RX_SLOT as usize)).ok_or(Error::NoMemory)?;
-        let tx_memory = dma::alloc(place(tx_size, TX_SLOT)).ok_or(Error::NoMemory)?;
+        let sizes = (device.slots(RX_QUEUE, DEPTH)?, device.slots(TX_QUEUE, DEPTH)?);
+        if sizes != (buffers.rx.size(), buffers.tx.size()) {
+            // Those that are too long for it stay where they are, unused.
+            buffers = Buffers::with(sizes.0, sizes.1)?;
+        }
         let mut this = Self {
+            rx: device.attach(RX_QUEUE, buffers.rx, VECTOR)?,
+            tx: device.attach(TX_QUEUE, buffers.tx, VECTOR)?,
             device,
-            rx,
-            tx,
             port,
             features,
-            rx_memory,
-            rx_slots: (0..rx_size).map(|_| None).collect(),
-            tx_memory,
-            tx_free: (0..tx_size).collect(),
-            tx_sent: (0..tx_size).map(|_| None).collect(),
+            rx_memory: buffers.rx_memory,
+            rx_slots: buffers.rx_slots,
+            tx_memory: buffers.tx_memory,
+            tx_free: (0..sizes.1).collect(),
+            tx_sent: (0..sizes.1).map(|_| None).collect(),
         };
-        for slot in 0..rx_size {
-            this.post(slot).map_err(|_| Error::Misbehaved)?;
-        }
         this.device.start();
         this.rx.kick();
         hypercall::irq_unmask(port)?;
@@ -133,16 +174,6 @@ impl VirtioNet {
         self.features & F_CSUM != 0
     }
 
-    fn post(&mut self, slot: u16) -> Result<(), Full> {
-        let offset = place(slot, RX_SLOT as usize) as u64;
-        let address = self.rx_memory.address().saturating_add(offset);
-        let token = self.rx.queue.add(&[Buffer { address, len: RX_SLOT, device_writes: true }])?;
-        if let Some(posted) = self.rx_slots.get_mut(usize::from(token)) {
-            *posted = Some(slot);
-        }
-        Ok(())
-    }
-
     /// Copies the next received frame out and returns its length. Frames that
     /// are too long or too short are left out. [`Self::kick`] gives the memory
     /// back to the NIC.
@@ -158,7 +189,8 @@ impl VirtioNet {
                 _ => false,
             };
             // There is room: the slot just came out.
-            self.post(slot).map_err(|_| Misbehaved)?;
+            post(&mut self.rx.queue, self.rx_memory, &mut self.rx_slots, slot)
+                .map_err(|_| Misbehaved)?;
             if copied {
                 return Ok(Some(len));
             }
@@ -192,22 +224,24 @@ impl VirtioNet {
         if !self.has_room() {
             return Err(Full);
         }
+        let mut whole = [0; TX_SLOT];
+        if let Some(checksum) = checksum {
+            whole[0] = FLAG_NEEDS_CSUM;
+            whole[6..8].copy_from_slice(&checksum.start.to_le_bytes());
+            whole[8..10].copy_from_slice(&checksum.offset.to_le_bytes());
+        }
+        let len = HEADER.saturating_add(head.len());
+        whole.get_mut(HEADER..len).ok_or(Full)?.copy_from_slice(head);
+        // In whole words, which is far faster; none lies beyond the slot.
+        let words = whole.get(..len.next_multiple_of(8)).ok_or(Full)?;
         let slot = self.tx_free.pop().ok_or(Full)?;
         let at = place(slot, TX_SLOT);
-        let mut header = [0; HEADER];
-        if let Some(checksum) = checksum {
-            header[0] = FLAG_NEEDS_CSUM;
-            header[6..8].copy_from_slice(&checksum.start.to_le_bytes());
-            header[8..10].copy_from_slice(&checksum.offset.to_le_bytes());
-        }
-        // Both lie within the slot, so they do not fail.
-        let _ = self.tx_memory.copy_to(at, &header);
-        let _ = self.tx_memory.copy_to(at.saturating_add(HEADER), head);
+        let _ = self.tx_memory.copy_to(at, words);
         let mut buffers = heapless::Vec::<Buffer, { MAX_SEGMENTS + 1 }>::new();
         let own = Buffer {
             address: self.tx_memory.address().saturating_add(at as u64),
             // No head is longer than its slot.
-            len: u32::try_from(HEADER.saturating_add(head.len())).map_err(|_| Full)?,
+            len: u32::try_from(len).map_err(|_| Full)?,
             device_writes: false,
         };
         let pieces =

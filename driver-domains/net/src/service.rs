@@ -31,7 +31,7 @@ use ring_proto::{
 
 use crate::{
     checksum,
-    device::{Checksum, MAX_HEAD, Piece, VirtioNet},
+    device::{Buffers, Checksum, MAX_HEAD, Piece, VirtioNet},
 };
 
 /// Frames that the wire may bring in one turn.
@@ -90,15 +90,71 @@ struct Client {
 
 /// Serves the domain's first device for ever.
 pub fn run(boot: &'static BootInfo) -> ! {
-    // Nearly all that comes before service is the NIC's or the guests'.
+    // A spare stands by with all that takes neither the NIC nor a guest.
+    let buffers = Buffers::new();
+    let plan = Box::new(Plan::new(boot));
     stand_by();
-    let nic = match VirtioNet::open(0) {
+    let nic = match buffers.and_then(|buffers| VirtioNet::open(0, buffers)) {
         Ok(nic) => nic,
         // The next life begins with a harder reset; the supervisor holds this
         // domain if that does not help.
         Err(error) => stalled(format_args!("no NIC: {error}")),
     };
-    Service::new(boot, nic).run()
+    Service::new(nic, plan).run()
+}
+
+/// Who is to be served: as the manifest has it, before anybody is there.
+struct Plan {
+    switch: Switch,
+    turns: Turns,
+    /// By number, as in `switch` and `turns`.
+    vifs: Vec<(Connection, Window)>,
+    refused: Vec<(Connection, Why)>,
+}
+
+impl Plan {
+    fn new(boot: &BootInfo) -> Self {
+        let mut this = Self {
+            switch: Switch::new(VIF_FLOODS, WIRE_FLOODS, random::seed()),
+            // What waits is bounded by the NIC's queue, and all frames are short.
+            turns: Turns::new(QUANTUM, u64::MAX),
+            vifs: Vec::new(),
+            refused: Vec::new(),
+        };
+        let connections: Vec<Connection> = conn::all(Protocol::Net, Role::Backend).collect();
+        let served = u32::try_from(connections.len()).unwrap_or(u32::MAX).max(1);
+        let share = boot.grant_window_pages.checked_div(served).unwrap_or(0);
+        let pool_pages = POOL_PAGES.min(share.saturating_sub(RING_PAGES));
+        for connection in connections {
+            if let Err(why) = this.add(connection, pool_pages) {
+                this.refused.push((connection, why));
+            }
+        }
+        this
+    }
+
+    /// Adds a connection.
+    fn add(&mut self, connection: Connection, pool_pages: u32) -> Result<(), Why> {
+        let window = (env::alloc_window(RING_PAGES), env::alloc_window(pool_pages));
+        let (Some(ring_page), Some(pool_page), 1..) = (window.0, window.1, pool_pages) else {
+            return Err(why(format_args!("the grant window is too small")));
+        };
+        let boot = connection.boot;
+        let mac = boot.mac;
+        let vif = self
+            .switch
+            .add_vif(mac, &boot.addresses)
+            .map_err(|error| why(format_args!("its address {mac:02x?} does not do: {error:?}")))?;
+        // As many as the switch has vifs, and in the same order.
+        let turn = self.turns.add(boot.weight, Limiter::new(&boot.limits));
+        if turn != Some(vif) || vif != self.vifs.len() {
+            return Err(why(format_args!("there are too many connections")));
+        }
+        log::info!("vif {mac:02x?} for {}", connection.peer_name());
+        let window = Window { ring_page, ring_pages: RING_PAGES, pool_page, pool_pages };
+        self.vifs.push((connection, window));
+        Ok(())
+    }
 }
 
 struct Service {
@@ -119,71 +175,23 @@ struct Service {
 }
 
 impl Service {
-    fn new(boot: &BootInfo, nic: VirtioNet) -> Self {
-        let mut this = Self {
+    fn new(nic: VirtioNet, plan: Box<Plan>) -> Self {
+        let features = if nic.fills_checksums() { FEATURE_TX_CSUM } else { 0 };
+        let client = |(connection, window)| Client::new(connection, window, features);
+        let refusal = |(connection, why)| Refusal::new(connection, why);
+        Self {
             nic,
-            switch: Switch::new(VIF_FLOODS, WIRE_FLOODS, random::seed()),
-            clients: Vec::new(),
-            // What waits is bounded by the NIC's queue, and all frames are short.
-            turns: Turns::new(QUANTUM, u64::MAX),
-            refused: Vec::new(),
+            clients: plan.vifs.into_iter().map(client).collect(),
+            refused: plan.refused.into_iter().map(refusal).collect(),
+            switch: plan.switch,
+            turns: plan.turns,
             sent: (0..COOKIES).map(|_| None).collect(),
             free_cookies: (0..COOKIES).collect(),
             last_sent: now_ns(),
             served: false,
             frame: Box::new([0; MAX_FRAME as usize]),
             env: DomainEnv,
-        };
-        let connections: Vec<Connection> = conn::all(Protocol::Net, Role::Backend).collect();
-        let served = u32::try_from(connections.len()).unwrap_or(u32::MAX).max(1);
-        let share = boot.grant_window_pages.checked_div(served).unwrap_or(0);
-        let pool_pages = POOL_PAGES.min(share.saturating_sub(RING_PAGES));
-        for connection in connections {
-            if let Err(why) = this.add(connection, pool_pages) {
-                this.refused.push(Refusal::new(connection, why));
-            }
         }
-        this
-    }
-
-    /// Adds a connection.
-    fn add(&mut self, connection: Connection, pool_pages: u32) -> Result<(), Why> {
-        let window = (env::alloc_window(RING_PAGES), env::alloc_window(pool_pages));
-        let (Some(ring_page), Some(pool_page), 1..) = (window.0, window.1, pool_pages) else {
-            return Err(why(format_args!("the grant window is too small")));
-        };
-        let boot = connection.boot;
-        let mac = boot.mac;
-        let vif = self
-            .switch
-            .add_vif(mac, &boot.addresses)
-            .map_err(|error| why(format_args!("its address {mac:02x?} does not do: {error:?}")))?;
-        // As many as the switch has vifs, and in the same order.
-        let turn = self.turns.add(boot.weight, Limiter::new(&boot.limits));
-        if turn != Some(vif) || vif != self.clients.len() {
-            return Err(why(format_args!("there are too many connections")));
-        }
-        let features = if self.nic.fills_checksums() { FEATURE_TX_CSUM } else { 0 };
-        let backend = Backend::new(
-            BackendConfig {
-                pages: connection.pages(),
-                port: connection.port(),
-                peer: boot.peer,
-                window: Window { ring_page, ring_pages: RING_PAGES, pool_page, pool_pages },
-            },
-            Vif { mac, mtu: MTU, features },
-        );
-        log::info!("vif {mac:02x?} for {}", connection.peer_name());
-        self.clients.push(Client {
-            connection,
-            backend,
-            rx_limits: Limiter::new(&boot.limits),
-            rx_lost: 0,
-            complaints: Bucket::new(1, 4, 0),
-            connected: false,
-            comings: Bucket::new(1, 16, 0),
-        });
-        Ok(())
     }
 
     fn run(&mut self) -> ! {
@@ -495,6 +503,25 @@ fn deliver(clients: &mut [Client], targets: Targets, frame: &[u8], now: u64) -> 
 }
 
 impl Client {
+    fn new(connection: Connection, window: Window, features: u32) -> Self {
+        let boot = connection.boot;
+        let config = BackendConfig {
+            pages: connection.pages(),
+            port: connection.port(),
+            peer: boot.peer,
+            window,
+        };
+        Self {
+            connection,
+            backend: Backend::new(config, Vif { mac: boot.mac, mtu: MTU, features }),
+            rx_limits: Limiter::new(&boot.limits),
+            rx_lost: 0,
+            complaints: Bucket::new(1, 4, 0),
+            connected: false,
+            comings: Bucket::new(1, 16, 0),
+        }
+    }
+
     /// Logs when the connection comes or goes, and what the guest does wrong.
     fn tell(&mut self) {
         if let Some(complaint) = self.backend.complaint() {

@@ -1,7 +1,7 @@
 //! The driver, linked in.
 
 use domain_rt::{dma, events};
-use driver_net::device::{MAX_HEAD, Piece, VirtioNet};
+use driver_net::device::{Buffers, MAX_HEAD, Piece, VirtioNet};
 use ring_proto::shm::SharedMem;
 
 use super::stack::Nic;
@@ -31,7 +31,8 @@ pub(crate) fn run(args: &Args) -> Result<(), &'static str> {
 
 impl Fused {
     pub(super) fn open(slot: usize) -> Result<Self, &'static str> {
-        let mut nic = VirtioNet::open(slot).map_err(|_| "there is no NIC in the device slot")?;
+        let nic = Buffers::new().and_then(|buffers| VirtioNet::open(slot, buffers));
+        let mut nic = nic.map_err(|_| "there is no NIC in the device slot")?;
         nic.interrupts_off();
         let mac = nic.mac().ok_or("the NIC has no address")?;
         let memory = dma::alloc(BUFFERS * BUFFER).ok_or("the DMA pool is too small")?;
