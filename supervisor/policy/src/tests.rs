@@ -195,6 +195,19 @@ fn g6_a_domain_that_keeps_dying_is_held_and_can_be_released() {
 }
 
 #[test]
+fn a_command_hears_of_a_hold_in_the_turn_that_orders_it() {
+    // A hold raises no event, so that nobody would come back for it.
+    let mut bench = Bench::new();
+    bench.node.domains[usize::from(BLK)].restart_floor_ms = 0;
+    let habits = &mut bench.node.habits[usize::from(BLK)];
+    (habits.dies_by_itself_ns, habits.ready_after_ns) = (Some(MS), 5 * MS);
+    let seq = bench.send(crash("blk", How::Panic));
+    bench.run_until(DomainState::Held);
+    let failure = bench.reply(seq).unwrap().result.unwrap_err();
+    assert_eq!(failure.text.as_str(), "blk is held; `release` it");
+}
+
+#[test]
 fn a_command_that_cannot_succeed_says_why_in_time() {
     let mut bench = Bench::new();
     bench.node.habits[usize::from(BLK)].ready_after_ns = u64::MAX / 2;
