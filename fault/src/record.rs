@@ -1,0 +1,177 @@
+//! What is written down of a trial: one line of JSON.
+//!
+//! All times are in nanoseconds on the node's clock. The book's chapter on fault
+//! injection documents the format; [`SCHEMA`] grows whenever a reader of old
+//! lines would misread new ones.
+
+use serde::{Deserialize, Serialize};
+
+use crate::class::{Class, Group};
+use crate::verdict::Verdict;
+
+/// Version of the format.
+pub const SCHEMA: u32 = 1;
+
+/// One trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Number within the campaign, over all its shards.
+    pub trial: u64,
+    /// The campaign's seed; with the number it decides all that is random.
+    pub seed: u64,
+    /// Class of the fault.
+    pub class: Class,
+    /// The class's group.
+    pub group: Group,
+    /// The domain that it strikes.
+    pub target: String,
+    /// The workload, such as `mixed`.
+    pub workload: String,
+    /// Boots of a node that this run of the campaign had made, from 1.
+    pub node: u32,
+    /// What was changed.
+    pub injection: Option<Injection>,
+    /// From the injection until the changed instruction was executed or the changed word
+    /// used; `None`: it never was, as far as that was watched.
+    pub activated_ns: Option<u64>,
+    /// What became of it.
+    pub manifestation: Manifestation,
+    /// Who saw it.
+    pub detection: Option<Detection>,
+    /// The driver was back.
+    pub recovery: Option<Recovery>,
+    /// What the target's guest noticed.
+    pub guest: Guest,
+    /// The guest's data, by end-to-end checksums.
+    pub data: Data,
+    /// What harm the domains took that have nothing to do with the target, in words.
+    pub neighbours: Option<String>,
+    /// What harm the hypervisor took, in words: it panicked, the audit failed, it does not answer.
+    pub hypervisor: Option<String>,
+    /// The judgement of all this.
+    pub verdict: Verdict,
+    /// Why it is what it is, if the verdict alone does not say.
+    pub note: Option<String>,
+}
+
+/// What was changed where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Injection {
+    /// How many requests of the round the guest had seen completed.
+    pub moment: u64,
+    /// Address in the target, if there is one.
+    pub address: Option<u64>,
+    /// The function that it lies in.
+    pub function: Option<String>,
+    /// Bytes before, in hexadecimal.
+    pub before: String,
+    /// Bytes after, in hexadecimal.
+    pub after: String,
+    /// For people: `mov rax,[rbx+8] -> mov rcx,[rbx+8]`.
+    pub text: String,
+}
+
+/// How a fault showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Manifestation {
+    /// Not at all.
+    None,
+    /// The driver panicked.
+    Panic,
+    /// A CPU exception.
+    Exception,
+    /// An access that the nested page tables forbid.
+    NestedFault,
+    /// A triple fault.
+    Shutdown,
+    /// It did not wait in time.
+    Hang,
+    /// It ran and did no work.
+    Stall,
+    /// An instruction that domains may not execute.
+    Forbidden,
+    /// An access by its device that the IOMMU forbids.
+    IommuFault,
+    /// Its heap was used up.
+    Memory,
+    /// It called `exit`.
+    Exit,
+    /// A peer found its answers against the protocol.
+    Protocol,
+    /// An error of the device, reported to the guest.
+    DeviceError,
+    /// The guest got wrong data, or none, and nobody ended the driver.
+    Silent,
+}
+
+/// Who saw the fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detection {
+    /// Who.
+    pub by: Detector,
+    /// From its activation, or the injection if that was not watched.
+    pub after_ns: u64,
+}
+
+/// Who can see a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Detector {
+    /// The driver itself: its panic, its exception handler, its own checks.
+    Driver,
+    /// The hypervisor: nested page tables, intercepts.
+    Hypervisor,
+    /// The hypervisor's watchdog.
+    Watchdog,
+    /// The IOMMU.
+    Iommu,
+    /// A frontend's checks, or its complaint.
+    Frontend,
+    /// The supervisor.
+    Supervisor,
+    /// The guest's end-to-end checksums only.
+    Guest,
+}
+
+/// How the driver came back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// From the detection to the first request that the guest saw completed.
+    pub after_ns: u64,
+    /// Deaths until it stayed.
+    pub deaths: u32,
+    /// A warm spare took over.
+    pub spare: bool,
+}
+
+/// What the guest noticed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// Requests that it saw completed in this round.
+    pub completed: u64,
+    /// Requests that ended with an error.
+    pub errors: u64,
+    /// Requests that were sent again.
+    pub replayed: u64,
+    /// Datagrams that never came back; blk loses none.
+    pub lost: u64,
+    /// Longest time between two completions with requests pending.
+    pub longest_ns: u64,
+}
+
+/// The guest's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Data {
+    /// All that was acknowledged is there, and all that was read was right.
+    Intact,
+    /// The guest read, or received, something wrong.
+    Corrupt,
+    /// A write that was acknowledged is not there.
+    Lost,
+    /// Nobody could look.
+    Unknown,
+}
