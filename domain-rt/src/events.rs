@@ -154,6 +154,11 @@ pub fn answer(check: Check, well: bool) {
     page().health.store(check.number | stuck, Ordering::Release);
 }
 
+/// Orders this domain's own next misbehaviour.
+pub(crate) fn misbehave_again(kind: Inject) {
+    page().inject.store(kind as u32, Ordering::Relaxed);
+}
+
 /// Misbehaves if the operator ordered it.
 fn obey() {
     let word = &page().inject;

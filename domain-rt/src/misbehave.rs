@@ -7,15 +7,19 @@
 use alloc::vec;
 use core::hint::black_box;
 
-use ring_proto::event::Inject;
+use ring_proto::event::{Inject, PORT_IRQ, SLOW_NS};
 
-use crate::{events, hypercall, panic::give_up, time::NEVER};
+use crate::{
+    events, hypercall,
+    panic::give_up,
+    time::{NEVER, now_ns},
+};
 
 /// Bytes that [`exhaust_memory`] takes at a time.
 const CHUNK: usize = 64 << 10;
 
-/// Does what was ordered, which ends this generation. To the compiler some
-/// kinds return.
+/// Does what was ordered, which ends this generation but for `Slow`. To the
+/// compiler some other kinds return.
 pub(crate) fn carry_out(kind: Inject) {
     match kind {
         Inject::Panic => give_up(format_args!("ordered by the operator")),
@@ -28,6 +32,12 @@ pub(crate) fn carry_out(kind: Inject) {
         Inject::TripleFault => triple_fault(),
         Inject::OutOfMemory => exhaust_memory(),
         Inject::Stall => stall(),
+        Inject::Livelock => livelock(|| {}),
+        // Its own device's, if it has one.
+        Inject::Storm => livelock(|| {
+            let _ = hypercall::irq_unmask(PORT_IRQ);
+        }),
+        Inject::Slow => slow(),
     }
 }
 
@@ -51,6 +61,24 @@ fn stall() -> ! {
         let _ = hypercall::wait(NEVER);
         // An event that stays would end the next wait at once.
         let _ = events::take_all();
+    }
+}
+
+/// The same, and it burns CPU time.
+fn livelock(turn: impl Fn()) -> ! {
+    loop {
+        turn();
+        let _ = hypercall::wait(0);
+        let _ = events::take_all();
+    }
+}
+
+/// Is slow now, and will be at the next look.
+fn slow() {
+    events::misbehave_again(Inject::Slow);
+    let until = now_ns().saturating_add(SLOW_NS);
+    while now_ns() < until {
+        core::hint::spin_loop();
     }
 }
 

@@ -52,6 +52,8 @@ pub const READY: u32 = 1;
 pub const SERVED: u32 = 2;
 /// [`EventPage::ready`]: a spare waits for [`PORT_TAKEOVER`].
 pub const STANDBY: u32 = 3;
+/// What [`Inject::Slow`] adds, ns.
+pub const SLOW_NS: u64 = 1_000_000;
 /// Bit of [`EventPage::check`].
 pub const DRAIN: u32 = 1 << 31;
 /// Bit of [`EventPage::health`].
@@ -77,5 +79,11 @@ numbered! {
         OutOfMemory = 7,
         /// It goes on waiting and does no work.
         Stall = 8,
+        /// It runs and waits in turns without a pause, and does no work.
+        Livelock = 9,
+        /// It unmasks its interrupt without end and never looks at its device.
+        Storm = 10,
+        /// Each of its looks at the event page takes [`SLOW_NS`]; it goes on working.
+        Slow = 11,
     }
 }

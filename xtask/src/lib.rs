@@ -25,6 +25,7 @@ pub mod clauses;
 pub mod deny;
 pub mod disk;
 pub use nodectl::elf;
+pub mod fault;
 pub mod figures;
 pub mod fuzz;
 pub mod http;

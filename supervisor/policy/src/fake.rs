@@ -448,8 +448,9 @@ impl Node for FakeNode {
         self.injected[usize::from(domain)] = true;
         let after = self.habits[usize::from(domain)].dies_after_ns;
         let (after, reason) = match kind {
+            Inject::Slow => return Ok(()),
             // It lives on and answers nobody.
-            Inject::Stall => {
+            Inject::Stall | Inject::Livelock | Inject::Storm => {
                 self.stalled[usize::from(domain)] = true;
                 return Ok(());
             }

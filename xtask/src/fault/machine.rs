@@ -1,0 +1,200 @@
+//! The machine under test from outside: its memory, its instructions, and who
+//! executes them.
+//!
+//! The machine's RAM is a file that the host shares with QEMU, so looking at a
+//! domain costs it nothing. Data may be written there too; instructions only by
+//! the gdbstub, which drops what QEMU has translated of them.
+//!
+//! All domains and the hypervisor execute at the same virtual addresses. Whose a
+//! stop is says the hypervisor's own note `IN_GUEST`.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use hv_core::memory::{Kind, Space};
+use object::{Object, ObjectSymbol};
+use ring_proto::DomainId;
+use ring_proto::boot::{BootInfo, MAGIC};
+use ring_proto::bundle::Node;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::gdb::{Gdb, RIP, Wait};
+
+/// Domains' memory begins at multiples of this.
+const ALIGNED: u64 = 2 << 20;
+
+/// A machine.
+#[derive(Debug)]
+pub struct Machine {
+    /// Its processor.
+    pub gdb: Gdb,
+    ram: File,
+    /// Address of the hypervisor's note for core 0.
+    in_guest: u64,
+    spaces: Vec<Option<Space>>,
+}
+
+impl Machine {
+    /// Attaches to a machine whose domains have all been begun; it stands still then.
+    ///
+    /// # Errors
+    ///
+    /// QEMU does not answer, or the hypervisor is not the one in `hv`.
+    pub fn attach(gdb: &Path, ram: &Path, hv: &Path, node: &Node) -> Result<Self> {
+        let file = std::fs::read(hv).with_context(|| format!("can't read {}", hv.display()))?;
+        let in_guest = symbol(&file, "IN_GUEST").with_context(|| hv.display().to_string())?;
+        let ram = File::options().read(true).write(true).open(ram);
+        let ram = ram.context("can't open the machine's memory")?;
+        let gdb = Gdb::connect(gdb)?;
+        let mut machine = Self { gdb, ram, in_guest, spaces: Vec::new() };
+        for id in 0..node.domains.len() {
+            let space = machine.find(node, DomainId::try_from(id)?)?;
+            machine.spaces.push(space);
+        }
+        Ok(machine)
+    }
+
+    /// Where a domain lies: its boot information says whose it is. `None`: it never lived.
+    fn find(&self, node: &Node, id: DomainId) -> Result<Option<Space>> {
+        let domain = node.domains.get(usize::from(id)).context("no such domain")?;
+        let image = node.images.get(usize::from(domain.image)).context("no such image")?;
+        let end = self.ram.metadata()?.len();
+        for base in (ALIGNED..end).step_by(ALIGNED as usize) {
+            let space = Space::new(domain, image, base)
+                .ok_or_else(|| anyhow!("{}: no place for it", domain.name))?;
+            let Some(region) = space.find(Kind::BootInfo) else { continue };
+            let mut boot = BootInfo::new_zeroed();
+            if self.ram.read_exact_at(boot.as_mut_bytes(), region.hpa).is_err() {
+                continue;
+            }
+            if boot.magic == MAGIC && boot.domain == id && boot.heap_len == space.heap_len {
+                return Ok(Some(space));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Who executes the next instruction of a machine that stands still; `None`: the
+    /// hypervisor.
+    ///
+    /// # Errors
+    ///
+    /// Its memory can't be read.
+    pub fn current(&self) -> Result<Option<DomainId>> {
+        let mut word = [0; 4];
+        self.ram.read_exact_at(&mut word, self.in_guest)?;
+        Ok(u32::from_le_bytes(word).checked_sub(1).and_then(|id| id.try_into().ok()))
+    }
+
+    /// Machine address of `len` bytes at `address` in a domain's own memory.
+    ///
+    /// # Errors
+    ///
+    /// They are not all there.
+    pub fn place(&self, domain: DomainId, address: u64, len: usize) -> Result<u64> {
+        let space = self.spaces.get(usize::from(domain)).and_then(Option::as_ref);
+        let place = space.and_then(|space| space.translate(address, len as u64, false));
+        place.with_context(|| format!("domain {domain} has no {len} bytes at {address:#x}"))
+    }
+
+    /// The layout of a domain.
+    pub fn space(&self, domain: DomainId) -> Option<&Space> {
+        self.spaces.get(usize::from(domain)).and_then(Option::as_ref)
+    }
+
+    /// Reads a domain's memory.
+    ///
+    /// # Errors
+    ///
+    /// It has none there.
+    pub fn read(&self, domain: DomainId, address: u64, to: &mut [u8]) -> Result<()> {
+        Ok(self.ram.read_exact_at(to, self.place(domain, address, to.len())?)?)
+    }
+
+    /// Reads a word of a domain's memory.
+    ///
+    /// # Errors
+    ///
+    /// It has none there.
+    pub fn read_word(&self, domain: DomainId, address: u64) -> Result<u64> {
+        let mut word = [0; 8];
+        self.read(domain, address, &mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+
+    /// Reads a value out of a domain's memory.
+    ///
+    /// # Errors
+    ///
+    /// It has no memory there.
+    pub fn read_value<T: FromBytes + IntoBytes>(
+        &self,
+        domain: DomainId,
+        address: u64,
+    ) -> Result<T> {
+        let mut value = T::new_zeroed();
+        self.read(domain, address, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes data into a domain's memory, whether the machine runs or not.
+    ///
+    /// # Errors
+    ///
+    /// It has no memory there.
+    pub fn write(&self, domain: DomainId, address: u64, bytes: &[u8]) -> Result<()> {
+        Ok(self.ram.write_all_at(bytes, self.place(domain, address, bytes.len())?)?)
+    }
+
+    /// Changes instructions of a domain while the machine stands still.
+    ///
+    /// # Errors
+    ///
+    /// It has no memory there, or QEMU does not obey.
+    pub fn write_text(&mut self, domain: DomainId, address: u64, bytes: &[u8]) -> Result<()> {
+        let place = self.place(domain, address, bytes.len())?;
+        self.gdb.write_memory(place, bytes)
+    }
+
+    /// Goes on from a breakpoint that stays.
+    ///
+    /// # Errors
+    ///
+    /// QEMU does not obey.
+    pub fn go_on(&mut self) -> Result<()> {
+        let rip = self.gdb.registers()?[RIP];
+        self.gdb.remove(rip)?;
+        ensure!(self.gdb.step()? == Wait::Stopped, "the machine ended at one instruction");
+        self.gdb.insert(rip)?;
+        self.gdb.resume()
+    }
+}
+
+/// Address of the symbol of an ELF file whose last part is `name`, mangled or not.
+///
+/// # Errors
+///
+/// There is none, or several.
+pub fn symbol(file: &[u8], name: &str) -> Result<u64> {
+    let object = object::File::parse(file).context("no ELF file")?;
+    // A mangled name holds its parts with their lengths before them.
+    let mangled = format!("{}{name}", name.len());
+    let found: Vec<u64> = object
+        .symbols()
+        .filter(|symbol| {
+            symbol.name().is_ok_and(|whole| {
+                whole == name
+                    || whole.starts_with("_ZN") && whole.contains(&format!("{mangled}17h"))
+                    || whole.starts_with("_R") && whole.ends_with(&mangled)
+            })
+        })
+        .map(|symbol| symbol.address())
+        .collect();
+    match &found[..] {
+        [address] => Ok(*address),
+        [] => Err(anyhow!("there is no symbol {name}")),
+        several => Err(anyhow!("there are {} symbols {name}", several.len())),
+    }
+}

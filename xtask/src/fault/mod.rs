@@ -1,0 +1,4 @@
+//! `cargo xtask fault`: fault-injection campaigns.
+
+pub mod gdb;
+pub mod machine;
