@@ -1,7 +1,8 @@
 //! Fault injection, as far as it needs no machine: what faults there are
-//! ([`class`]), what is written down of each trial ([`record`]) and how it is
+//! ([`class`]), what a trial does ([`plan`]), what is written down of each trial ([`record`]) and how it is
 //! judged ([`verdict`]). `cargo xtask fault` runs the trials.
 
 pub mod class;
+pub mod plan;
 pub mod record;
 pub mod verdict;

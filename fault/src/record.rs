@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::class::{Class, Group};
+use crate::plan::Plan;
 use crate::verdict::Verdict;
 
 /// Version of the format.
@@ -31,8 +32,10 @@ pub struct Trial {
     pub workload: String,
     /// Boots of a node that this run of the campaign had made, from 1.
     pub node: u32,
-    /// What was changed.
-    pub injection: Option<Injection>,
+    /// What was done, and when.
+    pub plan: Plan,
+    /// The moment came, and it was done.
+    pub injected: bool,
     /// From the injection until the changed instruction was executed or the changed word
     /// used; `None`: it never was, as far as that was watched.
     pub activated_ns: Option<u64>,
@@ -54,23 +57,6 @@ pub struct Trial {
     pub verdict: Verdict,
     /// Why it is what it is, if the verdict alone does not say.
     pub note: Option<String>,
-}
-
-/// What was changed where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Injection {
-    /// How many requests of the round the guest had seen completed.
-    pub moment: u64,
-    /// Address in the target, if there is one.
-    pub address: Option<u64>,
-    /// The function that it lies in.
-    pub function: Option<String>,
-    /// Bytes before, in hexadecimal.
-    pub before: String,
-    /// Bytes after, in hexadecimal.
-    pub after: String,
-    /// For people: `mov rax,[rbx+8] -> mov rcx,[rbx+8]`.
-    pub text: String,
 }
 
 /// How a fault showed.

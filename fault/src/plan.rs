@@ -1,0 +1,101 @@
+//! What exactly a trial does: enough to do it again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::class::Class;
+
+/// One fault, with all random choices made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "kebab-case")]
+pub enum Fault {
+    /// Bytes of the program are replaced while the guest works; they are put back before the
+    /// driver's next generation begins, for the hypervisor restores what a domain can write.
+    Text {
+        /// The instruction whose execution activates the fault.
+        address: u64,
+        /// First byte that changes.
+        at: u64,
+        /// Bytes there, in hexadecimal.
+        before: String,
+        /// Bytes instead, in hexadecimal.
+        after: String,
+    },
+    /// A register is changed when the driver comes to an instruction.
+    Register {
+        /// The instruction.
+        address: u64,
+        /// Number of the register in GDB's order: RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, R8 ….
+        register: usize,
+        /// What it becomes.
+        value: u64,
+    },
+    /// A store of the driver goes elsewhere: the base register is changed for one instruction.
+    Store {
+        /// The instruction.
+        address: u64,
+        /// The base register.
+        register: usize,
+        /// Where the base points for this one time.
+        value: u64,
+    },
+    /// A word of the stack in use is replaced when the driver comes to an instruction.
+    Stack {
+        /// The instruction.
+        address: u64,
+        /// Which word: this many 65536ths of the way from the stack pointer to the base.
+        fraction: u16,
+        /// What it becomes.
+        value: u64,
+    },
+    /// A word of the heap that is not zero is replaced.
+    Heap {
+        /// Which: this many 2^32ths of the way through all such words.
+        fraction: u32,
+        /// What it becomes.
+        value: u64,
+    },
+    /// The driver's own runtime misbehaves as ordered; the number is that of
+    /// `ring_proto::event::Inject`.
+    Order {
+        /// Which kind.
+        kind: u32,
+    },
+    /// A hypercall of the driver does not happen and seems to succeed.
+    SkipCall {
+        /// Its number.
+        call: u64,
+        /// How many of them happen before.
+        after: u32,
+    },
+    /// Events of a device's interrupt are taken away before the driver sees them.
+    LoseInterrupt {
+        /// How many come before.
+        after: u32,
+    },
+    /// A hypercall of the driver becomes another one.
+    Call {
+        /// How many happen before.
+        after: u32,
+        /// RAX, RDI, RSI, RDX, RCX, R8; the number and the arguments instead.
+        registers: [u64; 6],
+    },
+}
+
+/// A fault and when it happens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Its class.
+    pub class: Class,
+    /// Name of the driver domain.
+    pub target: String,
+    /// How many requests of the round the guest has seen completed by then.
+    pub moment: u64,
+    /// Seed of the round's work.
+    pub round_seed: u64,
+    /// The fault.
+    pub fault: Fault,
+    /// The function that it lies in.
+    pub function: Option<String>,
+    /// For people: `mov rax,[rbx+8] -> mov rcx,[rbx+8]`.
+    pub text: String,
+}
