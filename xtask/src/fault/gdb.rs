@@ -5,6 +5,7 @@
 //! sent to it while it runs; so nothing is sent between [`Gdb::resume`] and a
 //! stop but [`Gdb::interrupt`].
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -25,7 +26,25 @@ pub const RSP: usize = 7;
 /// Of the instruction pointer.
 pub const RIP: usize = 16;
 /// Registers of 64 bits at the front of all.
-pub const REGISTERS: usize = 17;
+const REGISTERS: usize = 17;
+/// Where CR3 is behind them, after EFLAGS, six selectors and six more registers, bytes.
+const CR3: usize = REGISTERS * 8 + 7 * 4 + 5 * 8;
+
+/// Registers of the processor.
+#[derive(Clone, Copy, Debug)]
+pub struct Registers {
+    /// General ones, see [`RSP`], and at [`RIP`] the instruction pointer.
+    pub general: [u64; REGISTERS],
+    /// CR3: who is executing has its own.
+    pub cr3: u64,
+}
+
+impl Registers {
+    /// The instruction pointer.
+    pub fn rip(&self) -> u64 {
+        self.general[RIP]
+    }
+}
 
 /// A machine that is debugged.
 #[derive(Debug)]
@@ -35,6 +54,10 @@ pub struct Gdb {
     input: Vec<u8>,
     /// It stands still.
     stopped: bool,
+    breakpoints: BTreeSet<u64>,
+    watched: Option<u64>,
+    /// The last stop was over what [`Self::watch`] watches.
+    at_watched: bool,
 }
 
 /// What ended a wait.
@@ -57,12 +80,28 @@ impl Gdb {
     pub fn connect(path: &Path) -> Result<Self> {
         let stream = UnixStream::connect(path)
             .with_context(|| format!("can't reach QEMU's gdbstub at {}", path.display()))?;
-        let mut gdb = Self { stream, input: Vec::new(), stopped: false };
+        let mut gdb = Self::over(stream);
         ensure!(gdb.wait(ANSWER)? == Wait::Stopped, "QEMU's gdbstub does not stop the machine");
         // Memory is that of the machine from here on, not what some domain sees of it.
         let answer = gdb.ask("Qqemu.PhyMemMode:1")?;
         ensure!(answer == "OK", "QEMU's gdbstub knows no physical memory: {answer:?}");
         Ok(gdb)
+    }
+
+    fn over(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            input: Vec::new(),
+            stopped: false,
+            breakpoints: BTreeSet::new(),
+            watched: None,
+            at_watched: false,
+        }
+    }
+
+    /// Whether the last stop was over what is watched.
+    pub fn is_at_watched(&self) -> bool {
+        self.at_watched
     }
 
     /// Whether the machine stands still.
@@ -98,6 +137,7 @@ impl Gdb {
             None => Ok(Wait::Time),
             Some(packet) if packet.starts_with('T') || packet.starts_with('S') => {
                 self.stopped = true;
+                self.at_watched = packet.contains("watch:");
                 Ok(Wait::Stopped)
             }
             // `W`: the machine ended. Empty: the connection did.
@@ -118,24 +158,69 @@ impl Gdb {
 
     /// Stops the machine whenever any program comes to `address`.
     pub fn insert(&mut self, address: u64) -> Result<()> {
-        self.demand(&format!("Z0,{address:x},1"))
+        if self.breakpoints.insert(address) {
+            self.demand(&format!("Z0,{address:x},1"))?;
+        }
+        Ok(())
     }
 
     /// No longer.
     pub fn remove(&mut self, address: u64) -> Result<()> {
-        self.demand(&format!("z0,{address:x},1"))
+        if self.breakpoints.remove(&address) {
+            self.demand(&format!("z0,{address:x},1"))?;
+        }
+        Ok(())
     }
 
-    /// The general registers and the instruction pointer.
-    pub fn registers(&mut self) -> Result<[u64; REGISTERS]> {
+    /// Stops the machine whenever any program has read one of 8 bytes at `address`.
+    pub fn watch(&mut self, address: u64) -> Result<()> {
+        if self.watched.replace(address).is_none() {
+            self.demand(&format!("Z3,{address:x},8"))?;
+        }
+        Ok(())
+    }
+
+    /// No longer.
+    pub fn forget(&mut self) -> Result<()> {
+        match self.watched.take() {
+            Some(address) => self.demand(&format!("z3,{address:x},8")),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes all breakpoints away.
+    pub fn clear(&mut self) -> Result<()> {
+        self.forget()?;
+        while let Some(&address) = self.breakpoints.first() {
+            self.remove(address)?;
+        }
+        Ok(())
+    }
+
+    /// Lets a machine go on that stands still, at a breakpoint or not.
+    pub fn go_on(&mut self) -> Result<()> {
+        let rip = self.registers()?.rip();
+        if self.breakpoints.contains(&rip) {
+            self.remove(rip)?;
+            if self.step()? == Wait::Ended {
+                return Ok(());
+            }
+            self.insert(rip)?;
+        }
+        self.resume()
+    }
+
+    /// The registers.
+    pub fn registers(&mut self) -> Result<Registers> {
         let bytes = unhex(&self.ask("g")?).context("registers")?;
-        let mut registers = [0; REGISTERS];
+        let mut general = [0; REGISTERS];
         let (words, _) = bytes.as_chunks::<8>();
-        ensure!(words.len() >= REGISTERS, "QEMU's gdbstub gives {} registers", words.len());
-        for (register, word) in registers.iter_mut().zip(words) {
+        let cr3 = bytes.get(CR3..).and_then(<[u8]>::first_chunk);
+        let cr3 = cr3.with_context(|| format!("{} bytes of registers", bytes.len()))?;
+        for (register, word) in general.iter_mut().zip(words) {
             *register = u64::from_le_bytes(*word);
         }
-        Ok(registers)
+        Ok(Registers { general, cr3: u64::from_le_bytes(*cr3) })
     }
 
     /// Changes one of them.
@@ -245,7 +330,7 @@ mod tests {
 
     fn pair() -> (Gdb, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Gdb { stream: ours, input: Vec::new(), stopped: true }, theirs)
+        (Gdb { stopped: true, ..Gdb::over(ours) }, theirs)
     }
 
     #[test]
@@ -282,10 +367,14 @@ mod tests {
     #[test]
     fn registers_are_little_endian() {
         let (mut gdb, mut stub) = pair();
-        let text = hex(&(0..REGISTERS as u64).flat_map(u64::to_le_bytes).collect::<Vec<_>>());
+        let mut bytes: Vec<u8> = (0..REGISTERS as u64).flat_map(u64::to_le_bytes).collect();
+        bytes.resize(CR3, 0);
+        bytes.extend(0x10_2000u64.to_le_bytes());
+        let text = hex(&bytes);
         let sum = text.bytes().fold(0u8, u8::wrapping_add);
         stub.write_all(format!("${text}#{sum:02x}").as_bytes()).unwrap();
-        assert_eq!(gdb.registers().unwrap()[RIP], RIP as u64);
+        let registers = gdb.registers().unwrap();
+        assert_eq!((registers.rip(), registers.cr3), (RIP as u64, 0x10_2000));
     }
 
     #[test]

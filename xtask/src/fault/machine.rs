@@ -12,15 +12,16 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use hv_core::memory::{Kind, Space};
 use object::{Object, ObjectSymbol};
 use ring_proto::DomainId;
 use ring_proto::boot::{BootInfo, MAGIC};
 use ring_proto::bundle::Node;
+use ring_proto::layout::PAGE_TABLES;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::gdb::{Gdb, RIP, Wait};
+use super::gdb::{Gdb, Registers};
 
 /// Domains' memory begins at multiples of this.
 const ALIGNED: u64 = 2 << 20;
@@ -76,13 +77,17 @@ impl Machine {
         Ok(None)
     }
 
-    /// Who executes the next instruction of a machine that stands still; `None`: the
-    /// hypervisor.
+    /// Who executes the next instruction of a machine that stands still with these registers;
+    /// `None`: the hypervisor. Its note comes a little before a domain is entered and goes a
+    /// little after that was left, so the page tables count as well.
     ///
     /// # Errors
     ///
     /// Its memory can't be read.
-    pub fn current(&self) -> Result<Option<DomainId>> {
+    pub fn current(&self, registers: &Registers) -> Result<Option<DomainId>> {
+        if registers.cr3 != PAGE_TABLES {
+            return Ok(None);
+        }
         let mut word = [0; 4];
         self.ram.read_exact_at(&mut word, self.in_guest)?;
         Ok(u32::from_le_bytes(word).checked_sub(1).and_then(|id| id.try_into().ok()))
@@ -156,19 +161,6 @@ impl Machine {
     pub fn write_text(&mut self, domain: DomainId, address: u64, bytes: &[u8]) -> Result<()> {
         let place = self.place(domain, address, bytes.len())?;
         self.gdb.write_memory(place, bytes)
-    }
-
-    /// Goes on from a breakpoint that stays.
-    ///
-    /// # Errors
-    ///
-    /// QEMU does not obey.
-    pub fn go_on(&mut self) -> Result<()> {
-        let rip = self.gdb.registers()?[RIP];
-        self.gdb.remove(rip)?;
-        ensure!(self.gdb.step()? == Wait::Stopped, "the machine ended at one instruction");
-        self.gdb.insert(rip)?;
-        self.gdb.resume()
     }
 }
 
