@@ -110,13 +110,13 @@ classes! {
     Branch = "branch", Software, true,
         "The condition of one conditional branch is inverted.", "Nooks";
     Pointer = "pointer", Software, true,
-        "The base register or the displacement of one memory operand is changed.",
+        "The base register of one memory operand is replaced by another, or one bit of its displacement inverted.",
         "MINIX swifi `pointer`; Nooks";
     LoopBound = "loop-bound", Software, true,
-        "The condition that ends one loop is off by one: `<` becomes `<=` or the other way round.",
+        "The condition that ends one loop is off by one: `<` becomes `<=` or the other way round, or the constant compared with one more or less.",
         "MINIX swifi `loop`; Nooks";
     Uninitialised = "uninitialised", Software, true,
-        "One store of an initial value into the stack frame, in a function's first instructions, is left out.",
+        "One store of an initial value into the stack frame, or the zeroing of the register that it stores, in a function's first 16 instructions, is left out.",
         "MINIX swifi `init`; Nooks";
     Stack = "stack", Software, true,
         "One word between the stack pointer and the stack's base is replaced by a random one.",
@@ -126,7 +126,7 @@ classes! {
     UseAfterFree = "use-after-free", Software, true,
         "The allocator hands a block out that is still in use.", "Nooks";
     RandomWord = "random-word", Software, true,
-        "One register is replaced by a random value at a random instruction.",
+        "One register is replaced by a random value in front of a random instruction that reads it.",
         "MINIX swifi `random`";
 
     Panic = "panic", Control, false,

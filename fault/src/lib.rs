@@ -1,8 +1,10 @@
 //! Fault injection, as far as it needs no machine: what faults there are
-//! ([`class`]), what a trial does ([`plan`]), what is written down of each trial ([`record`]) and how it is
+//! ([`class`]), how they change a program ([`mutate`]), what a trial does
+//! ([`plan`]), what is written down of each trial ([`record`]) and how it is
 //! judged ([`verdict`]). `cargo xtask fault` runs the trials.
 
 pub mod class;
+pub mod mutate;
 pub mod plan;
 pub mod record;
 pub mod verdict;
