@@ -10,6 +10,7 @@
 //! | [`files`] | what a guest that works with files tells of them |
 //! | [`download`] | the server of a stream that a guest downloads |
 //! | [`http`] | one connection to the node, whose every break is noticed |
+//! | [`judges`] | the node of the fault campaigns, and orders to the judges in it |
 //! | [`values`] | values whose bytes say what they are |
 //! | [`workload`] | clients that put, get and check without end |
 //!
@@ -23,6 +24,7 @@ pub mod download;
 pub mod fat;
 pub mod files;
 pub mod http;
+pub mod judges;
 pub mod runner;
 pub mod values;
 pub mod workload;

@@ -10,6 +10,7 @@
 //! | [`build`], [`elf`], [`bundle`] | bare-metal images, flattened, into one bundle |
 //! | [`disk`] | GPT disk images with the manifest's volumes |
 //! | [`qemu`] | a running node and its verdict |
+//! | [`judge`] | orders to a judge in a running machine, and what it saw |
 //! | [`run`], [`test`](mod@test), [`check`], [`deny`], [`sizes`], [`mod@bench`] | the commands |
 //! | [`attacks`], [`without`] | attacks on a node, and their tests without the defence |
 //! | [`sim`](mod@sim) | deterministic simulation, and bugs planted for it |
@@ -29,6 +30,7 @@ pub mod fault;
 pub mod figures;
 pub mod fuzz;
 pub mod http;
+pub mod judge;
 pub mod manifest;
 pub mod models;
 pub mod mutants;

@@ -23,7 +23,6 @@ mod blk;
 mod net;
 mod outage;
 mod record;
-mod region;
 
 use domain_rt::{hypercall, ring_proto::boot::BootInfo};
 

@@ -14,11 +14,10 @@ use core::{
 };
 
 use domain_rt::{env::DomainEnv, events, exec};
-use ring_ends::blk::{Frontend, FrontendConfig, Geometry, Io, ring_pages};
+use ring_ends::blk::{Frontend, Geometry, Io};
 use ring_proto::{
     PAGE_SIZE, Port,
     blk::{Op, SECTOR, SLOTS, Segment, Status},
-    conn::Protocol,
     shm::SharedMem,
 };
 
@@ -100,25 +99,15 @@ impl BlkClient {
     /// Takes this domain's first blk connection. Nothing happens until
     /// [`BlkClient::run`] is polled.
     pub fn new(pool_pages: u32) -> Result<Self, SetupError> {
-        let (connection, pages) = connect::find(Protocol::Blk)?;
-        let ring = ring_pages(SLOTS).ok_or(ring_ends::ConfigError::Slots)?;
-        let config = FrontendConfig {
-            pages,
-            port: connection.port(),
-            peer: connection.boot.peer,
-            ring: connect::region(ring)?,
-            pool: connect::region(pool_pages)?,
-            slots: SLOTS,
-        };
-        let mut front = Frontend::new(config)?;
+        let (connection, mut front, pool) = connect::blk(pool_pages)?;
         front.complain_after(connect::patience(&connection));
         Ok(Self {
             shared: Rc::new(RefCell::new(Shared {
                 front,
                 env: DomainEnv,
-                port: config.port,
+                port: connection.port(),
                 peer: connection.peer_name(),
-                pool: config.pool.mem,
+                pool,
                 pages: PagePool::new(pool_pages as usize),
                 requests: (0..SLOTS).map(|_| Request::Free).collect(),
                 queue: VecDeque::new(),

@@ -3,11 +3,18 @@
 use core::fmt;
 
 use domain_rt::{conn::Connection, env, time};
-use ring_ends::{ConfigError, Region};
+use ring_ends::{ConfigError, Region, blk, net};
 use ring_proto::{
     PAGE_SIZE,
+    blk::SLOTS as BLK_SLOTS,
     conn::{Pages, Protocol, Role},
+    net::SLOTS as NET_SLOTS,
+    shm::SharedMem,
 };
+
+/// Pages of a net pool: a tx and an rx buffer for each slot.
+const NET_POOL_PAGES: u32 = 128;
+const _: () = assert!(NET_POOL_PAGES as usize * PAGE_SIZE == NET_SLOTS as usize * 2 * net::BUFFER);
 
 /// Why a guest cannot use a connection. None of these goes away by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,4 +71,34 @@ pub fn region(pages: u32) -> Result<Region, SetupError> {
     debug_assert_eq!(mem.len() / PAGE_SIZE, pages as usize);
     let first = env::alloc_grefs(pages).ok_or(SetupError::NoGrants)?;
     Ok(Region { mem, first })
+}
+
+/// A frontend of this domain's first blk connection, which complains about nothing
+/// yet, and the memory of its buffer pool.
+pub fn blk(pool_pages: u32) -> Result<(Connection, blk::Frontend, SharedMem), SetupError> {
+    let (connection, pages) = find(Protocol::Blk)?;
+    let config = blk::FrontendConfig {
+        pages,
+        port: connection.port(),
+        peer: connection.boot.peer,
+        ring: region(blk::ring_pages(BLK_SLOTS).ok_or(ConfigError::Slots)?)?,
+        pool: region(pool_pages)?,
+        slots: BLK_SLOTS,
+    };
+    Ok((connection, blk::Frontend::new(config)?, config.pool.mem))
+}
+
+/// The same for net, which has a buffer for each slot of its two rings.
+pub fn net() -> Result<(Connection, net::Frontend), SetupError> {
+    let (connection, pages) = find(Protocol::Net)?;
+    let config = net::FrontendConfig {
+        pages,
+        port: connection.port(),
+        peer: connection.boot.peer,
+        tx_ring: region(net::tx_ring_pages(NET_SLOTS).ok_or(ConfigError::Slots)?)?,
+        rx_ring: region(net::rx_ring_pages(NET_SLOTS).ok_or(ConfigError::Slots)?)?,
+        pool: region(NET_POOL_PAGES)?,
+        slots: NET_SLOTS,
+    };
+    Ok((connection, net::Frontend::new(config)?))
 }

@@ -10,19 +10,12 @@ use core::task::Context;
 
 use domain_rt::{env::DomainEnv, events, exec};
 use embassy_net_driver::{Capabilities, Driver, HardwareAddress, LinkState};
-use ring_ends::net::{BUFFER, Frontend, FrontendConfig, rx_ring_pages, tx_ring_pages};
-use ring_proto::{
-    PAGE_SIZE, Port,
-    conn::Protocol,
-    net::{MAX_FRAME, SLOTS},
-};
+use ring_ends::net::{BUFFER, Frontend};
+use ring_proto::{Port, net::MAX_FRAME};
 
 use crate::connect;
 pub use crate::connect::SetupError;
 
-/// Pages of the buffer pool: a tx and an rx buffer for each slot.
-const POOL_PAGES: u32 = 128;
-const _: () = assert!(POOL_PAGES as usize * PAGE_SIZE == SLOTS as usize * 2 * BUFFER);
 /// Frames taken in one go, so that a flood does not keep other tasks waiting.
 const BURST: u32 = 64;
 /// Times that a full or empty ring is looked at again at once.
@@ -48,23 +41,12 @@ pub struct NetDevice {
 impl NetDevice {
     /// Takes this domain's first net connection. The stack's runner drives it.
     pub fn new() -> Result<Self, SetupError> {
-        let (connection, pages) = connect::find(Protocol::Net)?;
-        let bad_slots = ring_ends::ConfigError::Slots;
-        let config = FrontendConfig {
-            pages,
-            port: connection.port(),
-            peer: connection.boot.peer,
-            tx_ring: connect::region(tx_ring_pages(SLOTS).ok_or(bad_slots)?)?,
-            rx_ring: connect::region(rx_ring_pages(SLOTS).ok_or(bad_slots)?)?,
-            pool: connect::region(POOL_PAGES)?,
-            slots: SLOTS,
-        };
-        let mut front = Frontend::new(config)?;
+        let (connection, mut front) = connect::net()?;
         front.complain_after(connect::patience(&connection));
         Ok(Self {
             front,
             env: DomainEnv,
-            port: config.port,
+            port: connection.port(),
             peer: connection.peer_name(),
             mac: connection.boot.mac,
             connected: false,

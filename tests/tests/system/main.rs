@@ -18,6 +18,7 @@ mod durability;
 mod endurance;
 mod hypervisor;
 mod iommu;
+mod judges;
 mod recovery;
 mod resets;
 mod serving;
@@ -50,6 +51,8 @@ fn main() -> ExitCode {
         recovery::g7_the_supervisor_is_killed_under_load,
         recovery::g3_no_request_fails_over_100_driver_crashes,
         recovery::g3_both_drivers_die_at_once,
+        judges::g3_judges_see_no_harm_when_drivers_die,
+        judges::judges_find_corrupt_data,
         endurance::g3_deaths_leave_nothing_behind,
         workloads::g3_files_and_a_download_outlive_their_drivers,
         workloads::g3_files_and_a_download_outlive_their_drivers_with_spares,

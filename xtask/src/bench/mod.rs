@@ -48,7 +48,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::manifest::Manifest;
-use crate::qemu::{NodeConfig, Verdict, install};
+use crate::qemu::{NodeConfig, Verdict, install, with_path, with_peer};
 use crate::{build, figures, workspace};
 
 /// ns of virtual time from a sent frame to its arrival.
@@ -249,28 +249,15 @@ fn show(config: &NodeConfig) -> String {
     workspace::show(&config.serial_log)
 }
 
+/// The same NICs, and a disk whose image is the file `disk`. The host writes it to a
+/// medium when it likes to.
+#[must_use]
+pub fn real_disk_devices(disk: &Path) -> Vec<OsString> {
+    let options = "if=none,id=disk,format=raw,cache=unsafe,file.locking=on,file.filename=";
+    with_peer(vec!["-drive".into(), with_path(options, disk)], WIRE_NS)
+}
+
 /// A disk without a medium, a NIC, and the peer's NIC on the same hub.
-///
-/// `ioeventfd=off` has the CPU's own thread start a request at once, and not
-/// the main loop some time later.
 fn devices(dir: &Path) -> Result<Vec<OsString>> {
-    let mut arguments = disk::arguments(dir)?;
-    let disk = "virtio-blk-pci,drive=disk,addr=4,ioeventfd=off";
-    arguments.push("-device".into());
-    arguments.push(format!("{disk},disable-legacy=on,iommu_platform=on").into());
-    for (id, address, mac) in
-        [("under-test", 5, "52:54:00:12:34:56"), ("peer", 6, "52:54:00:12:34:57")]
-    {
-        arguments.push("-netdev".into());
-        arguments.push(format!("hubport,id={id},hubid=0").into());
-        arguments.push("-device".into());
-        arguments.push(
-            format!(
-                "virtio-net-pci,netdev={id},addr={address},mac={mac},romfile=,ioeventfd=off,\
-                 tx=timer,x-txtimer={WIRE_NS},disable-legacy=on,iommu_platform=on"
-            )
-            .into(),
-        );
-    }
-    Ok(arguments)
+    Ok(with_peer(disk::arguments(dir)?, WIRE_NS))
 }

@@ -62,11 +62,24 @@ pub fn command(
         (false, true) => "tcg,thread=single",
         (false, false) => "tcg,thread=multi",
     };
+    let machine = "q35,smbus=off,sata=off,vmport=off";
     let mut command = Command::new(qemu);
+    match &config.ram {
+        None => command.args(["-M", machine]),
+        Some(path) => {
+            let backend = format!(
+                "memory-backend-file,id=ram,size={}K,share=on,mem-path=",
+                config.memory / KIB
+            );
+            command
+                .arg("-object")
+                .arg(with_path(&backend, path))
+                .args(["-M", &format!("{machine},memory-backend=ram")])
+        }
+    };
     command
         .args(["-nodefaults", "-no-user-config", "-no-reboot"])
         .args(["-display", "none", "-vga", "none"])
-        .args(["-M", "q35,smbus=off,sata=off,vmport=off"])
         .args(["-cpu", &config.cpu, "-accel", accel, "-smp", &cores.to_string()])
         .args(["-m", &format!("{}K", config.memory / KIB)])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])

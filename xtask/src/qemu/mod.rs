@@ -15,6 +15,7 @@
 
 mod accel;
 mod command;
+mod devices;
 mod explain;
 pub mod install;
 mod log;
@@ -32,6 +33,7 @@ use anyhow::{Context, Result, anyhow, bail};
 pub use accel::Accel;
 pub use command::Iommu;
 pub(crate) use command::with_path;
+pub(crate) use devices::with_peer;
 pub use log::Log;
 pub use node::{RunningNode, Verdict};
 
@@ -71,6 +73,9 @@ pub struct NodeConfig {
     pub cpu: String,
     /// Memory of the machine, bytes.
     pub memory: u64,
+    /// A file that is the machine's memory, made if it is missing: what the host writes
+    /// there is in the machine at once. `None` = memory that only QEMU has.
+    pub ram: Option<PathBuf>,
     /// Who executes the machine's instructions.
     pub accel: Accel,
     /// What stands between devices and memory.
@@ -105,6 +110,7 @@ impl NodeConfig {
             smp: None,
             cpu: "EPYC".to_owned(),
             memory: 512 * MIB,
+            ram: None,
             accel: Accel::Tcg,
             iommu: Iommu::Amd,
             icount: false,

@@ -1,20 +1,20 @@
 //! A volume of a driver domain, over a ring. Buffers are in the granted pool,
 //! so the disk reads and writes them where they are.
 
-use domain_rt::{conn, env::DomainEnv, events, time::NEVER};
+use domain_rt::{env::DomainEnv, events, time::NEVER};
+use guest_io::connect;
 use ring_ends::{
     Progress,
-    blk::{Frontend, FrontendConfig, Io, ring_pages},
+    blk::{Frontend, Io},
 };
 use ring_proto::{
     PAGE_SIZE,
-    blk::{Op, SLOTS, Segment, Status},
-    conn::{Protocol, Role},
+    blk::{Op, Segment, Status},
     shm::SharedMem,
 };
 
 use super::{BUFFER, BUFFERS, Disk, SECTORS};
-use crate::{args::Args, region::region};
+use crate::args::Args;
 
 pub(super) struct Ring {
     pub(super) front: Frontend,
@@ -30,18 +30,9 @@ pub(crate) fn run(args: &Args) -> Result<(), &'static str> {
 
 /// The volume, once a driver answered.
 pub(super) fn open() -> Result<Ring, &'static str> {
-    let connection = conn::all(Protocol::Blk, Role::Frontend).next().ok_or("no blk connection")?;
-    let pool = region((BUFFERS * BUFFER / PAGE_SIZE) as u32)?;
-    let config = FrontendConfig {
-        pages: connection.pages(),
-        port: connection.port(),
-        peer: connection.boot.peer,
-        ring: region(ring_pages(SLOTS).ok_or("too many slots")?)?,
-        pool,
-        slots: SLOTS,
-    };
-    let front = Frontend::new(config).map_err(|_| "the blk frontend refused its memory")?;
-    let mut ring = Ring { front, env: DomainEnv, memory: pool.mem, progress: Progress::default() };
+    let pages = (BUFFERS * BUFFER / PAGE_SIZE) as u32;
+    let (_, front, memory) = connect::blk(pages).map_err(|_| "no blk connection, or no memory")?;
+    let mut ring = Ring { front, env: DomainEnv, memory, progress: Progress::default() };
     while !ring.front.is_connected() {
         ring.look()?;
         if ring.front.refusal().is_some() {

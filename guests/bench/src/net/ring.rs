@@ -1,21 +1,11 @@
 //! A vif of a driver domain, over rings.
 
-use domain_rt::{conn, env::DomainEnv, events, time::NEVER};
-use ring_ends::{
-    Progress,
-    net::{BUFFER, Frontend, FrontendConfig, rx_ring_pages, tx_ring_pages},
-};
-use ring_proto::{
-    PAGE_SIZE,
-    conn::{Protocol, Role},
-    net::SLOTS,
-};
+use domain_rt::{env::DomainEnv, events, time::NEVER};
+use guest_io::connect;
+use ring_ends::{Progress, net::Frontend};
 
 use super::stack::Nic;
-use crate::{args::Args, region::region};
-
-/// A tx and an rx buffer for each slot.
-const POOL_PAGES: u32 = SLOTS * 2 * BUFFER as u32 / PAGE_SIZE as u32;
+use crate::args::Args;
 
 pub(super) struct Ring {
     pub(super) front: Frontend,
@@ -31,17 +21,7 @@ pub(crate) fn run(args: &Args) -> Result<(), &'static str> {
 
 /// The vif, once a driver answered.
 pub(super) fn open() -> Result<Ring, &'static str> {
-    let connection = conn::all(Protocol::Net, Role::Frontend).next().ok_or("no net connection")?;
-    let config = FrontendConfig {
-        pages: connection.pages(),
-        port: connection.port(),
-        peer: connection.boot.peer,
-        tx_ring: region(tx_ring_pages(SLOTS).ok_or("too many slots")?)?,
-        rx_ring: region(rx_ring_pages(SLOTS).ok_or("too many slots")?)?,
-        pool: region(POOL_PAGES)?,
-        slots: SLOTS,
-    };
-    let front = Frontend::new(config).map_err(|_| "the net frontend refused its memory")?;
+    let (connection, front) = connect::net().map_err(|_| "no net connection, or no memory")?;
     let mut ring =
         Ring { front, env: DomainEnv, mac: connection.boot.mac, progress: Progress::default() };
     while !ring.front.is_connected() {

@@ -1,0 +1,155 @@
+//! A round: what was ordered, and what was seen so far.
+
+use domain_rt::time::{NEVER, now_ns};
+use judge_orders::{Orders, Outcome, Wrong, state, wrong};
+use ring_ends::Counters;
+
+use crate::outside::{JUDGE, moment};
+
+pub(crate) struct Round {
+    pub(crate) orders: Orders,
+    pub(crate) seen: Outcome,
+    /// Counts of the frontend when the round began.
+    before: Counters,
+    /// This round's requests in flight.
+    in_flight: u64,
+    /// When the latest of them was completed, or the first submitted.
+    mark: u64,
+    /// Not to submit before this time.
+    next_ns: u64,
+    /// Nothing was completed since the latest reconnect.
+    reconnected: bool,
+    moment_due: bool,
+}
+
+impl Round {
+    /// Begins one. `orders` are valid.
+    pub(crate) fn begin(orders: Orders, counters: Counters) -> Self {
+        let seen = Outcome {
+            round: orders.round,
+            state: state::RUNNING,
+            begun_ns: now_ns(),
+            ..Outcome::default()
+        };
+        JUDGE.tell(&seen);
+        Self {
+            orders,
+            seen,
+            before: counters,
+            in_flight: 0,
+            mark: 0,
+            next_ns: 0,
+            reconnected: false,
+            moment_due: true,
+        }
+    }
+
+    /// When the round is given up.
+    pub(crate) fn give_up_ns(&self) -> u64 {
+        self.seen.begun_ns.saturating_add(self.orders.limit_ns)
+    }
+
+    /// After each poll of the frontend. Returns whether the connection just came back.
+    pub(crate) fn look(&mut self, counters: Counters) {
+        let connects = counters.connects - self.before.connects;
+        if connects != self.seen.connects {
+            self.reconnected = true;
+        }
+        self.seen.connects = connects;
+        self.seen.disconnects = counters.disconnects - self.before.disconnects;
+        self.seen.replayed = counters.replayed - self.before.replayed;
+        self.seen.complaints = counters.complaints - self.before.complaints;
+        self.seen.misbehaviours = counters.misbehaviours - self.before.misbehaviours;
+    }
+
+    /// Whether a request may be submitted now, if `window` may be in flight.
+    pub(crate) fn may_submit(&self, window: u64) -> bool {
+        self.seen.submitted < self.orders.requests
+            && self.in_flight < window
+            && now_ns() >= self.next_ns
+    }
+
+    /// When the next request may be submitted, if it is only time that is missing.
+    pub(crate) fn next_ns(&self, window: u64) -> u64 {
+        let waits = self.seen.submitted < self.orders.requests && self.in_flight < window;
+        if waits { self.next_ns } else { NEVER }
+    }
+
+    /// A request was submitted.
+    pub(crate) fn submitted(&mut self) {
+        let now = now_ns();
+        if self.in_flight == 0 {
+            self.mark = now;
+        }
+        self.in_flight += 1;
+        self.seen.submitted += 1;
+        self.next_ns = now.saturating_add(self.orders.pace_ns);
+    }
+
+    /// A request of this round was completed.
+    pub(crate) fn completed(&mut self) {
+        let now = now_ns();
+        self.seen.longest_ns = self.seen.longest_ns.max(now - self.mark);
+        self.mark = now;
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.seen.completed += 1;
+        if self.reconnected {
+            self.reconnected = false;
+            self.seen.first_after_ns = now;
+        }
+        self.reach_moment();
+    }
+
+    /// A request is not in flight any more, and not completed either.
+    pub(crate) fn gave_up(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.seen.lost += 1;
+    }
+
+    /// One that was given up is completed after all.
+    pub(crate) fn completed_after_all(&mut self) {
+        self.seen.lost = self.seen.lost.saturating_sub(1);
+        // It is not among those in flight.
+        self.in_flight += 1;
+        self.completed();
+    }
+
+    /// Calls the moment, once, when as many requests are completed as ordered.
+    pub(crate) fn reach_moment(&mut self) {
+        if self.moment_due && self.seen.completed >= self.orders.moment {
+            self.moment_due = false;
+            self.seen.moment_ns = now_ns();
+            JUDGE.tell(&self.seen);
+            moment();
+        }
+    }
+
+    /// Something was not as it must be.
+    pub(crate) fn wrong(&mut self, what: Wrong) {
+        match what.what {
+            wrong::STALE => self.seen.stale += 1,
+            _ => self.seen.wrong += 1,
+        }
+        if self.seen.first_wrong.what == wrong::NOTHING {
+            self.seen.first_wrong = what;
+        }
+    }
+
+    /// Whether no request of this round is to come or in flight.
+    pub(crate) fn is_worked_off(&self) -> bool {
+        self.seen.submitted == self.orders.requests && self.in_flight == 0
+    }
+
+    /// Shows what was seen so far; with a state, the round is over.
+    pub(crate) fn tell(&mut self, over: Option<u64>) {
+        if let Some(state) = over {
+            let now = now_ns();
+            if self.in_flight > 0 {
+                self.seen.longest_ns = self.seen.longest_ns.max(now - self.mark);
+            }
+            self.seen.ended_ns = now;
+            self.seen.state = state;
+        }
+        JUDGE.tell(&self.seen);
+    }
+}
