@@ -19,7 +19,7 @@ use crate::recovery::{PATIENCE, crash};
 const BLOCK: usize = 4096;
 
 /// A round in whose middle a driver dies.
-const LONG: u64 = 6000;
+const LONG: u64 = 20_000;
 
 /// Rounds without a fault, then rounds in which both drivers die in the middle: all
 /// data is what it must be.
@@ -44,9 +44,10 @@ pub fn g3_judges_see_no_harm_when_drivers_die(bench: &Bench) -> Result<()> {
             let orders = Orders { moment: LONG / 2, ..round(LONG) };
             for (driver, judge) in [("blk", &mut judges.blk), ("net", &mut judges.net)] {
                 let what = || format!("{how:?} of {driver}");
-                judge.order(orders)?;
+                let number = judge.order(orders)?;
                 wait_for("some progress", PATIENCE, || {
-                    Ok((judge.outcome()?.completed > 0).then_some(()))
+                    let seen = judge.outcome()?;
+                    Ok((seen.round == number && seen.completed > 0).then_some(()))
                 })?;
                 crash(client, driver, how)?;
                 let outcome = finish(judge).with_context(what)?;
