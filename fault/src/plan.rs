@@ -81,6 +81,20 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// The instruction at which it happens, if it is at one.
+    #[must_use]
+    pub fn address(&self) -> Option<u64> {
+        match *self {
+            Self::Text { address, .. }
+            | Self::Register { address, .. }
+            | Self::Store { address, .. }
+            | Self::Stack { address, .. } => Some(address),
+            _ => None,
+        }
+    }
+}
+
 /// A fault and when it happens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {

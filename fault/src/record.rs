@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::class::{Class, Group};
 use crate::plan::Plan;
+use crate::terms::terms;
 use crate::verdict::Verdict;
 
 /// Version of the format.
@@ -59,38 +60,46 @@ pub struct Trial {
     pub note: Option<String>,
 }
 
-/// How a fault showed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Manifestation {
-    /// Not at all.
-    None,
-    /// The driver panicked.
-    Panic,
-    /// A CPU exception.
-    Exception,
-    /// An access that the nested page tables forbid.
-    NestedFault,
-    /// A triple fault.
-    Shutdown,
-    /// It did not wait in time.
-    Hang,
-    /// It ran and did no work.
-    Stall,
-    /// An instruction that domains may not execute.
-    Forbidden,
-    /// An access by its device that the IOMMU forbids.
-    IommuFault,
-    /// Its heap was used up.
-    Memory,
-    /// It called `exit`.
-    Exit,
-    /// A peer found its answers against the protocol.
-    Protocol,
-    /// An error of the device, reported to the guest.
-    DeviceError,
-    /// The guest got wrong data, or none, and nobody ended the driver.
-    Silent,
+impl Trial {
+    /// Whether the fault had an effect, or was at least executed or used: every trial but those
+    /// in which nothing whatever was seen of it.
+    #[must_use]
+    pub fn is_activated(&self) -> bool {
+        self.verdict != Verdict::NotActivated
+    }
+
+    /// Whether something of the system under test saw the fault. The checksums that the
+    /// workload's guest brings along are not part of it.
+    #[must_use]
+    pub fn detected(&self) -> Option<Detection> {
+        self.detection.filter(|detection| detection.by != Detector::Guest)
+    }
+
+    /// Whether a guest's data was lost or corrupted.
+    #[must_use]
+    pub fn is_corrupt(&self) -> bool {
+        matches!(self.data, Data::Corrupt | Data::Lost)
+    }
+}
+
+terms! {
+    /// How a fault showed.
+    pub enum Manifestation {
+        None = "none", "Not at all.";
+        Panic = "panic", "The driver panicked.";
+        Exception = "exception", "A CPU exception.";
+        NestedFault = "nested-fault", "An access that the nested page tables forbid.";
+        Shutdown = "shutdown", "A triple fault.";
+        Hang = "hang", "It did not wait in time.";
+        Stall = "stall", "It ran and did no work.";
+        Forbidden = "forbidden", "An instruction that domains may not execute.";
+        IommuFault = "iommu-fault", "An access by its device that the IOMMU forbids.";
+        Memory = "memory", "Its heap was used up.";
+        Exit = "exit", "It called `exit`.";
+        Protocol = "protocol", "A peer found its answers against the protocol.";
+        DeviceError = "device-error", "An error of the device, reported to the guest.";
+        Silent = "silent", "The guest got wrong data, or none, and nobody ended the driver.";
+    }
 }
 
 /// Who saw the fault.
@@ -102,24 +111,17 @@ pub struct Detection {
     pub after_ns: u64,
 }
 
-/// Who can see a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Detector {
-    /// The driver itself: its panic, its exception handler, its own checks.
-    Driver,
-    /// The hypervisor: nested page tables, intercepts.
-    Hypervisor,
-    /// The hypervisor's watchdog.
-    Watchdog,
-    /// The IOMMU.
-    Iommu,
-    /// A frontend's checks, or its complaint.
-    Frontend,
-    /// The supervisor.
-    Supervisor,
-    /// The guest's end-to-end checksums only.
-    Guest,
+terms! {
+    /// Who can see a fault.
+    pub enum Detector {
+        Driver = "driver", "The driver itself: its panic, its exception handler, its own checks.";
+        Hypervisor = "hypervisor", "The hypervisor: nested page tables, intercepts.";
+        Watchdog = "watchdog", "The hypervisor's watchdog.";
+        Iommu = "iommu", "The IOMMU.";
+        Frontend = "frontend", "A frontend's checks, or its complaint.";
+        Supervisor = "supervisor", "The supervisor.";
+        Guest = "guest", "The guest's end-to-end checksums only.";
+    }
 }
 
 /// How the driver came back.
@@ -148,16 +150,12 @@ pub struct Guest {
     pub longest_ns: u64,
 }
 
-/// The guest's data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Data {
-    /// All that was acknowledged is there, and all that was read was right.
-    Intact,
-    /// The guest read, or received, something wrong.
-    Corrupt,
-    /// A write that was acknowledged is not there.
-    Lost,
-    /// Nobody could look.
-    Unknown,
+terms! {
+    /// The guest's data.
+    pub enum Data {
+        Intact = "intact", "All that was acknowledged is there, and all that was read was right.";
+        Corrupt = "corrupt", "The guest read, or received, something wrong.";
+        Lost = "lost", "A write that was acknowledged is not there.";
+        Unknown = "unknown", "Nobody could look.";
+    }
 }

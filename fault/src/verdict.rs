@@ -3,52 +3,36 @@
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Data, Manifestation, Trial};
+use crate::terms::terms;
 
-/// The judgement of a trial, from best to worst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// The fault was never activated within the trial's bound.
-    NotActivated,
-    /// It was activated, and all checks found nothing.
-    Harmless,
-    /// It was detected, the driver recovered, and nothing was lost.
-    Recovered,
-    /// The guest got errors, which the class brings about by its definition.
-    Reported,
-    /// The guest got wrong data through the driver or device, of a class that does that.
-    Corrupted,
-    /// The driver did not work, nobody noticed within the bound, or it did not come back.
-    Undetected,
-    /// Acknowledged data was lost or corrupted by a class that must not do that.
-    DataLost,
-    /// A domain was harmed that has nothing to do with the target.
-    NeighbourHarmed,
-    /// The hypervisor failed.
-    HypervisorFailed,
-    /// None of these: to be looked into.
-    Unexplained,
+terms! {
+    /// The judgement of a trial, from best to worst.
+    pub enum Verdict {
+        NotActivated = "not-activated", "The fault was never activated within the trial's bound.";
+        Harmless = "harmless", "It was activated, and all checks found nothing.";
+        Recovered = "recovered", "It was detected, the driver recovered, and nothing was lost.";
+        Reported = "reported", "The guest got errors, which the class brings about by its definition.";
+        Corrupted = "corrupted", "The guest got wrong data through the driver or device, of a class that does that.";
+        Undetected = "undetected", "The driver did not work, nobody noticed within the bound, or it did not come back.";
+        DataLost = "data-lost", "Acknowledged data was lost or corrupted by a class that must not do that.";
+        NeighbourHarmed = "neighbour-harmed", "A domain was harmed that has nothing to do with the target.";
+        HypervisorFailed = "hypervisor-failed", "The hypervisor failed.";
+        Unexplained = "unexplained", "None of these: to be looked into.";
+    }
 }
 
 impl Verdict {
-    /// All of them, from best to worst.
-    pub const ALL: [Self; 10] = [
-        Self::NotActivated,
-        Self::Harmless,
-        Self::Recovered,
-        Self::Reported,
-        Self::Corrupted,
-        Self::Undetected,
-        Self::DataLost,
-        Self::NeighbourHarmed,
-        Self::HypervisorFailed,
-        Self::Unexplained,
-    ];
-
-    /// Whether all is as the guarantees have it.
+    /// Whether all is as the guarantees have it, and no data was touched.
     #[must_use]
     pub fn is_clean(self) -> bool {
         self <= Self::Reported
+    }
+
+    /// Whether a promise was broken, or might have been: neither clean nor the corruption of
+    /// data that the class stands for, which the architecture does not promise to prevent.
+    #[must_use]
+    pub fn falls_short(self) -> bool {
+        self > Self::Corrupted
     }
 }
 
