@@ -16,7 +16,7 @@ use crate::{MAX_CONNECTIONS, MAX_DOMAIN_DEVICES, MAX_DOMAINS};
 /// Value of [`Header::magic`].
 pub const MAGIC: [u8; 8] = *b"BHBUNDLE";
 /// Value of [`Header::version`].
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Value of [`Header::magic`] in an image file, which updates one domain: the
 /// header is followed by the `postcard` form of one [`Image`], padded to a page,
 /// and its segments, each page aligned.
@@ -170,12 +170,21 @@ pub struct Restart {
     pub window_s: u32,
     /// Restarted after a death at all.
     pub automatic: bool,
+    /// How long it may take to answer the supervisor's check after a complaint, ms.
+    pub check_ms: u16,
 }
 
 impl Default for Restart {
     /// What holds for a domain whose manifest says nothing else.
     fn default() -> Self {
-        Self { floor_ms: 5, backoff_percent: 200, budget: 5, window_s: 10, automatic: true }
+        Self {
+            floor_ms: 5,
+            backoff_percent: 200,
+            budget: 5,
+            window_s: 10,
+            automatic: true,
+            check_ms: 500,
+        }
     }
 }
 

@@ -297,8 +297,8 @@ pub struct DomainInfo {
     pub good_crc: u32,
     /// Devices that it owns.
     pub devices: u16,
-    /// Padding.
-    pub reserved: u16,
+    /// Restart policy from the manifest, see [`crate::bundle::Restart`].
+    pub check_ms: u16,
     /// [`crate::bundle::Domain::update_space`].
     pub update_space: u64,
     /// Name from the manifest, NUL-padded.

@@ -73,7 +73,7 @@ memory = "4MiB"
 dma_pool = "1MiB"
 device = "nic0"
 spare = true
-restart = { floor_ms = 5, backoff = 2.0, budget = 5, window_s = 10 }
+restart = { floor_ms = 5, backoff = 2.0, budget = 5, window_s = 10, check_ms = 20 }
 
 [domain.kv]
 image = "kv"

@@ -15,8 +15,6 @@ use ring_proto::{
 
 use crate::Node;
 
-/// How long a backend may take to answer a check, ns.
-pub const CHECK_NS: u64 = 500_000_000;
 /// A frontend's word alone restarts its backend once within this time, ns.
 pub const WORD_NS: u64 = 60_000_000_000;
 
@@ -89,7 +87,7 @@ impl Complaints {
                 return Verdict::Leave;
             }
             let Ok(number) = node.check(info.id, false) else { return Verdict::Leave };
-            let deadline_ns = now.saturating_add(CHECK_NS);
+            let deadline_ns = now.saturating_add(u64::from(info.check_ms) * 1_000_000);
             let (generation, frontend) = (info.generation, info.complainant);
             *check = Some(Check { generation, number, deadline_ns, frontend });
             return Verdict::Wait(deadline_ns);

@@ -127,6 +127,7 @@ impl FakeNode {
                 restart_budget: 5,
                 restart_window_s: 10,
                 restart_automatic: 1,
+                check_ms: 500,
                 spare_of: NOBODY,
                 update_space: if text == &"blk" { 1 << 20 } else { 0 },
                 name,

@@ -1,7 +1,7 @@
 //! What a restarted supervisor still knows; complaints; planned restarts.
 
 use super::*;
-use crate::complaint::{CHECK_NS, Complaints, Verdict};
+use crate::complaint::{Complaints, Verdict};
 
 fn die_and_return(bench: &mut Bench, domain: u16, times: usize) {
     for _ in 0..times {
@@ -105,10 +105,10 @@ fn a_generation_owes_no_answer_to_a_check_of_the_one_before() {
     let mut complaints = Complaints::new();
     let mut blk = bench.node.domains[usize::from(BLK)];
     let asked = complaints.judge(&mut bench.node, &blk, &[], 0);
-    assert_eq!(asked, Verdict::Wait(CHECK_NS));
+    assert_eq!(asked, Verdict::Wait(500 * MS));
     // It died and began anew while the supervisor did not look.
     blk.generation += 1;
-    let judged = complaints.judge(&mut bench.node, &blk, &[], CHECK_NS);
+    let judged = complaints.judge(&mut bench.node, &blk, &[], 500 * MS);
     assert_eq!(judged, Verdict::Leave);
 }
 
