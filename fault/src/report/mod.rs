@@ -3,10 +3,17 @@
 //! A campaign's directory holds what was observed, in two files that a run grows
 //! ([`log`]): `campaign.json`, its parameters ([`campaign`]), and `trials.jsonl`, a line for
 //! each trial. `effort.json` says what it cost. All else is made from these and can be made
-//! again: `summary.json` ([`summary`]), `junit.xml` ([`junit`]), and the table on the terminal
-//! ([`table`]). Directories of shards are joined by [`merge`].
+//! again: `summary.json` ([`summary`]), `junit.xml` ([`junit`]), `report.html` ([`html`]),
+//! and the table on the terminal ([`table`]). Directories of shards are joined by [`merge`].
 
+#[cfg(test)]
+mod book;
+#[cfg(test)]
+mod browser;
 pub mod campaign;
+mod chart;
+pub mod headline;
+pub mod html;
 pub mod junit;
 pub mod log;
 pub mod merge;
@@ -47,6 +54,8 @@ pub fn write(dir: &Path) -> Result<Written> {
     save_json(&dir.join("summary.json"), &summary)?;
     let xml = junit::render(&results, dir)?;
     save(&dir.join("junit.xml"), xml.as_bytes())?;
+    let page = html::render(&results, &summary, dir)?;
+    save(&dir.join("report.html"), page.as_bytes())?;
     let table = table::render(&summary, &results.trials, dir);
     Ok(Written { summary, torn: results.torn, table })
 }
