@@ -2,7 +2,8 @@
 //! other end of the wire, which sends them back.
 //!
 //! Nobody promises that a datagram arrives, so one that does not is lost and no
-//! more. What comes back must be what was sent.
+//! more: another is sent for it, as the round lasts until as many came back as were
+//! ordered. What comes back must be what was sent.
 
 use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
 
@@ -36,13 +37,14 @@ const LOST: u64 = 5 * MS;
 /// Nor is one for whose buffer the driver gives no answer: it says so late if there
 /// is nothing else to do. A hang is seen before.
 const HELD: u64 = 20 * MS;
+/// Most datagrams of a round, with all that are sent for lost ones.
+const MOST: usize = 1 << 18;
 /// Between two questions for the peer's address.
 const ASK: u64 = 5 * MS;
 
 /// What became of a datagram of this round.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    Unsent,
     UnderWay,
     Lost,
     Back,
@@ -129,11 +131,13 @@ impl Datagrams {
         (LEN.start() + mix(self.seed ^ number) % span) as usize
     }
 
-    /// Sends the next datagram of the round. Returns whether there was room.
+    /// Whether a datagram can be sent.
+    fn has_room(&self) -> bool {
+        self.front.tx_room() > 0 && self.fates.len() < MOST
+    }
+
+    /// Sends the next datagram of the round. Returns whether it was taken.
     fn send(&mut self, round: &mut Round) -> bool {
-        if self.front.tx_room() == 0 {
-            return false;
-        }
         let number = round.seen.submitted;
         let label = Label { writer: self.writer, place: number, version: round.orders.round };
         let len = self.len(number);
@@ -143,9 +147,7 @@ impl Datagrams {
             return false;
         }
         round.submitted();
-        if let Some(fate) = self.fates.get_mut(number as usize) {
-            *fate = Fate::UnderWay;
-        }
+        self.fates.push(Fate::UnderWay);
         self.under_way.push_back((number, now_ns()));
         true
     }
@@ -203,7 +205,7 @@ impl Datagrams {
             }
             Some(Fate::Back) => round.seen.duplicate += 1,
             // Nobody sent it.
-            Some(Fate::Unsent) | None => {
+            None => {
                 round.wrong(wrong(wrong::FUTURE, label.place, 0, Some(label)));
             }
         }
@@ -224,17 +226,13 @@ impl Datagrams {
         }
         let patience = if self.front.tx_room() == self.buffers { LOST } else { HELD };
         while let Some(&(number, sent)) = self.under_way.front() {
-            let fate = self.fates.get_mut(number as usize);
-            match fate {
-                Some(fate @ Fate::UnderWay) => {
-                    let deadline = sent.saturating_add(patience);
-                    if now < deadline {
-                        return deadline;
-                    }
-                    *fate = Fate::Lost;
-                    round.gave_up();
+            if let Some(fate @ Fate::UnderWay) = self.fates.get_mut(number as usize) {
+                let deadline = sent.saturating_add(patience);
+                if now < deadline {
+                    return deadline;
                 }
-                _ => {}
+                *fate = Fate::Lost;
+                round.gave_up();
             }
             self.under_way.pop_front();
         }
@@ -254,7 +252,6 @@ impl Work for Datagrams {
     fn begin(&mut self, round: &Round) {
         self.seed = round.orders.seed;
         self.fates.clear();
-        self.fates.resize(round.orders.requests as usize, Fate::Unsent);
         self.under_way.clear();
         self.connects = self.front.counters().connects;
         self.careful = false;
@@ -269,10 +266,10 @@ impl Work for Datagrams {
         }
         let mut deadline = self.give_up(round);
         let window = if self.careful { 1 } else { round.orders.window };
-        while round.may_submit(window) && self.send(round) {
+        while round.may_submit(window) && self.has_room() && self.send(round) {
             again = true;
         }
-        if self.front.tx_room() > 0 {
+        if self.has_room() {
             deadline = deadline.min(round.next_ns(window));
         }
         let mut done = false;

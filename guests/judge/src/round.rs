@@ -13,8 +13,8 @@ pub(crate) struct Round {
     before: Counters,
     /// This round's requests in flight.
     in_flight: u64,
-    /// When the latest of them was completed, or the first submitted.
-    mark: u64,
+    /// From when on an answer is waited for: the latest one, or the first request without.
+    waiting_from: Option<u64>,
     /// Not to submit before this time.
     next_ns: u64,
     /// Nothing was completed since the latest reconnect.
@@ -37,7 +37,7 @@ impl Round {
             seen,
             before: counters,
             in_flight: 0,
-            mark: 0,
+            waiting_from: None,
             next_ns: 0,
             reconnected: false,
             moment_due: true,
@@ -49,7 +49,7 @@ impl Round {
         self.seen.begun_ns.saturating_add(self.orders.limit_ns)
     }
 
-    /// After each poll of the frontend. Returns whether the connection just came back.
+    /// After each poll of the frontend.
     pub(crate) fn look(&mut self, counters: Counters) {
         let connects = counters.connects - self.before.connects;
         if connects != self.seen.connects {
@@ -64,23 +64,24 @@ impl Round {
 
     /// Whether a request may be submitted now, if `window` may be in flight.
     pub(crate) fn may_submit(&self, window: u64) -> bool {
-        self.seen.submitted < self.orders.requests
-            && self.in_flight < window
-            && now_ns() >= self.next_ns
+        self.wants_more(window) && now_ns() >= self.next_ns
     }
 
     /// When the next request may be submitted, if it is only time that is missing.
     pub(crate) fn next_ns(&self, window: u64) -> u64 {
-        let waits = self.seen.submitted < self.orders.requests && self.in_flight < window;
-        if waits { self.next_ns } else { NEVER }
+        if self.wants_more(window) { self.next_ns } else { NEVER }
+    }
+
+    /// Whether another request is due. For one that was lost, it is.
+    fn wants_more(&self, window: u64) -> bool {
+        let not_lost = self.seen.submitted.saturating_sub(self.seen.lost);
+        not_lost < self.orders.requests && self.in_flight < window
     }
 
     /// A request was submitted.
     pub(crate) fn submitted(&mut self) {
         let now = now_ns();
-        if self.in_flight == 0 {
-            self.mark = now;
-        }
+        self.waiting_from.get_or_insert(now);
         self.in_flight += 1;
         self.seen.submitted += 1;
         self.next_ns = now.saturating_add(self.orders.pace_ns);
@@ -89,9 +90,9 @@ impl Round {
     /// A request of this round was completed.
     pub(crate) fn completed(&mut self) {
         let now = now_ns();
-        self.seen.longest_ns = self.seen.longest_ns.max(now - self.mark);
-        self.mark = now;
+        self.waited_until(now);
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.waiting_from = (self.in_flight > 0).then_some(now);
         self.seen.completed += 1;
         if self.reconnected {
             self.reconnected = false;
@@ -135,18 +136,21 @@ impl Round {
         }
     }
 
-    /// Whether no request of this round is to come or in flight.
+    /// Whether as many requests were completed as ordered, and none is in flight.
     pub(crate) fn is_worked_off(&self) -> bool {
-        self.seen.submitted == self.orders.requests && self.in_flight == 0
+        self.seen.completed >= self.orders.requests && self.in_flight == 0
+    }
+
+    fn waited_until(&mut self, now: u64) {
+        let waited = self.waiting_from.map_or(0, |from| now.saturating_sub(from));
+        self.seen.longest_ns = self.seen.longest_ns.max(waited);
     }
 
     /// Shows what was seen so far; with a state, the round is over.
     pub(crate) fn tell(&mut self, over: Option<u64>) {
         if let Some(state) = over {
             let now = now_ns();
-            if self.in_flight > 0 {
-                self.seen.longest_ns = self.seen.longest_ns.max(now - self.mark);
-            }
+            self.waited_until(now);
             self.seen.ended_ns = now;
             self.seen.state = state;
         }

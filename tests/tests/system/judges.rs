@@ -3,15 +3,22 @@
 
 use std::{fs::File, ops::Range, os::unix::fs::FileExt, time::Instant};
 
-use anyhow::{Context, Result, ensure};
-use judge_orders::{MAX_REQUESTS, Orders, VERIFY_ALL, state, wrong};
+use anyhow::{Context, Result, bail, ensure};
+use judge_orders::{
+    MAX_REQUESTS, MOMENT_SYMBOL, Orders, Outcome, VERIFY, VERIFY_ALL, VERIFY_BEFORE, state, wrong,
+};
 use nodectl::control::How;
 use system_tests::{
     bench::Bench,
-    judges::{carry_out, finish, is_intact, round, with_judges},
+    judges::{Tap, carry_out, finish, is_intact, round, with_judges},
     runner::wait_for,
 };
-use xtask::{disk, judge::Judge};
+use xtask::{
+    disk,
+    judge::{self, Judge},
+    qemu::PEER_MAC,
+    workspace,
+};
 
 use crate::recovery::{PATIENCE, crash};
 
@@ -24,43 +31,51 @@ const LONG: u64 = 20_000;
 /// Rounds without a fault, then rounds in which both drivers die in the middle: all
 /// data is what it must be.
 pub fn g3_judges_see_no_harm_when_drivers_die(bench: &Bench) -> Result<()> {
-    with_judges(bench, |_, client, judges| {
-        for number in 1..=8 {
-            let orders = Orders { seed: number, moment: 32, ..round(64) };
-            let begin = Instant::now();
-            let outcomes = judges.both(orders)?;
-            let took = begin.elapsed();
-            for outcome in outcomes {
-                is_intact(&orders, &outcome)?;
-                ensure!(outcome.lost == 0 && outcome.moment_ns > outcome.begun_ns, "{outcome:?}");
+    with_judges(
+        bench,
+        |_| (),
+        |_, client, judges| {
+            judge::symbol(&workspace::node_dir().join("judge.elf"), MOMENT_SYMBOL)?;
+            for number in 1..=8 {
+                let orders = Orders { seed: number, moment: 32, ..round(64) };
+                let begin = Instant::now();
+                let outcomes = judges.both(orders)?;
+                let took = begin.elapsed();
+                for outcome in outcomes {
+                    is_intact(&orders, &outcome)?;
+                    ensure!(
+                        outcome.lost == 0 && outcome.moment_ns > outcome.begun_ns,
+                        "{outcome:?}"
+                    );
+                }
+                let [blk, net] = outcomes.map(|o| (o.ended_ns - o.begun_ns) / 1000);
+                eprintln!("round {number}: blk {blk} us, net {net} us, {took:?} of the host");
+                ensure!(outcomes[0].verified > 0, "nothing was read back: {:?}", outcomes[0]);
             }
-            let [blk, net] = outcomes.map(|o| (o.ended_ns - o.begun_ns) / 1000);
-            eprintln!("round {number}: blk {blk} us, net {net} us, {took:?} of the host");
-            ensure!(outcomes[0].verified > 0, "nothing was read back: {:?}", outcomes[0]);
-        }
-        refuses(&mut judges.blk)?;
-        refuses(&mut judges.net)?;
-        for how in [How::Panic, How::Loop] {
-            let orders = Orders { moment: LONG / 2, ..round(LONG) };
-            for (driver, judge) in [("blk", &mut judges.blk), ("net", &mut judges.net)] {
-                let what = || format!("{how:?} of {driver}");
-                let number = judge.order(orders)?;
-                wait_for("some progress", PATIENCE, || {
-                    let seen = judge.outcome()?;
-                    Ok((seen.round == number && seen.completed > 0).then_some(()))
-                })?;
-                crash(client, driver, how)?;
-                let outcome = finish(judge).with_context(what)?;
-                is_intact(&orders, &outcome).with_context(what)?;
-                let seen = (outcome.disconnects, outcome.connects, outcome.replayed > 0);
-                ensure!(seen == (1, 1, true), "{}: {outcome:?}", what());
-                ensure!(outcome.first_after_ns > outcome.begun_ns, "{}: {outcome:?}", what());
+            refuses(&mut judges.blk)?;
+            refuses(&mut judges.net)?;
+            for how in [How::Panic, How::Loop] {
+                let orders = Orders { moment: LONG / 2, ..round(LONG) };
+                for (driver, judge) in [("blk", &mut judges.blk), ("net", &mut judges.net)] {
+                    let what = || format!("{how:?} of {driver}");
+                    let number = judge.order(orders)?;
+                    wait_for("some progress", PATIENCE, || {
+                        let seen = judge.outcome()?;
+                        Ok((seen.round == number && seen.completed > 0).then_some(()))
+                    })?;
+                    crash(client, driver, how)?;
+                    let outcome = finish(judge).with_context(what)?;
+                    is_intact(&orders, &outcome).with_context(what)?;
+                    let seen = (outcome.disconnects, outcome.connects, outcome.replayed > 0);
+                    ensure!(seen == (1, 1, true), "{}: {outcome:?}", what());
+                    ensure!(outcome.first_after_ns > outcome.begun_ns, "{}: {outcome:?}", what());
+                }
             }
-        }
-        let orders = Orders { flags: VERIFY_ALL, ..round(0) };
-        let outcome = carry_out(&mut judges.blk, orders)?;
-        is_intact(&orders, &outcome)
-    })
+            let orders = Orders { flags: VERIFY_ALL, ..round(0) };
+            let outcome = carry_out(&mut judges.blk, orders)?;
+            is_intact(&orders, &outcome)
+        },
+    )
 }
 
 /// Orders that are none are answered so, and the next ones are carried out.
@@ -80,47 +95,124 @@ fn refuses(judge: &mut Judge) -> Result<()> {
 /// A byte of a block is another, a block is where another was, a write is lost: the
 /// judge says which, once, and mends it.
 pub fn judges_find_corrupt_data(bench: &Bench) -> Result<()> {
-    with_judges(bench, |_, _, judges| {
-        let volume = Volume::open(&bench.dir().join("disk.img"))?;
-        let judge = &mut judges.blk;
-        let all = Orders { flags: VERIFY_ALL, ..round(0) };
-        let outcome = carry_out(judge, all)?;
-        is_intact(&all, &outcome)?;
-        ensure!(outcome.verified as usize == volume.used(), "{outcome:?}");
+    with_judges(
+        bench,
+        |_| (),
+        |_, _, judges| {
+            let volume = Volume::open(&bench.dir().join("disk.img"))?;
+            let judge = &mut judges.blk;
+            let all = Orders { flags: VERIFY_ALL, ..round(0) };
+            let outcome = carry_out(judge, all)?;
+            is_intact(&all, &outcome)?;
+            ensure!(outcome.verified as usize == volume.used(), "{outcome:?}");
 
-        for offset in [0, 31, 32, BLOCK - 1] {
-            let mut block = volume.read(77)?;
-            block[offset] ^= 0x40;
-            volume.write(77, &block)?;
-            let first = carry_out(judge, all)?.first_wrong;
-            let what = if offset < 32 { wrong::NO_LABEL } else { wrong::BYTES };
-            let at = if offset < 32 { 0 } else { offset as u64 };
-            ensure!((first.what, first.place, first.offset) == (what, 77, at), "{first:?}");
+            for offset in [0, 31, 32, BLOCK - 1] {
+                let mut block = volume.read(77)?;
+                block[offset] ^= 0x40;
+                volume.write(77, &block)?;
+                let first = carry_out(judge, all)?.first_wrong;
+                let what = if offset < 32 { wrong::NO_LABEL } else { wrong::BYTES };
+                let at = if offset < 32 { 0 } else { offset as u64 };
+                ensure!((first.what, first.place, first.offset) == (what, 77, at), "{first:?}");
+                is_intact(&all, &carry_out(judge, all)?).context("it was not mended")?;
+            }
+
+            volume.write(3, &volume.read(2000)?)?;
+            let outcome = carry_out(judge, all)?;
+            let first = outcome.first_wrong;
+            ensure!((outcome.wrong, outcome.stale) == (1, 0), "{outcome:?}");
+            let seen = (first.what, first.place, first.found_place);
+            ensure!(seen == (wrong::PLACE, 3, 2000), "{first:?}");
             is_intact(&all, &carry_out(judge, all)?).context("it was not mended")?;
+
+            let before = volume.all()?;
+            let orders = Orders { flags: VERIFY, ..round(64) };
+            is_intact(&orders, &carry_out(judge, orders)?)?;
+            let after = volume.all()?;
+            let mut blocks = before.chunks(BLOCK).zip(after.chunks(BLOCK));
+            let block = blocks.position(|(before, after)| before != after);
+            let block = block.context("the round wrote nothing")?;
+            volume.write(block, &before[block * BLOCK..][..BLOCK])?;
+            // What it wrote, and no more.
+            let orders = Orders { flags: VERIFY_BEFORE, ..round(0) };
+            let outcome = carry_out(judge, orders)?;
+            ensure!((1..256).contains(&outcome.verified), "{outcome:?}");
+            ensure!((outcome.wrong, outcome.stale) == (0, 1), "{outcome:?}");
+            let first = outcome.first_wrong;
+            let is_older = first.found_version < first.oldest;
+            ensure!(
+                (first.what, first.place) == (wrong::STALE, block as u64) && is_older,
+                "{first:?}"
+            );
+            is_intact(&all, &carry_out(judge, all)?).context("it was not mended")
+        },
+    )
+}
+
+/// Where a datagram's data begins in a frame, and the UDP checksum.
+const DATA: usize = 14 + 20 + 8;
+const CHECKSUM: usize = 14 + 20 + 6;
+/// Where the version is in labelled data.
+const VERSION: Range<usize> = DATA + 16..DATA + 24;
+/// Rounds that are tried until all forged frames come within one.
+const TRIES: u32 = 5;
+
+/// Frames that nobody sent: the judge says of each what it is.
+pub fn judges_find_corrupt_datagrams(bench: &Bench) -> Result<()> {
+    let tap = Tap::new(bench)?;
+    let connect = |config: &mut _| tap.connect(config);
+    with_judges(bench, connect, |_, _, judges| {
+        let judge = &mut judges.net;
+        let mut last = Outcome::default();
+        for _ in 0..TRIES {
+            let number = judge.order(round(16))?;
+            let old = answer(&tap, number)?;
+            finish(judge)?;
+            // In the quiet at its end; should the host be too slow for that, in the next one's.
+            let number = judge.order(Orders { quiet_ns: 500_000_000, ..round(16) })?;
+            let new = answer(&tap, number)?;
+            let forged = |at: usize, with_checksum: bool| {
+                let mut frame = old.clone();
+                frame[at] ^= 1;
+                if with_checksum {
+                    // None: IPv4 allows that.
+                    frame[CHECKSUM..CHECKSUM + 2].fill(0);
+                }
+                frame
+            };
+            for frame in [
+                &old,
+                &new,
+                &forged(DATA + 40, false),
+                &forged(DATA + 40, true),
+                &forged(DATA, true),
+            ] {
+                tap.send(frame)?;
+            }
+            last = finish(judge)?;
+            let first = last.first_wrong;
+            let seen = (last.late, last.duplicate, last.damaged, last.wrong, last.lost);
+            if seen == (1, 1, 1, 2, 0) {
+                ensure!((first.what, first.offset) == (wrong::BYTES, 40), "{last:?}");
+                let orders = round(64);
+                return is_intact(&orders, &carry_out(judge, orders)?);
+            }
         }
+        bail!("not all of it was seen: {last:?}")
+    })
+}
 
-        volume.write(3, &volume.read(2000)?)?;
-        let outcome = carry_out(judge, all)?;
-        let first = outcome.first_wrong;
-        ensure!((outcome.wrong, outcome.stale) == (1, 0), "{outcome:?}");
-        let seen = (first.what, first.place, first.found_place);
-        ensure!(seen == (wrong::PLACE, 3, 2000), "{first:?}");
-        is_intact(&all, &carry_out(judge, all)?).context("it was not mended")?;
-
-        let before = volume.all()?;
-        let orders = round(64);
-        is_intact(&orders, &carry_out(judge, orders)?)?;
-        let after = volume.all()?;
-        let mut blocks = before.chunks(BLOCK).zip(after.chunks(BLOCK));
-        let block = blocks.position(|(before, after)| before != after);
-        let block = block.context("the round wrote nothing")?;
-        volume.write(block, &before[block * BLOCK..][..BLOCK])?;
-        let outcome = carry_out(judge, all)?;
-        ensure!((outcome.wrong, outcome.stale) == (0, 1), "{outcome:?}");
-        let first = outcome.first_wrong;
-        let is_older = first.found_version < first.oldest;
-        ensure!((first.what, first.place) == (wrong::STALE, block as u64) && is_older, "{first:?}");
-        is_intact(&all, &carry_out(judge, all)?).context("it was not mended")
+/// The first datagram of a round that comes back from the peer.
+fn answer(tap: &Tap, round: u64) -> Result<Vec<u8>> {
+    wait_for("a datagram", PATIENCE, || {
+        while let Some(frame) = tap.hear()? {
+            let is_back = frame.get(6..12) == Some(&PEER_MAC);
+            let version = frame.get(VERSION).and_then(|bytes| bytes.first_chunk());
+            if is_back && version.map(|bytes| u64::from_le_bytes(*bytes)) == Some(round) {
+                return Ok(Some(frame));
+            }
+        }
+        Ok(None)
     })
 }
 

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         recovery::g3_both_drivers_die_at_once,
         judges::g3_judges_see_no_harm_when_drivers_die,
         judges::judges_find_corrupt_data,
+        judges::judges_find_corrupt_datagrams,
         endurance::g3_deaths_leave_nothing_behind,
         workloads::g3_files_and_a_download_outlive_their_drivers,
         workloads::g3_files_and_a_download_outlive_their_drivers_with_spares,

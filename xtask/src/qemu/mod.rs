@@ -33,6 +33,7 @@ use anyhow::{Context, Result, anyhow, bail};
 pub use accel::Accel;
 pub use command::Iommu;
 pub(crate) use command::with_path;
+pub use devices::PEER_MAC;
 pub(crate) use devices::with_peer;
 pub use log::Log;
 pub use node::{RunningNode, Verdict};

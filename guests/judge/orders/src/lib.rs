@@ -84,7 +84,8 @@ pub struct Orders {
     pub round: u64,
     /// What the round's random choices follow from.
     pub seed: u64,
-    /// Requests of the round, at most [`MAX_REQUESTS`].
+    /// Requests of the round, at most [`MAX_REQUESTS`]: it lasts until so many were
+    /// completed. For a datagram that is lost another is sent.
     pub requests: u64,
     /// When so many of them were completed the judge calls [`MOMENT_SYMBOL`], once;
     /// 0 = before the first is submitted, `u64::MAX` = never.
@@ -185,9 +186,10 @@ pub struct Outcome {
     pub begun_ns: u64,
     /// When it ended.
     pub ended_ns: u64,
-    /// Requests submitted.
+    /// Requests submitted: those completed, those lost, and while the round runs those
+    /// in flight.
     pub submitted: u64,
-    /// Requests completed; of datagrams, those that came back.
+    /// Requests completed, with an error or without; of datagrams, those that came back.
     pub completed: u64,
     /// Requests that ended with an error.
     pub errors: u64,
