@@ -17,6 +17,8 @@ use crate::{
 
 /// Bytes that [`exhaust_memory`] takes at a time.
 const CHUNK: usize = 64 << 10;
+/// Turns of [`busy`].
+const BUSY: u32 = 4096;
 
 /// Does what was ordered, which ends this generation but for `Slow`. To the
 /// compiler some other kinds return.
@@ -68,6 +70,7 @@ fn stall() -> ! {
 fn livelock(turn: impl Fn()) -> ! {
     loop {
         turn();
+        busy();
         let _ = hypercall::wait(0);
         let _ = events::take_all();
     }
@@ -78,7 +81,14 @@ fn slow() {
     events::misbehave_again(Inject::Slow);
     let until = now_ns().saturating_add(SLOW_NS);
     while now_ns() < until {
-        core::hint::spin_loop();
+        busy();
+    }
+}
+
+/// Some ten thousand instructions, none of which a hypervisor could notice.
+fn busy() {
+    for turn in 0..BUSY {
+        black_box(turn);
     }
 }
 

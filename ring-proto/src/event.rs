@@ -53,7 +53,7 @@ pub const SERVED: u32 = 2;
 /// [`EventPage::ready`]: a spare waits for [`PORT_TAKEOVER`].
 pub const STANDBY: u32 = 3;
 /// What [`Inject::Slow`] adds, ns.
-pub const SLOW_NS: u64 = 1_000_000;
+pub const SLOW_NS: u64 = 500_000;
 /// Bit of [`EventPage::check`].
 pub const DRAIN: u32 = 1 << 31;
 /// Bit of [`EventPage::health`].

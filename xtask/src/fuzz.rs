@@ -67,7 +67,7 @@ pub struct Options {
 }
 
 /// Reads `90`, `90s`, `10m` or `2h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no time, such as 30s, 10m or 2h");
     let digits = text.trim_end_matches(['s', 'm', 'h']);
     let unit = match text.get(digits.len()..) {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::manifest::{self, Manifest, ManifestError};
-use xtask::{bench, build, check, fuzz, run, sim, sizes, test, workspace};
+use xtask::{bench, build, check, fault, fuzz, run, sim, sizes, test, workspace};
 
 /// Builds, runs, tests and measures Bulkhead
 #[derive(Parser)]
@@ -36,6 +36,8 @@ enum Command {
     Sim(sim::Options),
     /// Measure blk and net through driver domains, beside the drivers linked into the guest
     Bench(bench::Options),
+    /// Strike drivers with faults while guests work, and see what becomes of it
+    Fault(Box<fault::Options>),
     /// Print sizes of images and of the hypervisor against their budgets
     Sizes(sizes::Options),
 }
@@ -71,6 +73,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Sim(options) => sim::sim(&options),
         Command::Bench(options) => bench::bench(&options),
+        Command::Fault(options) => fault::fault(&options),
         Command::Sizes(options) => sizes::sizes(&options),
     }
 }

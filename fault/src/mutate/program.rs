@@ -118,7 +118,7 @@ impl Program {
             if !is_defined || name.is_empty() {
                 continue;
             }
-            let name = format!("{:#}", rustc_demangle::demangle(name));
+            let name = plain(&format!("{:#}", rustc_demangle::demangle(name))).to_owned();
             if symbol.kind() == SymbolKind::Text {
                 functions.push((name.clone(), symbol.address(), symbol.size()));
             }
@@ -274,6 +274,15 @@ fn decode(address: u64, code: &[u8]) -> Option<Vec<Instruction>> {
 }
 
 /// Whether `path` is `suffix`, or ends with it as whole parts of a path.
+/// A name without the number that link-time optimisation gives to what was local to a crate:
+/// `events::LAST_WAIT` of `events::LAST_WAIT.0`.
+fn plain(name: &str) -> &str {
+    match name.rsplit_once('.') {
+        Some((plain, number)) if number.parse::<u32>().is_ok() => plain,
+        _ => name,
+    }
+}
+
 fn is_path_end(path: &str, suffix: &str) -> bool {
     path.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with("::"))
 }

@@ -18,9 +18,9 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// Most bytes of memory in one packet; QEMU 7.2 takes 4096 characters.
 const MEMORY: usize = 1024;
 
-/// Index of RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, R8 … R15, RIP, RFLAGS in
+/// Index of RAX in GDB's order of registers: RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, R8 … R15, RIP, RFLAGS in
 /// `org.gnu.gdb.i386.core`.
-pub const RDX: usize = 3;
+pub const RAX: usize = 0;
 /// Of the stack pointer.
 pub const RSP: usize = 7;
 /// Of the instruction pointer.
@@ -85,6 +85,8 @@ impl Gdb {
         // Memory is that of the machine from here on, not what some domain sees of it.
         let answer = gdb.ask("Qqemu.PhyMemMode:1")?;
         ensure!(answer == "OK", "QEMU's gdbstub knows no physical memory: {answer:?}");
+        // It lets registers be written one by one only by those who know their description.
+        gdb.ask("qXfer:features:read:target.xml:0,ff0")?;
         Ok(gdb)
     }
 

@@ -13,8 +13,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
+use fault::mutate::Program;
 use hv_core::memory::{Kind, Space};
-use object::{Object, ObjectSymbol};
 use ring_proto::DomainId;
 use ring_proto::boot::{BootInfo, MAGIC};
 use ring_proto::bundle::Node;
@@ -34,6 +34,8 @@ pub struct Machine {
     ram: File,
     /// Address of the hypervisor's note for core 0.
     in_guest: u64,
+    /// Where the hypervisor ends a domain's life, before it restores its memory.
+    pub death: u64,
     spaces: Vec<Option<Space>>,
 }
 
@@ -45,11 +47,16 @@ impl Machine {
     /// QEMU does not answer, or the hypervisor is not the one in `hv`.
     pub fn attach(gdb: &Path, ram: &Path, hv: &Path, node: &Node) -> Result<Self> {
         let file = std::fs::read(hv).with_context(|| format!("can't read {}", hv.display()))?;
-        let in_guest = symbol(&file, "IN_GUEST").with_context(|| hv.display().to_string())?;
+        let program = Program::read(&file).with_context(|| hv.display().to_string())?;
+        let symbol = |name: &str| {
+            program.symbol(name).with_context(|| format!("the hypervisor has no symbol `{name}`"))
+        };
+        let in_guest = symbol("kernel::IN_GUEST")?;
+        let death = symbol("kernel::death::<impl hv::kernel::Node>::end")?;
         let ram = File::options().read(true).write(true).open(ram);
         let ram = ram.context("can't open the machine's memory")?;
         let gdb = Gdb::connect(gdb)?;
-        let mut machine = Self { gdb, ram, in_guest, spaces: Vec::new() };
+        let mut machine = Self { gdb, ram, in_guest, death, spaces: Vec::new() };
         for id in 0..node.domains.len() {
             let space = machine.find(node, DomainId::try_from(id)?)?;
             machine.spaces.push(space);
@@ -161,32 +168,5 @@ impl Machine {
     pub fn write_text(&mut self, domain: DomainId, address: u64, bytes: &[u8]) -> Result<()> {
         let place = self.place(domain, address, bytes.len())?;
         self.gdb.write_memory(place, bytes)
-    }
-}
-
-/// Address of the symbol of an ELF file whose last part is `name`, mangled or not.
-///
-/// # Errors
-///
-/// There is none, or several.
-pub fn symbol(file: &[u8], name: &str) -> Result<u64> {
-    let object = object::File::parse(file).context("no ELF file")?;
-    // A mangled name holds its parts with their lengths before them.
-    let mangled = format!("{}{name}", name.len());
-    let found: Vec<u64> = object
-        .symbols()
-        .filter(|symbol| {
-            symbol.name().is_ok_and(|whole| {
-                whole == name
-                    || whole.starts_with("_ZN") && whole.contains(&format!("{mangled}17h"))
-                    || whole.starts_with("_R") && whole.ends_with(&mangled)
-            })
-        })
-        .map(|symbol| symbol.address())
-        .collect();
-    match &found[..] {
-        [address] => Ok(*address),
-        [] => Err(anyhow!("there is no symbol {name}")),
-        several => Err(anyhow!("there are {} symbols {name}", several.len())),
     }
 }

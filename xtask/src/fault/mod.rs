@@ -1,4 +1,317 @@
 //! `cargo xtask fault`: fault-injection campaigns.
+//!
+//! Faults are made from outside, by QEMU's gdbstub and in the machine's memory,
+//! which is a file: the node under test is byte for byte the one that runs. The
+//! crate `fault` says what faults there are and how a trial is judged; the book's
+//! chapter on fault injection explains it all.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`gdb`], [`machine`] | the machine from outside: processor, memory, whose an instruction is |
+//! | [`rig`] | the node with all that is needed to test it |
+//! | [`target`], [`profile`], [`choose`] | a driver, what of it runs, what a trial does to it |
+//! | [`strike`], [`trial`] | the round with the fault, and the trial around it |
+//! | [`campaign`] | many trials |
 
+pub mod campaign;
+pub mod choose;
 pub mod gdb;
 pub mod machine;
+pub mod profile;
+pub mod rig;
+pub mod strike;
+pub mod target;
+pub mod trial;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand};
+use fault::class::{Class, Group};
+use fault::record::SCHEMA;
+use fault::report;
+use fault::report::campaign::{Campaign, Shard};
+use fault::report::log::Log;
+use fault::report::merge::Together;
+
+use self::campaign::Profiles;
+use crate::build::{self, Built};
+use crate::fuzz::duration;
+use crate::manifest::Manifest;
+use crate::qemu::install;
+use crate::workspace;
+
+/// The bound within which a fault that shows must be detected, on the node's clock: that of a
+/// stall in `nodes/fault.toml`, with the supervisor's check behind it, and a margin.
+const BOUND_NS: u64 = 150_000_000;
+
+/// Options.
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Options {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum What {
+    /// Run one trial again, as its record says, and tell what happens
+    Replay {
+        /// Directory of the campaign
+        dir: PathBuf,
+        /// Number of the trial
+        trial: u64,
+        /// How often
+        #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+        times: u32,
+    },
+    /// Join the results of shards
+    Merge {
+        /// Directory for all of it
+        out: PathBuf,
+        /// Directories of the shards
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+        /// Trials may be missing
+        #[arg(long)]
+        partial: bool,
+        /// The shards ran one after the other, not side by side
+        #[arg(long)]
+        in_turn: bool,
+    },
+    /// Make the report of a campaign anew
+    Report {
+        /// Directory of the campaign
+        dir: PathBuf,
+    },
+    /// List the classes of faults
+    Classes,
+}
+
+#[derive(Clone, Debug, Args)]
+struct Run {
+    /// Classes or groups of faults, such as `software,panic`; all that can be brought about
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    classes: Vec<String>,
+    /// Drivers that they strike
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "blk,net")]
+    targets: Vec<String>,
+    /// Trials, over all shards [default: 1000 without --time, else as many as there is time for]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    trials: Option<u64>,
+    /// End after this time, such as `90s`, `10m`, `2h`
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    time: Option<Duration>,
+    /// Decides all that is random
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
+    /// Run the trials only whose number leaves I when divided by N
+    #[arg(long, value_name = "I/N", default_value_t = Shard::WHOLE)]
+    shard: Shard,
+    /// What the guests do meanwhile
+    #[arg(long, value_name = "NAME", default_value = "mixed", value_parser = ["mixed"])]
+    workload: String,
+    /// Nodes side by side [default: one for each of the host's cores]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    jobs: Option<u32>,
+    /// Directory for the results; a campaign that is there already goes on [default: run/fault]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Fail if a guarantee was broken: hypervisor, neighbours, acknowledged data, or a trial that
+    /// nothing explains
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// What can't be done, and why.
+pub fn fault(options: &Options) -> Result<()> {
+    match &options.what {
+        None => campaign_of(&options.run),
+        Some(What::Replay { dir, trial, times }) => replay(dir, *trial, *times),
+        Some(What::Merge { out, dirs, partial, in_turn }) => {
+            let together = if *in_turn { Together::InTurn } else { Together::AtOnce };
+            let merged = report::merge::merge(dirs, out, together, *partial)?;
+            merged.torn.iter().for_each(|torn| eprintln!("{torn}"));
+            tell(out).map(drop)
+        }
+        Some(What::Report { dir }) => tell(dir).map(drop),
+        Some(What::Classes) => {
+            for class in Class::ALL {
+                let is = if choose::is_available(*class) { ' ' } else { '-' };
+                println!("{is} {:<10} {:<22} {}", class.group(), class, class.definition());
+            }
+            println!("- not brought about by `cargo xtask fault` yet");
+            Ok(())
+        }
+    }
+}
+
+fn campaign_of(run: &Run) -> Result<()> {
+    let classes = classes(&run.classes)?;
+    for target in &run.targets {
+        if !rig::TARGETS.iter().any(|(name, _)| name == target) {
+            bail!("`{target}` is no target; there is blk, net");
+        }
+    }
+    install::ensure()?;
+    let built = built()?;
+    let out = run.out.clone().unwrap_or_else(|| workspace::run_dir().join("fault"));
+    let campaign = Campaign {
+        schema: SCHEMA,
+        program: program(&built)?,
+        seed: run.seed,
+        classes,
+        targets: run.targets.clone(),
+        workload: run.workload.clone(),
+        trials: run.trials.or_else(|| run.time.is_none().then_some(1000)),
+        bound_ns: BOUND_NS,
+        functions: BTreeMap::new(),
+        shard: run.shard,
+    };
+    let (log, before) = Log::open(&out, &campaign)?;
+    if let Some(torn) = &before.torn {
+        eprintln!("{torn}");
+    }
+    if !before.trials.is_empty() {
+        eprintln!("{} trials were done before", before.trials.len());
+    }
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let effort = campaign::Effort {
+        jobs: run.jobs.unwrap_or(u32::try_from(cores)?),
+        time: run.time,
+        scratch: out.join("nodes"),
+    };
+    std::fs::create_dir_all(&effort.scratch).context("the nodes' directory")?;
+    let known = known(&out, &built, &effort.scratch, &campaign.targets)?;
+    campaign::run(&campaign, log, &built, &known, &effort, stop_on_signal()?)?;
+    let summary = tell(&out)?;
+    let broken = summary.hypervisor_failures
+        + summary.neighbour_failures
+        + summary.acknowledged_data_lost
+        + summary.unexplained;
+    ensure!(!run.strict || broken == 0, "{broken} trials broke a guarantee or are not explained");
+    Ok(())
+}
+
+/// What of the drivers runs: as it was found when the campaign began, so that all its trials
+/// are chosen from the same.
+fn known(out: &Path, built: &Built, scratch: &Path, targets: &[String]) -> Result<Profiles> {
+    let path = out.join("profiles.json");
+    if let Ok(text) = std::fs::read(&path) {
+        return serde_json::from_slice(&text).with_context(|| path.display().to_string());
+    }
+    eprintln!("finding out what the drivers execute …");
+    let found = campaign::profiles(built, &scratch.join("profile"), targets)?;
+    build::write_atomically(&path, &serde_json::to_vec(&found)?)?;
+    Ok(found)
+}
+
+/// Writes the report and prints its table.
+fn tell(dir: &Path) -> Result<report::summary::Summary> {
+    let written = report::write(dir)?;
+    if let Some(torn) = &written.torn {
+        eprintln!("{torn}");
+    }
+    println!("{}", written.table);
+    println!("results are in {}", workspace::show(dir));
+    Ok(written.summary)
+}
+
+fn replay(dir: &Path, number: u64, times: u32) -> Result<()> {
+    let results = report::log::read(dir)?;
+    let trial = results.trials.iter().find(|trial| trial.trial == number);
+    let trial = trial.with_context(|| format!("{} has no trial {number}", dir.display()))?;
+    println!("{}", serde_json::to_string_pretty(trial)?);
+    install::ensure()?;
+    let built = built()?;
+    if program(&built)? != results.campaign.program {
+        eprintln!("warning: these are not the programs of the campaign; addresses may mean others");
+    }
+    let scratch = workspace::run_dir().join(format!("replay{number}"));
+    let targets = [trial.target.clone()];
+    let mut same = 0;
+    for time in 1..=times {
+        let mut bench = campaign::Bench::boot(&built, &scratch, &targets, &Profiles::new())?;
+        let target = bench.targets.first().context("no target")?;
+        let frame = trial::Frame { number, seed: trial.seed, node: 1 };
+        let done = trial::run(&mut bench.rig, target, &trial.plan, frame)?;
+        let is_same =
+            done.trial.verdict == trial.verdict && done.trial.manifestation == trial.manifestation;
+        same += u32::from(is_same);
+        println!("{}", serde_json::to_string_pretty(&done.trial)?);
+        for line in bench.rig.last_lines(20) {
+            println!("  {line}");
+        }
+        let word = if is_same { "the same" } else { "another" };
+        println!("{time} of {times}: {word} verdict: {}", done.trial.verdict);
+    }
+    ensure!(same == times, "{same} of {times} gave the recorded verdict");
+    Ok(())
+}
+
+/// The node under test, built.
+fn built() -> Result<Built> {
+    build::build(&Manifest::load(&workspace::root().join("nodes/fault.toml"))?)
+}
+
+/// What names the programs under test: a checksum over all that is booted.
+fn program(built: &Built) -> Result<String> {
+    let mut sum = crc32fast::Hasher::new();
+    for file in [&built.hv, &built.bundle] {
+        sum.update(&std::fs::read(file).with_context(|| file.display().to_string())?);
+    }
+    Ok(format!("{:08x}", sum.finalize()))
+}
+
+fn classes(words: &[String]) -> Result<Vec<Class>> {
+    let all = || Class::ALL.iter().copied().filter(|class| choose::is_available(*class));
+    if words.is_empty() {
+        return Ok(all().collect());
+    }
+    let mut chosen = Vec::new();
+    for word in words {
+        match Group::ALL.into_iter().find(|group| group.name() == word) {
+            Some(group) => chosen.extend(all().filter(|class| class.group() == group)),
+            None => {
+                let class: Class = word.parse().map_err(|why| {
+                    anyhow::anyhow!("{why}; `cargo xtask fault classes` lists them")
+                })?;
+                ensure!(choose::is_available(class), "`{class}` can't be brought about yet");
+                chosen.push(class);
+            }
+        }
+    }
+    chosen.sort_unstable();
+    chosen.dedup();
+    ensure!(!chosen.is_empty(), "no class of these can be brought about yet");
+    Ok(chosen)
+}
+
+/// Set by the first Ctrl-C or SIGTERM; the second one ends this program as usual.
+fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut signals = signal_hook::iterator::Signals::new([
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+    ])?;
+    let flag = stop.clone();
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if flag.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            eprintln!("ending after the trials that run; once more ends at once");
+        }
+    });
+    Ok(stop)
+}

@@ -1,0 +1,289 @@
+//! Runs a campaign: nodes side by side, each with one trial after the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use fault::class::Class;
+use fault::plan::Plan;
+use fault::record::Trial;
+use fault::report::campaign::Campaign;
+use fault::report::log::Log;
+use fault::verdict::Verdict;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::profile::profile;
+use super::rig::Rig;
+use super::target::Target;
+use super::trial::{self, Done, Frame};
+use super::{choose, rig};
+use crate::build::Built;
+
+/// Rounds that profile: the more, the more functions are found.
+const PROFILE_ROUNDS: u64 = 3;
+/// Requests of such a round.
+const PROFILE_REQUESTS: u64 = 96;
+/// Nodes that may fail to come up, or to be worked with, one after the other.
+const FAILURES: u32 = 3;
+/// Wall seconds between two notes of what the campaign cost so far.
+const SAVE: Duration = Duration::from_secs(10);
+
+/// Addresses of functions that run while a driver serves, of each driver by its name.
+pub type Profiles = BTreeMap<String, BTreeSet<u64>>;
+
+/// Finds out what drivers execute, on a node that is used for nothing else: all the stops take
+/// their time, and the watchdog counts it.
+///
+/// # Errors
+///
+/// The node does not come up.
+pub fn profiles(built: &Built, dir: &Path, targets: &[String]) -> Result<Profiles> {
+    let mut rig = Rig::boot(built, dir)?;
+    let mut profiles = Profiles::new();
+    for name in targets {
+        let target = Target::find(&rig, built, name, &Profiles::new())?;
+        let mut seen = BTreeSet::new();
+        for round in 0..PROFILE_ROUNDS {
+            profile(&mut rig, &target, &trial::orders(round, PROFILE_REQUESTS), &mut seen)?;
+        }
+        profiles.insert(name.clone(), seen);
+    }
+    Ok(profiles)
+}
+
+/// A node under test with what is known of its drivers.
+pub struct Bench {
+    /// The node.
+    pub rig: Rig,
+    /// Its drivers that are struck.
+    pub targets: Vec<Target>,
+}
+
+impl Bench {
+    /// Boots a node.
+    ///
+    /// # Errors
+    ///
+    /// It does not come up.
+    pub fn boot(built: &Built, dir: &Path, targets: &[String], known: &Profiles) -> Result<Self> {
+        let rig = Rig::boot(built, dir)?;
+        let find = |name: &String| Target::find(&rig, built, name, known);
+        let targets = targets.iter().map(find).collect::<Result<_>>()?;
+        Ok(Self { rig, targets })
+    }
+}
+
+/// How a campaign is run; nothing of it changes what a trial does.
+#[derive(Clone, Debug)]
+pub struct Effort {
+    /// Nodes side by side.
+    pub jobs: u32,
+    /// End after this time.
+    pub time: Option<Duration>,
+    /// Where nodes have their disks and logs.
+    pub scratch: PathBuf,
+}
+
+/// What is shared by all jobs.
+struct Shared<'a> {
+    campaign: &'a Campaign,
+    pairs: &'a [(Class, String)],
+    built: &'a Built,
+    known: &'a Profiles,
+    effort: &'a Effort,
+    next: AtomicU64,
+    stop: Arc<AtomicBool>,
+    deadline: Option<Instant>,
+    log: Mutex<(Log, Instant)>,
+    bar: ProgressBar,
+    counts: Mutex<[u64; Verdict::ALL.len()]>,
+    /// Trials that had no place in the program.
+    skipped: AtomicU64,
+}
+
+/// Runs all trials that are not done yet; returns how many it ran.
+///
+/// # Errors
+///
+/// Nodes do not come up, or the log can't be written.
+pub fn run(
+    campaign: &Campaign,
+    log: Log,
+    built: &Built,
+    known: &Profiles,
+    effort: &Effort,
+    stop: Arc<AtomicBool>,
+) -> Result<u64> {
+    let pairs: Vec<(Class, String)> = campaign
+        .classes
+        .iter()
+        .flat_map(|&class| campaign.targets.iter().map(move |target| (class, target.clone())))
+        .collect();
+    if pairs.is_empty() {
+        bail!("there is no class that fits a target");
+    }
+    let bar = match campaign.trials {
+        Some(trials) => ProgressBar::new(trials.div_ceil(u64::from(campaign.shard.of()))),
+        None => ProgressBar::new_spinner(),
+    };
+    bar.set_style(ProgressStyle::with_template(
+        "{elapsed_precise} [{wide_bar}] {pos}/{len} trials, {per_sec}, {eta} left\n{msg}",
+    )?);
+    let shared = Shared {
+        campaign,
+        pairs: &pairs,
+        built,
+        known,
+        effort,
+        next: AtomicU64::new(0),
+        stop,
+        deadline: effort.time.map(|time| Instant::now() + time),
+        log: Mutex::new((log, Instant::now())),
+        bar,
+        counts: Mutex::new([0; Verdict::ALL.len()]),
+        skipped: AtomicU64::new(0),
+    };
+    let results: Vec<Result<u64>> = std::thread::scope(|scope| {
+        let job = |number| {
+            let shared = &shared;
+            scope.spawn(move || {
+                let result = shared.work(number);
+                if result.is_err() {
+                    shared.stop.store(true, Ordering::SeqCst);
+                }
+                result
+            })
+        };
+        let jobs: Vec<_> = (0..effort.jobs).map(job).collect();
+        jobs.into_iter().map(|job| job.join().unwrap_or_else(|_| bail!("a job panicked"))).collect()
+    });
+    shared.bar.finish();
+    let mut ran = 0;
+    for result in results {
+        ran += result?;
+    }
+    shared.spend(0, true)?;
+    let skipped = shared.skipped.load(Ordering::SeqCst);
+    if skipped > 0 {
+        eprintln!("{skipped} trials had no place in the program for their class");
+    }
+    Ok(ran)
+}
+
+impl Shared<'_> {
+    fn is_over(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// The next trial of this shard that is not done.
+    fn next(&self) -> Option<u64> {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::SeqCst);
+            if self.is_over() || self.campaign.trials.is_some_and(|trials| number >= trials) {
+                return None;
+            }
+            let done = self.log.lock().unwrap_or_else(PoisonError::into_inner).0.has(number);
+            if self.campaign.shard.holds(number) && !done {
+                return Some(number);
+            }
+        }
+    }
+
+    /// One job: nodes one after the other.
+    fn work(&self, job: u32) -> Result<u64> {
+        let dir = self.effort.scratch.join(format!("job{job}"));
+        let mut ran = 0;
+        let mut boots = 0;
+        let mut failures = 0;
+        let mut pending: Option<u64> = None;
+        'boots: while !self.is_over() {
+            boots += 1;
+            let mut bench = match Bench::boot(self.built, &dir, &self.campaign.targets, self.known)
+            {
+                Ok(bench) => bench,
+                Err(why) if failures < FAILURES => {
+                    failures += 1;
+                    self.bar.println(format!("a node does not come up: {why:#}"));
+                    continue;
+                }
+                Err(why) => return Err(why).context("no node comes up"),
+            };
+            self.spend(1, false)?;
+            while let Some(number) = pending.take().or_else(|| self.next()) {
+                let Some((target, plan)) = self.plan(&bench, number)? else {
+                    self.skipped.fetch_add(1, Ordering::SeqCst);
+                    continue;
+                };
+                let frame = Frame { number, seed: self.campaign.seed, node: boots };
+                match trial::run(&mut bench.rig, &bench.targets[target], &plan, frame) {
+                    Ok(Done { trial, trusted }) => {
+                        failures = 0;
+                        ran += 1;
+                        self.record(&trial)?;
+                        if !trusted {
+                            self.keep_log(&bench.rig, &trial)?;
+                            continue 'boots;
+                        }
+                    }
+                    // Nothing was learnt: once more on another node.
+                    Err(why) if failures < FAILURES => {
+                        failures += 1;
+                        pending = Some(number);
+                        self.bar.println(format!("trial {number} can't be run: {why:#}"));
+                        continue 'boots;
+                    }
+                    Err(why) => return Err(why).with_context(|| format!("trial {number}")),
+                }
+            }
+            break;
+        }
+        Ok(ran)
+    }
+
+    fn plan(&self, bench: &Bench, number: u64) -> Result<Option<(usize, Plan)>> {
+        let pairs = self.pairs.len() as u64;
+        let (class, name) = &self.pairs[usize::try_from(number % pairs)?];
+        let target = bench.targets.iter().position(|target| target.name == name);
+        let target = target.with_context(|| format!("no target {name}"))?;
+        let mut rng = choose::random(self.campaign.seed, number);
+        let plan = choose::choose(*class, &bench.targets[target], &mut rng);
+        Ok(plan.map(|plan| (target, plan)))
+    }
+
+    fn record(&self, trial: &Trial) -> Result<()> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).0.append(trial)?;
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = Verdict::ALL.iter().position(|verdict| *verdict == trial.verdict);
+        if let Some(count) = place.and_then(|place| counts.get_mut(place)) {
+            *count += 1;
+        }
+        let named = Verdict::ALL.iter().zip(*counts).filter(|(_, count)| *count > 0);
+        let text: Vec<String> =
+            named.map(|(verdict, count)| format!("{verdict} {count}")).collect();
+        self.bar.set_message(text.join(", "));
+        self.bar.inc(1);
+        drop(counts);
+        self.spend(0, false)
+    }
+
+    /// Notes what the campaign cost.
+    fn spend(&self, boots: u64, at_once: bool) -> Result<()> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = log.1.elapsed();
+        if boots > 0 || at_once || passed >= SAVE {
+            log.1 = Instant::now();
+            log.0.spend(passed.as_secs_f64(), boots)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the log of a node that can't be used any more.
+    fn keep_log(&self, rig: &rig::Rig, trial: &Trial) -> Result<()> {
+        let path = self.effort.scratch.join(format!("trial{}.log", trial.trial));
+        std::fs::write(&path, rig.last_lines(200).join("\n")).context("the node's log")
+    }
+}

@@ -1,0 +1,91 @@
+//! From a campaign's seed and a trial's number to what the trial does.
+
+use fault::class::{Class, Group};
+use fault::mutate;
+use fault::plan::{Fault, Plan};
+use ring_proto::event::Inject;
+
+use super::strike::NOTIFY;
+use super::target::Target;
+
+/// Requests of a round.
+pub const REQUESTS: u64 = 24;
+/// The moment comes after at least one request, and leaves so many to do.
+const LAST_REQUESTS: u64 = 16;
+/// Hypercalls or interrupts that may come before the one that is struck.
+const BEFORE: u32 = 6;
+/// Numbers of hypercalls, and a few that are none.
+const CALLS: u64 = 48;
+
+/// Classes that the campaign can bring about.
+pub fn is_available(class: Class) -> bool {
+    match class.group() {
+        Group::Software => class != Class::UseAfterFree,
+        Group::Control => true,
+        Group::Interface => class == Class::Hypercall,
+        Group::Device | Group::Recovery => false,
+    }
+}
+
+/// The order to the driver's runtime that a class is, if it is one.
+fn order(class: Class) -> Option<Inject> {
+    Some(match class {
+        Class::Panic => Inject::Panic,
+        Class::Exception => Inject::Exception,
+        Class::NullWrite => Inject::NullWrite,
+        Class::StackOverflow => Inject::StackOverflow,
+        Class::TripleFault => Inject::TripleFault,
+        Class::EndlessLoop => Inject::Loop,
+        Class::Stall => Inject::Stall,
+        Class::Livelock => Inject::Livelock,
+        Class::Slow => Inject::Slow,
+        Class::OutOfMemory => Inject::OutOfMemory,
+        Class::InterruptStorm => Inject::Storm,
+        _ => return None,
+    })
+}
+
+/// The random numbers of a trial.
+pub fn random(seed: u64, trial: u64) -> fastrand::Rng {
+    // One stream gives each trial its seed: neighbours have nothing in common.
+    let mut seeds = fastrand::Rng::with_seed(seed ^ trial.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    fastrand::Rng::with_seed(seeds.u64(..))
+}
+
+/// What a trial of this class does to this target; `None` if the program has no place for it.
+pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<Plan> {
+    let moment = rng.u64(1..REQUESTS - LAST_REQUESTS);
+    let round_seed = rng.u64(..);
+    let (fault, function, text) = if let Some(kind) = order(class) {
+        (Fault::Order { kind: kind as u32 }, None, format!("{kind:?} ordered"))
+    } else {
+        match class {
+            Class::LostNotify => {
+                let after = rng.u32(..BEFORE);
+                let text = format!("notify left out after {after} others");
+                (Fault::SkipCall { call: NOTIFY, after }, None, text)
+            }
+            Class::LostInterrupt => {
+                let after = rng.u32(..BEFORE);
+                (
+                    Fault::LoseInterrupt { after },
+                    None,
+                    format!("interrupt lost after {after} others"),
+                )
+            }
+            Class::Hypercall => {
+                let after = rng.u32(..BEFORE);
+                let mut registers = [0; 6];
+                registers.fill_with(|| rng.u64(..) >> rng.u32(..64));
+                registers[0] = rng.u64(..CALLS);
+                let text = format!("hypercall {} with {:#x?}", registers[0], &registers[1..]);
+                (Fault::Call { after, registers }, None, text.replace('\n', " "))
+            }
+            _ => {
+                let planned = mutate::plan(class, &target.program, rng, &|at| target.is_live(at))?;
+                (planned.fault, planned.function, planned.text)
+            }
+        }
+    };
+    Some(Plan { class, target: target.name.to_owned(), moment, round_seed, fault, function, text })
+}

@@ -1,0 +1,258 @@
+//! A node under test, and what is needed to test it from outside.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use judge_orders::{MOMENT_SYMBOL, Orders, Outcome};
+use nodectl::control::CrashEntry;
+use nodectl::{Client, names, report};
+use ring_proto::DomainId;
+use ring_proto::bundle::Node;
+
+use super::gdb::Wait;
+use super::machine::Machine;
+use crate::build::Built;
+use crate::qemu::{NodeConfig, RunningNode, Verdict};
+use crate::{bundle, judge};
+
+// Wall time says nothing on a busy machine, so limits are far off.
+/// For the node to come up.
+const BOOT: Duration = Duration::from_secs(300);
+/// For an answer of the supervisor, or a restart.
+pub const CONTROL: Duration = Duration::from_secs(60);
+/// For a round without a fault.
+const ROUND: Duration = Duration::from_secs(60);
+/// Pause between two looks at what goes on by itself.
+const PAUSE: Duration = Duration::from_micros(300);
+
+/// Drivers that can be struck, and the judge that is the client of each.
+pub const TARGETS: [(&str, &str); 2] = [("blk", "judge-blk"), ("net", "judge-net")];
+
+/// A judge in a guest.
+#[derive(Debug)]
+pub struct Judge {
+    /// Its domain.
+    pub domain: DomainId,
+    block: judge::Judge,
+}
+
+/// A node that runs for trials.
+#[derive(Debug)]
+pub struct Rig {
+    /// Its processor and memory.
+    pub machine: Machine,
+    /// Its supervisor.
+    pub client: Client,
+    /// Judges in the order of [`TARGETS`].
+    pub judges: [Judge; 2],
+    /// Where a judge stops in the middle of a round.
+    pub moment: u64,
+    /// What it was made from.
+    pub bundle: Node,
+    /// Sequence number of the next death.
+    pub next_death: u64,
+    running: RunningNode,
+    /// Files that go when the node does.
+    files: [PathBuf; 3],
+}
+
+impl Rig {
+    /// Boots a node, and waits until its judges serve.
+    ///
+    /// # Errors
+    ///
+    /// It does not come up.
+    pub fn boot(built: &Built, dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let unique = format!("bulkhead-{}-{name}", std::process::id());
+        // The paths of Unix sockets are short; that of a checkout may not be.
+        let socket = |what: &str| std::env::temp_dir().join(format!("{unique}-{what}.sock"));
+        let (control, gdb) = (socket("control"), socket("gdb"));
+        let ram = memory_folder(dir).join(format!("{unique}.ram"));
+        let disk = memory_folder(dir).join(format!("{unique}.disk"));
+        let config = NodeConfig {
+            smp: Some(1),
+            icount: true,
+            control_socket: control,
+            disk: disk.clone(),
+            ram: Some(ram.clone()),
+            memory: 128 << 20,
+            devices: Some(crate::bench::real_disk_devices(&disk)),
+            extra_args: arguments(&gdb),
+            ..NodeConfig::new(built.manifest.path(), dir)
+        };
+        let files = [gdb.clone(), ram.clone(), disk.clone()];
+        for file in &files {
+            let _ = std::fs::remove_file(file);
+        }
+        let running = config.launch_built(built)?;
+        let bytes = std::fs::read(&built.bundle).context("the bundle")?;
+        let bundle = bundle::read(&bytes)?;
+        let mut client = Client::connect(running.control(), BOOT)?;
+        for (_, judge) in TARGETS {
+            wait_ready(&mut client, judge)?;
+        }
+        let machine = Machine::attach(&gdb, &ram, &built.hv, &bundle)?;
+        let image = built.images.iter().find(|image| image.name == "judge");
+        let elf = &image.context("the node has no judge")?.elf;
+        let moment = judge::symbol(elf, MOMENT_SYMBOL)?;
+        let find = |name: &str| {
+            let domain = number(&bundle, name)?;
+            let block = judge::Judge::find(&ram, elf, domain)?;
+            let block = block.with_context(|| format!("{name} serves no orders"))?;
+            anyhow::Ok(Judge { domain, block })
+        };
+        let judges = [find(TARGETS[0].1)?, find(TARGETS[1].1)?];
+        let next_death = 0;
+        let mut rig = Self { machine, client, judges, moment, bundle, next_death, running, files };
+        rig.machine.gdb.resume()?;
+        rig.next_death = rig.client.info()?.next_crash;
+        ensure!(rig.next_death == 0, "a domain died before there was a fault");
+        Ok(rig)
+    }
+
+    /// Number of a domain.
+    ///
+    /// # Errors
+    ///
+    /// There is none of that name.
+    pub fn domain(&self, name: &str) -> Result<DomainId> {
+        number(&self.bundle, name)
+    }
+
+    /// Orders a round of both judges.
+    ///
+    /// # Errors
+    ///
+    /// The orders are none, or can't be written.
+    pub fn order(&mut self, orders: [&Orders; 2]) -> Result<()> {
+        for (judge, orders) in self.judges.iter_mut().zip(orders) {
+            judge.block.order(*orders)?;
+        }
+        Ok(())
+    }
+
+    /// What both judges saw; `None` while one of them still works.
+    ///
+    /// # Errors
+    ///
+    /// Their memory can't be read.
+    pub fn outcomes(&self) -> Result<Option<[Outcome; 2]>> {
+        let [blk, net] = &self.judges;
+        Ok(blk.block.result()?.zip(net.block.result()?).map(|(blk, net)| [blk, net]))
+    }
+
+    /// A round without a fault, to its end.
+    ///
+    /// # Errors
+    ///
+    /// It does not come to an end.
+    pub fn round(&mut self, orders: &Orders) -> Result<[Outcome; 2]> {
+        self.order([orders, orders])?;
+        let begin = Instant::now();
+        loop {
+            if let Some(outcomes) = self.outcomes()? {
+                return Ok(outcomes);
+            }
+            if let Some(verdict) = self.running.wait(Some(Duration::ZERO)) {
+                bail!("{verdict}");
+            }
+            ensure!(begin.elapsed() < ROUND, "a round does not come to its end");
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Deaths since the last call.
+    ///
+    /// # Errors
+    ///
+    /// The supervisor does not answer.
+    pub fn deaths(&mut self) -> Result<Vec<CrashEntry>> {
+        let deaths = self.client.crashes(self.next_death)?;
+        if let Some(last) = deaths.last() {
+            self.next_death = last.sequence + 1;
+        }
+        Ok(deaths)
+    }
+
+    /// What the audit finds; `None`: nothing.
+    ///
+    /// # Errors
+    ///
+    /// The supervisor does not answer.
+    pub fn audit(&mut self) -> Result<Option<String>> {
+        let audit = self.client.audit()?;
+        Ok((!report::is_clean(&audit)).then(|| report::audit(&audit)))
+    }
+
+    /// How the machine ended, if it did.
+    pub fn ended(&self) -> Option<Verdict> {
+        self.running.wait(Some(Duration::ZERO))
+    }
+
+    /// Takes all breakpoints away and lets the machine run, so that it can be talked to.
+    ///
+    /// # Errors
+    ///
+    /// QEMU does not obey.
+    pub fn set_free(&mut self) -> Result<()> {
+        if self.machine.gdb.interrupt()? == Wait::Stopped {
+            self.machine.gdb.clear()?;
+            self.machine.gdb.resume()?;
+        }
+        Ok(())
+    }
+
+    /// Last lines of the node's log, for a trial that went wrong.
+    pub fn last_lines(&self, count: usize) -> Vec<String> {
+        self.running.log().last(count)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // A machine that its debugger stopped ends all the same.
+        self.running.kill();
+        let _ = std::fs::remove_file(self.running.control());
+        for file in &self.files {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+fn number(bundle: &Node, name: &str) -> Result<DomainId> {
+    let place = bundle.domains.iter().position(|domain| domain.name == name);
+    let place = place.with_context(|| format!("the node has no domain `{name}`"))?;
+    Ok(DomainId::try_from(place)?)
+}
+
+/// Where the machine's memory and its disk are files that never meet a real disk, if there is
+/// such a place: idle time goes on as the host's, and so does a request that waits for the host.
+fn memory_folder(otherwise: &Path) -> &Path {
+    let shared = Path::new("/dev/shm");
+    if shared.is_dir() { shared } else { otherwise }
+}
+
+/// QEMU's gdbstub; and idle time goes on as the host's, as what the disk does takes its time.
+fn arguments(gdb: &Path) -> Vec<OsString> {
+    let socket = crate::qemu::with_path("socket,id=gdb,server=on,wait=off,path=", gdb);
+    let mut arguments: Vec<OsString> = ["-icount", "sleep=on", "-chardev"].map(Into::into).into();
+    arguments.extend([socket, "-gdb".into(), "chardev:gdb".into()]);
+    arguments
+}
+
+fn wait_ready(client: &mut Client, name: &str) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let domain = client.domain(name)?.with_context(|| format!("there is no {name}"))?;
+        if domain.ready && names::domain_state(domain.state) == "running" {
+            return Ok(());
+        }
+        ensure!(domain.deaths == 0, "{name} died before there was a fault");
+        ensure!(begin.elapsed() < BOOT, "{name} does not serve");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,337 @@
+//! One round with a fault in it: from the orders to the judges until both are
+//! done, with every stop of the machine on the way.
+
+use std::mem::offset_of;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use fault::plan::{Fault, Plan};
+use hv_core::memory::Kind;
+use judge_orders::{Orders, Outcome};
+use ring_proto::DomainId;
+use ring_proto::event::{EventPage, PORT_IRQ};
+use ring_proto::hypercall::Nr;
+use ring_proto::layout::{EVENT_PAGE, HEAP, IMAGE_BASE};
+
+use super::gdb::{RAX, RIP, RSP, Registers, Wait};
+use super::rig::Rig;
+use super::target::Target;
+
+/// Wall time that a round with a fault may take: far off, as the machine bounds it by its own
+/// clock.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two looks at the judges.
+const LOOK: Duration = Duration::from_micros(500);
+/// Stops at a place for the sake of other programs, until it is watched no more.
+const STRANGERS: u32 = 8;
+/// Longest instruction.
+const INSTRUCTION: u64 = 15;
+
+/// What a round with a fault came to.
+#[derive(Debug)]
+pub struct Round {
+    /// The moment came and it was done.
+    pub injected: bool,
+    /// The node's clock when the fault was activated, as the driver last saw it.
+    pub activated: Option<u64>,
+    /// Whether the fault may have been activated unseen: other programs came to the same address
+    /// too often to watch it.
+    pub unwatched: bool,
+    /// New generations of the driver that began meanwhile.
+    pub births: u32,
+    /// What the judges saw; `None`: they did not come to an end.
+    pub outcomes: Option<[Outcome; 2]>,
+    /// QEMU ended.
+    pub ended: bool,
+}
+
+/// What is done at a stop.
+enum Stage {
+    /// The moment has not come.
+    Before,
+    /// The fault is in the program, or waits for the driver to come to an instruction.
+    Armed,
+    /// It is done.
+    Over,
+}
+
+struct Strike<'a> {
+    rig: &'a mut Rig,
+    target: &'a Target,
+    plan: &'a Plan,
+    stage: Stage,
+    /// Hypercalls or interrupts to come before the one that is struck.
+    left: u32,
+    /// The program is not what it was.
+    changed: bool,
+    strangers: u32,
+    round: Round,
+}
+
+/// Runs a round with the fault of `plan`; the machine runs before and after, with the driver's
+/// program as it was.
+///
+/// # Errors
+///
+/// The machine can't be worked with any more. What became of the node is no error.
+pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2]) -> Result<Round> {
+    let round = Round {
+        injected: false,
+        activated: None,
+        unwatched: false,
+        births: 0,
+        outcomes: None,
+        ended: false,
+    };
+    let stage = Stage::Before;
+    Strike { rig, target, plan, stage, left: 0, changed: false, strangers: 0, round }.run(orders)
+}
+
+impl Strike<'_> {
+    fn run(mut self, orders: [&Orders; 2]) -> Result<Round> {
+        if self.rig.machine.gdb.interrupt()? == Wait::Ended {
+            self.round.ended = true;
+            return Ok(self.round);
+        }
+        self.rig.machine.gdb.insert(self.rig.moment)?;
+        self.rig.machine.gdb.insert(IMAGE_BASE)?;
+        self.rig.machine.gdb.insert(self.rig.machine.death)?;
+        self.rig.order(orders)?;
+        self.rig.machine.gdb.resume()?;
+        let begin = Instant::now();
+        loop {
+            match self.rig.machine.gdb.wait(LOOK)? {
+                Wait::Ended => {
+                    self.round.ended = true;
+                    return Ok(self.round);
+                }
+                Wait::Stopped => self.stop()?,
+                Wait::Time => {}
+            }
+            if let Some(outcomes) = self.rig.outcomes()? {
+                self.round.outcomes = Some(outcomes);
+                break;
+            }
+            if begin.elapsed() > PATIENCE {
+                break;
+            }
+        }
+        if self.rig.machine.gdb.interrupt()? == Wait::Ended {
+            self.round.ended = true;
+            return Ok(self.round);
+        }
+        self.put_back()?;
+        self.rig.set_free()?;
+        Ok(self.round)
+    }
+
+    /// The machine stands still: finds out why, acts, and lets it go on.
+    fn stop(&mut self) -> Result<()> {
+        let registers = self.rig.machine.gdb.registers()?;
+        let (rip, who) = (registers.rip(), self.rig.machine.current(&registers)?);
+        let is_target = who == Some(self.target.domain);
+        if self.rig.machine.gdb.is_at_watched() {
+            if is_target {
+                self.activate()?;
+                self.rig.machine.gdb.forget()?;
+                self.stage = Stage::Over;
+            } else {
+                self.stranger(rip)?;
+            }
+        } else if rip == self.rig.moment && who == Some(self.rig.judges[self.target.index].domain) {
+            self.inject()?;
+        } else if rip == self.rig.machine.death {
+            if who.is_none() {
+                self.put_back()?;
+            }
+        } else if rip == IMAGE_BASE {
+            if is_target {
+                self.birth()?;
+            }
+        } else if is_target && matches!(self.stage, Stage::Armed) {
+            self.arrive(&registers)?;
+        } else {
+            self.stranger(rip)?;
+        }
+        self.rig.machine.gdb.go_on()
+    }
+
+    /// Another program came to an address that is watched.
+    fn stranger(&mut self, rip: u64) -> Result<()> {
+        self.strangers += 1;
+        if self.strangers > STRANGERS {
+            self.round.unwatched = true;
+            self.rig.machine.gdb.forget()?;
+            self.rig.machine.gdb.remove(rip)?;
+        }
+        Ok(())
+    }
+
+    /// A generation of the target begins: the fault is over with the one before.
+    fn birth(&mut self) -> Result<()> {
+        self.round.births += 1;
+        if matches!(self.stage, Stage::Armed) {
+            for address in self.target.places(&self.plan.fault) {
+                self.rig.machine.gdb.remove(address)?;
+            }
+            self.rig.machine.gdb.forget()?;
+            self.stage = Stage::Over;
+        }
+        Ok(())
+    }
+
+    /// The program is what it was. This comes before the hypervisor restores a driver's memory:
+    /// what a domain cannot write nobody restores, but the hypervisor looks whether it is there.
+    fn put_back(&mut self) -> Result<()> {
+        if let (true, Fault::Text { at, before, .. }) = (self.changed, &self.plan.fault) {
+            let bytes = super::gdb::unhex(before)?;
+            self.rig.machine.write_text(self.target.domain, *at, &bytes)?;
+            self.changed = false;
+        }
+        Ok(())
+    }
+
+    /// The moment: does what the plan says, or has the machine stop where it is to be done.
+    fn inject(&mut self) -> Result<()> {
+        let (domain, machine) = (self.target.domain, &mut self.rig.machine);
+        self.round.injected = true;
+        self.stage = Stage::Armed;
+        match &self.plan.fault {
+            Fault::Text { at, after, .. } => {
+                machine.write_text(domain, *at, &super::gdb::unhex(after)?)?;
+                self.changed = true;
+            }
+            Fault::Heap { fraction, value } => {
+                if let Some(address) = word_in_use(machine, domain, *fraction)? {
+                    machine.write(domain, address, &value.to_le_bytes())?;
+                    machine.gdb.watch(address)?;
+                }
+            }
+            Fault::Order { kind } => {
+                let place = EVENT_PAGE + offset_of!(EventPage, inject) as u64;
+                machine.write(domain, place, &kind.to_le_bytes())?;
+                self.activate()?;
+                self.stage = Stage::Over;
+            }
+            Fault::SkipCall { after, .. }
+            | Fault::LoseInterrupt { after }
+            | Fault::Call { after, .. } => self.left = *after,
+            Fault::Register { .. } | Fault::Store { .. } | Fault::Stack { .. } => {}
+        }
+        for address in self.target.places(&self.plan.fault) {
+            self.rig.machine.gdb.insert(address)?;
+        }
+        Ok(())
+    }
+
+    /// The target came to a place of the fault.
+    fn arrive(&mut self, registers: &Registers) -> Result<()> {
+        let (domain, rip) = (self.target.domain, registers.rip());
+        let machine = &mut self.rig.machine;
+        match &self.plan.fault {
+            Fault::Text { .. } => {}
+            Fault::Register { register, value, .. } => {
+                machine.gdb.set_register(*register, *value)?;
+            }
+            Fault::Store { register, value, .. } => {
+                let before = registers.general.get(*register).copied().unwrap_or(0);
+                machine.gdb.set_register(*register, *value)?;
+                machine.gdb.remove(rip)?;
+                machine.gdb.step()?;
+                // If it was the end of the driver, then these are not its registers.
+                let after = machine.gdb.registers()?;
+                let behind = rip + 1..=rip + INSTRUCTION;
+                let is_its = machine.current(&after)? == Some(domain);
+                if is_its
+                    && behind.contains(&after.rip())
+                    && after.general.get(*register) == Some(value)
+                {
+                    machine.gdb.set_register(*register, before)?;
+                }
+            }
+            Fault::Stack { fraction, value, .. } => {
+                let rsp = registers.general[RSP];
+                let words = self.target.stack_top.saturating_sub(rsp) / 8;
+                let address = rsp + words * u64::from(*fraction) / (1 << 16) * 8;
+                // A stack pointer that is no more in the stack has no word to change.
+                if words > 0 && machine.place(domain, address, 8).is_ok() {
+                    machine.write(domain, address, &value.to_le_bytes())?;
+                }
+            }
+            Fault::Heap { .. } | Fault::Order { .. } => return Ok(()),
+            Fault::SkipCall { call, .. } => {
+                if registers.general[RAX] != *call {
+                    // Each place makes one call.
+                    return machine.gdb.remove(rip);
+                }
+                if !self.count() {
+                    return Ok(());
+                }
+                self.skip(rip)?;
+            }
+            Fault::Call { registers: new, .. } => {
+                if !self.count() {
+                    return Ok(());
+                }
+                // RAX, RDI, RSI, RDX, RCX, R8.
+                for (index, value) in [0, 5, 4, 3, 2, 8].into_iter().zip(new) {
+                    self.rig.machine.gdb.set_register(index, *value)?;
+                }
+            }
+            Fault::LoseInterrupt { .. } => {
+                let word = EVENT_PAGE
+                    + offset_of!(EventPage, pending) as u64
+                    + u64::from(PORT_IRQ / 64) * 8;
+                if machine.read_word(domain, word)? == 0 || !self.count() {
+                    return Ok(());
+                }
+                self.rig.machine.write(domain, word, &[0; 8])?;
+            }
+        }
+        self.activate()?;
+        for address in self.target.places(&self.plan.fault) {
+            self.rig.machine.gdb.remove(address)?;
+        }
+        self.stage = Stage::Over;
+        Ok(())
+    }
+
+    /// Whether this call is the one that is struck.
+    fn count(&mut self) -> bool {
+        let left = self.left;
+        self.left = left.saturating_sub(1);
+        left == 0
+    }
+
+    /// A hypercall that succeeds without being made.
+    fn skip(&mut self, rip: u64) -> Result<()> {
+        let gdb = &mut self.rig.machine.gdb;
+        gdb.set_register(RAX, 0)?;
+        gdb.set_register(RIP, rip + super::target::VMMCALL.len() as u64)
+    }
+
+    fn activate(&mut self) -> Result<()> {
+        let time = self.rig.machine.read_word(self.target.domain, self.target.last_wait);
+        self.round.activated.get_or_insert(time.context("the driver's clock")?);
+        Ok(())
+    }
+}
+
+/// A word of the domain's heap that is not zero, so many 2^32ths of the way through them all.
+/// What a domain did not write since it began is zero, so the hypervisor restores each of these.
+fn word_in_use(
+    machine: &super::machine::Machine,
+    domain: DomainId,
+    fraction: u32,
+) -> Result<Option<u64>> {
+    let len = machine.space(domain).and_then(|space| space.find(Kind::Heap)).map_or(0, |r| r.len);
+    let mut heap = vec![0; usize::try_from(len)?];
+    machine.read(domain, HEAP, &mut heap)?;
+    let words = heap.as_chunks::<8>().0;
+    let used = || (HEAP..).step_by(8).zip(words).filter(|(_, word)| **word != [0; 8]);
+    let chosen = (used().count() as u64 * u64::from(fraction)) >> 32;
+    Ok(used().nth(usize::try_from(chosen)?).map(|(address, _)| address))
+}
+
+/// Number of [`Nr::Notify`], which [`Fault::SkipCall`] skips.
+pub const NOTIFY: u64 = Nr::Notify as u64;

@@ -1,0 +1,91 @@
+//! A driver that is struck: its program, and where faults can be made in it.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result};
+use fault::mutate::Program;
+use fault::plan::Fault;
+use ring_proto::DomainId;
+
+use super::campaign::Profiles;
+use super::rig::{Rig, TARGETS};
+use crate::build::Built;
+
+/// The instruction of a hypercall.
+pub const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
+
+/// A driver.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name.
+    pub name: &'static str,
+    /// Its place in [`TARGETS`], and its judge's.
+    pub index: usize,
+    /// Its domain.
+    pub domain: DomainId,
+    /// What it runs.
+    pub program: Program,
+    /// End of its stack.
+    pub stack_top: u64,
+    /// Where it keeps the time of its last `wait`.
+    pub last_wait: u64,
+    /// Its hypercalls.
+    calls: Vec<u64>,
+    /// Functions that were seen to run while it serves, by address.
+    pub seen: BTreeSet<u64>,
+}
+
+impl Target {
+    /// The driver of this name.
+    ///
+    /// # Errors
+    ///
+    /// The node has none, or its program can't be read.
+    pub fn find(rig: &Rig, built: &Built, name: &str, known: &Profiles) -> Result<Self> {
+        let index = TARGETS.iter().position(|(target, _)| *target == name);
+        let index = index.with_context(|| format!("`{name}` is no target; there is blk, net"))?;
+        let domain = rig.domain(name)?;
+        let spec = rig.bundle.domains.get(usize::from(domain)).context("no such domain")?;
+        let image = built.images.get(usize::from(spec.image)).context("no such image")?;
+        let elf = std::fs::read(&image.elf).with_context(|| image.elf.display().to_string())?;
+        let program = Program::read(&elf).with_context(|| image.elf.display().to_string())?;
+        let symbol = |symbol: &str| {
+            let address = program.symbol(symbol);
+            address.with_context(|| format!("{name} has no symbol `{symbol}`"))
+        };
+        let calls = program.vmmcalls().map(|instruction| instruction.ip()).collect();
+        Ok(Self {
+            name: TARGETS[index].0,
+            index,
+            domain,
+            stack_top: symbol("__stack_top")?,
+            last_wait: symbol("domain_rt::events::LAST_WAIT")?,
+            program,
+            calls,
+            seen: known.get(name).cloned().unwrap_or_default(),
+        })
+    }
+
+    /// Where the machine must stop for a fault, once the moment has come.
+    pub fn places(&self, fault: &Fault) -> Vec<u64> {
+        match fault {
+            Fault::Text { address, .. }
+            | Fault::Register { address, .. }
+            | Fault::Store { address, .. }
+            | Fault::Stack { address, .. } => vec![*address],
+            Fault::Heap { .. } | Fault::Order { .. } => Vec::new(),
+            Fault::SkipCall { .. } | Fault::Call { .. } => self.calls.clone(),
+            // An interrupt ends a `wait`, or is there already when it is called.
+            Fault::LoseInterrupt { .. } => {
+                let behind = self.calls.iter().map(|call| call + VMMCALL.len() as u64);
+                behind.collect()
+            }
+        }
+    }
+
+    /// Whether faults are made at this address: in a function that runs while the driver serves.
+    pub fn is_live(&self, address: u64) -> bool {
+        let function = self.program.function_at(address);
+        function.is_some_and(|function| self.seen.contains(&function.address))
+    }
+}
