@@ -41,7 +41,7 @@ impl Figure {
 /// # Errors
 ///
 /// The file can't be written.
-pub fn write(path: &Path, figures: &[Figure]) -> Result<()> {
+pub fn write(path: &Path, figures: &[impl Serialize]) -> Result<()> {
     let mut text = serde_json::to_string_pretty(figures)?;
     text.push('\n');
     write_atomically(path, text.as_bytes())

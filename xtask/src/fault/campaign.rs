@@ -100,8 +100,6 @@ struct Shared<'a> {
     log: Mutex<(Log, Instant)>,
     bar: ProgressBar,
     counts: Mutex<[u64; Verdict::ALL.len()]>,
-    /// Trials that had no place in the program.
-    skipped: AtomicU64,
 }
 
 /// Runs all trials that are not done yet; returns how many it ran.
@@ -144,7 +142,6 @@ pub fn run(
         log: Mutex::new((log, Instant::now())),
         bar,
         counts: Mutex::new([0; Verdict::ALL.len()]),
-        skipped: AtomicU64::new(0),
     };
     let results: Vec<Result<u64>> = std::thread::scope(|scope| {
         let job = |number| {
@@ -166,10 +163,6 @@ pub fn run(
         ran += result?;
     }
     shared.spend(0, true)?;
-    let skipped = shared.skipped.load(Ordering::SeqCst);
-    if skipped > 0 {
-        eprintln!("{skipped} trials had no place in the program for their class");
-    }
     Ok(ran)
 }
 
@@ -214,10 +207,7 @@ impl Shared<'_> {
             };
             self.spend(1, false)?;
             while let Some(number) = pending.take().or_else(|| self.next()) {
-                let Some((target, plan)) = self.plan(&bench, number)? else {
-                    self.skipped.fetch_add(1, Ordering::SeqCst);
-                    continue;
-                };
+                let (target, plan) = self.plan(&bench, number)?;
                 let frame = Frame { number, seed: self.campaign.seed, node: boots };
                 match trial::run(&mut bench.rig, &bench.targets[target], &plan, frame) {
                     Ok(Done { trial, trusted }) => {
@@ -244,14 +234,15 @@ impl Shared<'_> {
         Ok(ran)
     }
 
-    fn plan(&self, bench: &Bench, number: u64) -> Result<Option<(usize, Plan)>> {
+    fn plan(&self, bench: &Bench, number: u64) -> Result<(usize, Plan)> {
         let pairs = self.pairs.len() as u64;
         let (class, name) = &self.pairs[usize::try_from(number % pairs)?];
         let target = bench.targets.iter().position(|target| target.name == name);
         let target = target.with_context(|| format!("no target {name}"))?;
         let mut rng = choose::random(self.campaign.seed, number);
         let plan = choose::choose(*class, &bench.targets[target], &mut rng);
-        Ok(plan.map(|plan| (target, plan)))
+        let plan = plan.with_context(|| format!("{name} has no place for `{class}`"))?;
+        Ok((target, plan))
     }
 
     fn record(&self, trial: &Trial) -> Result<()> {

@@ -89,3 +89,43 @@ pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<
     };
     Some(Plan { class, target: target.name.to_owned(), moment, round_seed, fault, function, text })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::target::samples;
+    use super::*;
+
+    #[test]
+    fn every_class_that_is_offered_has_a_plan() {
+        let target = samples::blk();
+        for class in Class::ALL.iter().filter(|class| is_available(**class)) {
+            let plan = choose(*class, &target, &mut random(1, 1));
+            let plan = plan.unwrap_or_else(|| panic!("no plan for {class}"));
+            assert_eq!((plan.class, plan.target.as_str()), (*class, "blk"));
+            assert!((1..REQUESTS).contains(&plan.moment), "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn seed_and_number_decide_it_all() {
+        let target = samples::blk();
+        let plan = |seed, trial| choose(Class::Nop, &target, &mut random(seed, trial)).unwrap();
+        assert_eq!(plan(7, 3), plan(7, 3));
+        assert_ne!(plan(7, 3), plan(7, 4));
+        assert_ne!(plan(7, 3), plan(8, 3));
+        // Neighbours of one campaign are not those of another, shifted.
+        assert_ne!(plan(7, 4), plan(8, 3));
+    }
+
+    #[test]
+    fn faults_are_made_in_live_functions_only() {
+        let mut target = samples::blk();
+        let only = target.program.functions().iter().max_by_key(|f| f.range().count()).unwrap();
+        let only = only.range();
+        target.seen.retain(|address| *address == only.start);
+        for trial in 0..50 {
+            let plan = choose(Class::Nop, &target, &mut random(1, trial)).unwrap();
+            assert!(only.contains(&plan.fault.address().unwrap()), "{plan:?}");
+        }
+    }
+}

@@ -45,10 +45,7 @@ impl Target {
         let index = TARGETS.iter().position(|(target, _)| *target == name);
         let index = index.with_context(|| format!("`{name}` is no target; there is blk, net"))?;
         let domain = rig.domain(name)?;
-        let spec = rig.bundle.domains.get(usize::from(domain)).context("no such domain")?;
-        let image = built.images.get(usize::from(spec.image)).context("no such image")?;
-        let elf = std::fs::read(&image.elf).with_context(|| image.elf.display().to_string())?;
-        let program = Program::read(&elf).with_context(|| image.elf.display().to_string())?;
+        let program = program(built, name)?;
         let symbol = |symbol: &str| {
             let address = program.symbol(symbol);
             address.with_context(|| format!("{name} has no symbol `{symbol}`"))
@@ -87,5 +84,41 @@ impl Target {
     pub fn is_live(&self, address: u64) -> bool {
         let function = self.program.function_at(address);
         function.is_some_and(|function| self.seen.contains(&function.address))
+    }
+}
+
+/// The program that the domain of this name runs.
+///
+/// # Errors
+///
+/// There is none, or it can't be read.
+pub fn program(built: &Built, name: &str) -> Result<Program> {
+    let domain = built.manifest.domains.iter().find(|domain| domain.spec.name == name);
+    let domain = domain.with_context(|| format!("the node has no domain `{name}`"))?;
+    let image = built.images.iter().find(|image| image.name == domain.image);
+    let elf = &image.with_context(|| format!("`{name}` has no image"))?.elf;
+    let file = std::fs::read(elf).with_context(|| format!("can't read {}", elf.display()))?;
+    Program::read(&file).with_context(|| elf.display().to_string())
+}
+
+#[cfg(test)]
+pub(super) mod samples {
+    use super::*;
+
+    /// `blk`, and as its program that of this test: some real one.
+    pub fn blk() -> Target {
+        let elf = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let program = Program::read(&elf).unwrap();
+        let seen = program.functions().iter().map(|function| function.address).collect();
+        Target {
+            name: "blk",
+            index: 0,
+            domain: 1,
+            program,
+            stack_top: 0,
+            last_wait: 0,
+            calls: Vec::new(),
+            seen,
+        }
     }
 }

@@ -323,8 +323,165 @@ fn neighbours(target: &Target, seen: &Observed) -> Option<String> {
     None
 }
 
-/// Whether a class may strike this target.
-pub fn fits(class: Class, target: &str) -> bool {
-    let _ = target;
-    super::choose::is_available(class)
+#[cfg(test)]
+mod tests {
+    use fault::plan::Fault;
+    use ring_proto::crash::Timeline;
+
+    use super::super::target::samples;
+    use super::*;
+
+    fn plan(class: Class) -> Plan {
+        Plan {
+            class,
+            target: "blk".to_owned(),
+            moment: 1,
+            round_seed: 1,
+            fault: Fault::Order { kind: 1 },
+            function: None,
+            text: String::new(),
+        }
+    }
+
+    fn death(domain: u16, reason: Reason) -> CrashEntry {
+        CrashEntry {
+            sequence: 0,
+            domain,
+            name: "some".try_into().unwrap(),
+            generation: 1,
+            reason: reason as u32,
+            vector: 0,
+            error_code: 0,
+            rip: 0,
+            rsp: 0,
+            cr2: 0,
+            fault_address: 0,
+            exit_code: 0,
+            registers: [0; 15],
+            backtrace: heapless::Vec::new(),
+            times: Timeline { died: 1_500, detected: 2_000, ..Timeline::default() },
+            rebuild: Rebuild::Cold as u16,
+            pages_restored: 0,
+            in_flight: None,
+            image_crc: 0,
+            ordered: true,
+            reset: 0,
+            message: heapless::String::new(),
+        }
+    }
+
+    /// Both judges were served; the moment was at 1,000 ns, and after a death the first answer
+    /// came at 5,000.
+    fn seen(deaths: Vec<CrashEntry>) -> Observed {
+        let done = Outcome {
+            state: state::DONE,
+            completed: REQUESTS,
+            moment_ns: 1_000,
+            first_after_ns: 5_000,
+            ..Outcome::default()
+        };
+        let round = Round {
+            injected: true,
+            activated: Some(1_200),
+            unwatched: false,
+            births: 0,
+            outcomes: Some([done; 2]),
+            ended: false,
+        };
+        let after = Some([done; 2]);
+        Observed { round, deaths, after, hypervisor: None, notes: Vec::new(), trusted: true }
+    }
+
+    fn told(class: Class, seen: &Observed) -> Trial {
+        let frame = Frame { number: 3, seed: 1, node: 1 };
+        describe(&samples::blk(), &plan(class), frame, seen)
+    }
+
+    fn of_target(seen: &mut Observed) -> &mut Outcome {
+        &mut seen.round.outcomes.as_mut().unwrap()[0]
+    }
+
+    #[test]
+    fn a_death_is_detected_and_recovered_from() {
+        let trial = told(Class::Panic, &seen(vec![death(1, Reason::Panic)]));
+        assert_eq!(trial.verdict, Verdict::Recovered);
+        assert_eq!(trial.manifestation, Manifestation::Panic);
+        assert_eq!(trial.activated_ns, Some(200));
+        let detection = Detection { by: Detector::Driver, after_ns: 800 };
+        assert_eq!(trial.detection, Some(detection));
+        assert_eq!(trial.recovery.map(|r| (r.after_ns, r.deaths)), Some((3_000, 1)));
+    }
+
+    #[test]
+    fn who_saw_it_follows_from_the_record() {
+        let by = |reason| {
+            told(Class::Nop, &seen(vec![death(1, reason)])).detection.map(|found| found.by)
+        };
+        assert_eq!(by(Reason::NestedFault), Some(Detector::Hypervisor));
+        assert_eq!(by(Reason::Watchdog), Some(Detector::Watchdog));
+        assert_eq!(by(Reason::IommuFault), Some(Detector::Iommu));
+        assert_eq!(by(Reason::Operator), Some(Detector::Frontend), "on its word");
+    }
+
+    #[test]
+    fn nothing_seen_is_harmless_if_it_was_activated() {
+        let mut quiet = seen(Vec::new());
+        assert_eq!(told(Class::Nop, &quiet).verdict, Verdict::Harmless);
+        quiet.round.activated = None;
+        assert_eq!(told(Class::Nop, &quiet).verdict, Verdict::NotActivated);
+    }
+
+    #[test]
+    fn a_guest_that_waits_to_the_limit_tells_of_an_undetected_fault() {
+        let mut stuck = seen(Vec::new());
+        of_target(&mut stuck).state = state::LIMIT;
+        assert_eq!(told(Class::Stall, &stuck).verdict, Verdict::Undetected);
+        stuck.round.outcomes = None;
+        assert_ne!(told(Class::Stall, &stuck).verdict, Verdict::Harmless);
+    }
+
+    #[test]
+    fn wrong_data_is_the_classes_own_or_a_loss() {
+        let mut wrong = seen(Vec::new());
+        of_target(&mut wrong).wrong = 1;
+        assert_eq!(told(Class::Nop, &wrong).verdict, Verdict::Corrupted);
+        assert_eq!(told(Class::Panic, &wrong).verdict, Verdict::DataLost);
+        // Found only when it was read back.
+        let mut lost = seen(Vec::new());
+        lost.after.as_mut().unwrap()[0].stale = 1;
+        let trial = told(Class::Panic, &lost);
+        assert_eq!((trial.data, trial.verdict), (Data::Lost, Verdict::DataLost));
+    }
+
+    #[test]
+    fn harm_to_others_is_told_apart() {
+        let trial = told(Class::Panic, &seen(vec![death(2, Reason::Watchdog)]));
+        assert_eq!(trial.verdict, Verdict::NeighbourHarmed);
+        let harms: [fn(&mut Outcome); 5] = [
+            |other| other.state = state::LIMIT,
+            |other| other.errors = 1,
+            |other| other.wrong = 1,
+            |other| other.disconnects = 1,
+            |other| other.longest_ns = NEIGHBOUR + 1,
+        ];
+        for harm in harms {
+            let mut harmed = seen(vec![death(1, Reason::Panic)]);
+            harm(&mut harmed.round.outcomes.as_mut().unwrap()[1]);
+            assert_eq!(told(Class::Panic, &harmed).verdict, Verdict::NeighbourHarmed);
+        }
+        let mut failed = seen(Vec::new());
+        failed.hypervisor = Some("it panicked".to_owned());
+        assert_eq!(told(Class::Panic, &failed).verdict, Verdict::HypervisorFailed);
+    }
+
+    #[test]
+    fn a_driver_that_does_not_come_back_is_no_recovery() {
+        let mut gone = seen(vec![death(1, Reason::Panic)]);
+        gone.after = None;
+        assert_eq!(told(Class::Panic, &gone).verdict, Verdict::Unexplained);
+        let mut down = seen(vec![death(1, Reason::Panic)]);
+        down.after.as_mut().unwrap()[0].state = state::LIMIT;
+        let trial = told(Class::Panic, &down);
+        assert_eq!((trial.recovery, trial.verdict), (None, Verdict::Unexplained));
+    }
 }
