@@ -210,7 +210,7 @@ impl Shared<'_> {
                 let (target, plan) = self.plan(&bench, number)?;
                 let frame = Frame { number, seed: self.campaign.seed, node: boots };
                 match trial::run(&mut bench.rig, &bench.targets[target], &plan, frame) {
-                    Ok(Done { trial, trusted }) => {
+                    Ok(Done { trial, trusted, .. }) => {
                         failures = 0;
                         ran += 1;
                         self.record(&trial)?;

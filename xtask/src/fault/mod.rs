@@ -37,6 +37,7 @@ use fault::report;
 use fault::report::campaign::{Campaign, Shard};
 use fault::report::log::Log;
 use fault::report::merge::Together;
+use nodectl::crashes;
 
 use self::campaign::Profiles;
 use crate::build::{self, Built};
@@ -49,6 +50,9 @@ use crate::workspace;
 /// The bound within which a fault that shows must be detected, on the node's clock: that of a
 /// stall in `nodes/fault.toml`, with the supervisor's check behind it, and a margin.
 const BOUND_NS: u64 = 150_000_000;
+
+/// Lines of a log that a replay shows.
+const LAST_LINES: usize = 30;
 
 /// Options.
 #[derive(Clone, Debug, Args)]
@@ -257,9 +261,14 @@ fn replay(dir: &Path, number: u64, times: u32) -> Result<()> {
             done.trial.verdict == trial.verdict && done.trial.manifestation == trial.manifestation;
         same += u32::from(is_same);
         println!("{}", serde_json::to_string_pretty(&done.trial)?);
-        for line in bench.rig.last_lines(20) {
-            println!("  {line}");
+        println!("stops of the machine:");
+        done.stops.iter().for_each(|stop| println!("  {stop}"));
+        for death in 0..bench.rig.next_death {
+            let story = bench.rig.client.story(death, &workspace::node_dir(), LAST_LINES)?;
+            println!("{}", crashes::show(&story));
         }
+        println!("end of the node's log:");
+        bench.rig.last_lines(LAST_LINES).iter().for_each(|line| println!("  {line}"));
         let word = if is_same { "the same" } else { "another" };
         println!("{time} of {times}: {word} verdict: {}", done.trial.verdict);
     }

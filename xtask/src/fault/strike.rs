@@ -43,6 +43,8 @@ pub struct Round {
     pub outcomes: Option<[Outcome; 2]>,
     /// QEMU ended.
     pub ended: bool,
+    /// Where the machine was stopped, and why.
+    pub stops: Vec<String>,
 }
 
 /// What is done at a stop.
@@ -82,6 +84,7 @@ pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2])
         births: 0,
         outcomes: None,
         ended: false,
+        stops: Vec::new(),
     };
     let stage = Stage::Before;
     Strike { rig, target, plan, stage, left: 0, changed: false, strangers: 0, round }.run(orders)
@@ -130,41 +133,64 @@ impl Strike<'_> {
         let registers = self.rig.machine.gdb.registers()?;
         let (rip, who) = (registers.rip(), self.rig.machine.current(&registers)?);
         let is_target = who == Some(self.target.domain);
-        if self.rig.machine.gdb.is_at_watched() {
+        let is_judge = who == Some(self.rig.judges[self.target.index].domain);
+        let why = if self.rig.machine.gdb.is_at_watched() {
             if is_target {
                 self.activate()?;
                 self.rig.machine.gdb.forget()?;
                 self.stage = Stage::Over;
+                "reads the changed word"
             } else {
-                self.stranger(rip)?;
+                self.stranger(rip)?
             }
-        } else if rip == self.rig.moment && who == Some(self.rig.judges[self.target.index].domain) {
+        } else if rip == self.rig.moment && is_judge {
             self.inject()?;
-        } else if rip == self.rig.machine.death {
-            if who.is_none() {
-                self.put_back()?;
-            }
+            "the moment: the fault is injected"
+        } else if rip == self.rig.machine.death && who.is_none() {
+            self.put_back()?;
+            "the hypervisor ends a domain"
         } else if rip == IMAGE_BASE {
             if is_target {
                 self.birth()?;
             }
+            "a generation begins"
         } else if is_target && matches!(self.stage, Stage::Armed) {
             self.arrive(&registers)?;
+            match self.stage {
+                Stage::Over => "the fault is activated",
+                _ => "not yet",
+            }
         } else {
-            self.stranger(rip)?;
-        }
+            self.stranger(rip)?
+        };
+        self.tell(rip, who, why);
         self.rig.machine.gdb.go_on()
     }
 
+    fn tell(&mut self, rip: u64, who: Option<DomainId>, why: &str) {
+        let domain = who.and_then(|id| self.rig.bundle.domains.get(usize::from(id)));
+        let name = domain.map_or("hypervisor", |domain| &domain.name);
+        let function = if who == Some(self.target.domain) {
+            self.target.program.function_at(rip).map(|function| format!(" in {}", function.name))
+        } else {
+            None
+        };
+        self.round.stops.push(format!("{name} at {rip:#x}{}: {why}", function.unwrap_or_default()));
+    }
+
     /// Another program came to an address that is watched.
-    fn stranger(&mut self, rip: u64) -> Result<()> {
+    fn stranger(&mut self, rip: u64) -> Result<&'static str> {
+        let is_needed = [self.rig.moment, self.rig.machine.death, IMAGE_BASE].contains(&rip);
+        if is_needed {
+            return Ok("somebody else");
+        }
         self.strangers += 1;
         if self.strangers > STRANGERS {
             self.round.unwatched = true;
             self.rig.machine.gdb.forget()?;
             self.rig.machine.gdb.remove(rip)?;
         }
-        Ok(())
+        Ok("somebody else, at an address that is watched")
     }
 
     /// A generation of the target begins: the fault is over with the one before.

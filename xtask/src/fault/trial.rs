@@ -1,7 +1,6 @@
 //! One trial: strike, look, repair, look again, judge.
 
 use anyhow::Result;
-use fault::class::Class;
 use fault::plan::Plan;
 use fault::record::{Data, Detection, Detector, Guest, Manifestation, Recovery, SCHEMA, Trial};
 use fault::verdict::{self, Verdict};
@@ -45,6 +44,8 @@ pub struct Done {
     pub trial: Trial,
     /// Whether the node can be used for another one.
     pub trusted: bool,
+    /// Where the machine was stopped, and what was done there.
+    pub stops: Vec<String>,
 }
 
 /// Orders of a round with `requests`.
@@ -95,7 +96,7 @@ pub fn run(rig: &mut Rig, target: &Target, plan: &Plan, frame: Frame) -> Result<
     let trial = describe(target, plan, frame, &seen);
     // A node is not used again after anything that should not have been.
     let trusted = seen.trusted && trial.verdict <= Verdict::Corrupted;
-    Ok(Done { trial, trusted })
+    Ok(Done { trial, trusted, stops: seen.round.stops })
 }
 
 /// Asks the node what became of it, and repairs it.
@@ -114,11 +115,12 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
     }
     let died = seen.deaths.iter().any(|death| death.domain == target.domain);
     // A driver that died is pristine; one that did not is made so.
-    if !died || seen.round.outcomes.is_none_or(|both| both[target.index].state != state::DONE) {
-        if let Err(why) = rig.client.restart(target.name, CONTROL) {
-            seen.trusted = false;
-            seen.notes.push(format!("it can't be restarted: {why}"));
-        }
+    let is_stuck = |both: &[Outcome; 2]| both[target.index].state != state::DONE;
+    if (!died || seen.round.outcomes.as_ref().is_none_or(is_stuck))
+        && let Err(why) = rig.client.restart(target.name, CONTROL)
+    {
+        seen.trusted = false;
+        seen.notes.push(format!("it can't be restarted: {why}"));
     }
     match rig.audit() {
         Ok(None) => {}
@@ -325,6 +327,7 @@ fn neighbours(target: &Target, seen: &Observed) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use fault::class::Class;
     use fault::plan::Fault;
     use ring_proto::crash::Timeline;
 
@@ -387,6 +390,7 @@ mod tests {
             births: 0,
             outcomes: Some([done; 2]),
             ended: false,
+            stops: Vec::new(),
         };
         let after = Some([done; 2]);
         Observed { round, deaths, after, hypervisor: None, notes: Vec::new(), trusted: true }
