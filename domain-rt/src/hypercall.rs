@@ -115,7 +115,7 @@ pub unsafe fn grant_copy(operations: &[GrantCopyOp]) -> Result<usize, Error> {
 }
 
 /// Tells the supervisor that the backend of the connection of `port` does not
-/// complete requests.
+/// complete requests, or broke the protocol.
 pub fn complain(port: Port) -> Result<(), Error> {
     plain(Nr::Complain, [u64::from(port), 0, 0, 0, 0]).map(drop)
 }

@@ -63,7 +63,7 @@ pub trait Env {
     fn notify(&mut self, port: Port);
 
     /// Tells whoever restarts domains that the backend of the connection that
-    /// `port` belongs to completes nothing.
+    /// `port` belongs to completes nothing, or broke the protocol.
     fn complain(&mut self, port: Port);
 
     /// Writes entry `gref` of the own grant table: the page at guest-physical

@@ -57,8 +57,9 @@ numbered! {
         /// `(address, length)`: end this generation; a [`crate::crash::CrashReport`].
         Crash = 9,
         /// `(port)`: the backend of the connection that `port` belongs to does not
-        /// complete the caller's requests. The supervisor is told. [`Error::Busy`]
-        /// within [`COMPLAINT_NS`] of the connection's last complaint.
+        /// complete the caller's requests, or broke the protocol. The supervisor is
+        /// told. [`Error::Busy`] within [`COMPLAINT_NS`] of the connection's last
+        /// complaint.
         Complain = 10,
         /// `(device slot, offset, width 1|2|4, write 0|1, value)`: configuration
         /// space of an owned function; writes are filtered.

@@ -77,7 +77,7 @@ impl Env for DomainEnv<'_> {
     }
 
     fn complain(&mut self, _port: Port) {
-        // No frontend of the simulation is given a bound to wait for.
+        // No frontend of the simulation is told to complain.
     }
 
     fn grant(&mut self, gref: GrantRef, address: u64, grantee: DomainId, flags: u64) {

@@ -162,9 +162,11 @@ impl Frontend {
     }
 
     /// Has the frontend complain when no request comes to its end for so many
-    /// ns, though some wait and there is a backend; 0 = never, as at first.
+    /// ns, though some wait and there is a backend, and at once of one that breaks
+    /// the protocol; 0 = never, as at first.
     pub fn complain_after(&mut self, ns: u64) {
         self.stall.set_bound(ns);
+        self.link.set_complains(ns != 0);
     }
 
     /// Drives the handshake, takes responses, sends what waits. Takes at most

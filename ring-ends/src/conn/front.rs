@@ -93,6 +93,8 @@ pub struct FrontLink {
     /// Losses in a row without a new backend generation.
     losses: u32,
     refusal: Option<heapless::String<96>>,
+    /// Whether somebody is told of a backend that breaks the protocol.
+    complains: bool,
 }
 
 impl FrontLink {
@@ -119,7 +121,13 @@ impl FrontLink {
             granted: false,
             losses: 0,
             refusal: None,
+            complains: false,
         }
+    }
+
+    /// Whether to complain of a backend that breaks the protocol; no, as at first.
+    pub fn set_complains(&mut self, complains: bool) {
+        self.complains = complains;
     }
 
     /// Port of the connection.
@@ -262,10 +270,15 @@ impl FrontLink {
         env.notify(self.port);
     }
 
-    /// Disconnects a backend that broke the protocol.
+    /// Disconnects a backend that broke the protocol, and complains of it if it
+    /// is still there (CONN-16). Once is proof: no honest backend ever does, so
+    /// there is nothing to wait for.
     pub fn misbehaved(&mut self, env: &mut impl Env, counters: &mut Counters) {
         count(&mut counters.misbehaviours);
-        self.down(env, counters);
+        if self.down(env, counters) && self.complains {
+            count(&mut counters.complaints);
+            env.complain(self.port);
+        }
     }
 
     /// Gives up the connection to a backend that left.
@@ -278,8 +291,9 @@ impl FrontLink {
     }
 
     /// First the state, then the revocation: a live backend that reads junk
-    /// from a revoked page can see why.
-    fn down(&mut self, env: &mut impl Env, counters: &mut Counters) {
+    /// from a revoked page can see why. Returns whether the backend's generation
+    /// is the one that it was.
+    fn down(&mut self, env: &mut impl Env, counters: &mut Counters) -> bool {
         let now = env.now_ns();
         let generation = self.pages.peer.glance().pair.generation;
         self.pages.own.set_state(State::Closing);
@@ -306,6 +320,7 @@ impl FrontLink {
         };
         self.phase = Phase::Down { not_before, generation };
         env.notify(self.port);
+        known == generation
     }
 
     /// Whether all grants are withdrawn now.

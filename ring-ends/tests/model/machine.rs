@@ -391,7 +391,7 @@ impl Env for Machine {
     }
 
     fn complain(&mut self, _: Port) {
-        // No frontend of the model is given a bound to wait for.
+        // No frontend of the model is told to complain.
     }
 
     fn grant(&mut self, gref: GrantRef, _: u64, _: DomainId, _: u64) {

@@ -307,8 +307,10 @@ fn backends(name: &str) -> Attack {
     Attack::on_node(name, "blk", system_tests::attack::demo())
         .replace(&image("blk"), &attack)
         .replace(&image("net"), &attack)
-        // Who completes nothing would be ended in the middle of its acts.
+        // Who completes nothing, or is complained of and does not answer, would be ended
+        // in the middle of its acts.
         .replace("[[connection]]\n", "[[connection]]\nstall_ms = 600000\n")
+        .replace("window_s = 10 }", "window_s = 10, check_ms = 65535 }")
         .may_change("net")
 }
 

@@ -213,7 +213,8 @@ pub struct Outcome {
     pub connects: u64,
     /// Times it went down.
     pub disconnects: u64,
-    /// Complaints of the frontend about a backend that completed nothing.
+    /// Complaints of the frontend about a backend that completed nothing, or broke
+    /// the protocol.
     pub complaints: u64,
     /// Times the backend broke the protocol.
     pub misbehaviours: u64,

@@ -1,0 +1,308 @@
+//! When a frontend complains of a backend that breaks the protocol.
+//!
+//! (Of one that completes nothing: see the tests in blk.rs.) The backend is made
+//! by hand; the one that replaces it is the real one.
+#![allow(missing_docs)]
+
+mod sim;
+
+use std::cell::Cell;
+
+use ring_ends::{Counters, Env, Progress};
+use ring_proto::blk::{Request, Response};
+use ring_proto::conn::{BackBody, BackHello, State, VERSION};
+use ring_proto::hypercall::Error;
+use ring_proto::net::{TxRequest, TxResponse};
+use ring_proto::ring::BackRing;
+use ring_proto::shm::SharedMem;
+use ring_proto::{DomainId, GrantRef, Port};
+use sim::rng::Rng;
+use sim::{BACK, FRONT, Sim, SimEnv, blk, net};
+
+/// So long that no complaint here is about a backend that completes nothing, ns.
+const BOUND: u64 = 1_000_000_000_000;
+
+const DISK: BackBody = BackBody::Blk { sectors: blk::SECTORS, block_size: 512, read_only: false };
+const VIF: BackBody = BackBody::Net { mac: net::MAC, mtu: 1500 };
+
+/// How a backend breaks the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It answers what it was not asked.
+    Ring,
+    /// The same, when it has said that it leaves.
+    Leaving,
+    /// Its hello is of another version.
+    Version,
+    /// Its hello is of the other protocol.
+    Body,
+}
+
+const WAYS: [Way; 4] = [Way::Ring, Way::Leaving, Way::Version, Way::Body];
+
+/// A frontend with work for its backend.
+trait Guest {
+    /// What an honest backend answers, and one of the other protocol.
+    const BODIES: [BackBody; 2];
+    /// There is a backend, made by hand.
+    fn new(complains_after: u64) -> Self;
+    fn sim(&self) -> Sim;
+    fn poll(&mut self, env: &mut impl Env) -> Progress;
+    /// Gives the frontend something to do, while it is connected.
+    fn ask(&mut self);
+    fn counters(&self) -> Counters;
+    /// Answers what was not asked.
+    fn break_ring(&self);
+    /// The hypervisor ends the backend's generation.
+    fn end(&mut self);
+    /// Runs with an honest backend until all work is done.
+    fn settle(&mut self);
+}
+
+impl Guest for blk::World {
+    const BODIES: [BackBody; 2] = [DISK, VIF];
+
+    fn new(complains_after: u64) -> Self {
+        let mut world = Self::new(Rng::new(1));
+        world.back = None;
+        world.front.complain_after(complains_after);
+        world
+    }
+
+    fn sim(&self) -> Sim {
+        self.sim.clone()
+    }
+
+    fn poll(&mut self, env: &mut impl Env) -> Progress {
+        self.front.poll(env)
+    }
+
+    fn ask(&mut self) {
+        assert!(self.submit());
+        self.front.kick(&mut self.sim.env(FRONT));
+    }
+
+    fn counters(&self) -> Counters {
+        self.front.counters()
+    }
+
+    fn break_ring(&self) {
+        let ring = self.sim.frame(blk::RING);
+        let mut ring = BackRing::<Request, Response>::attach(ring, blk::SLOTS).unwrap();
+        let id = ring.pop().unwrap().expect("a request is out").id ^ 1 << 16;
+        ring.push(&Response { id, status: 0, reserved: [0; 3] }).unwrap();
+        let _ = ring.publish();
+    }
+
+    fn end(&mut self) {
+        self.end_backend();
+    }
+
+    fn settle(&mut self) {
+        self.settle();
+        assert_eq!(self.outstanding(), 0);
+    }
+}
+
+impl Guest for net::World {
+    const BODIES: [BackBody; 2] = [VIF, DISK];
+
+    fn new(complains_after: u64) -> Self {
+        let mut world = Self::new(Rng::new(1));
+        world.back = None;
+        world.front.complain_after(complains_after);
+        world
+    }
+
+    fn sim(&self) -> Sim {
+        self.sim.clone()
+    }
+
+    fn poll(&mut self, env: &mut impl Env) -> Progress {
+        self.front.poll(env)
+    }
+
+    fn ask(&mut self) {
+        assert!(self.send());
+    }
+
+    fn counters(&self) -> Counters {
+        self.front.counters()
+    }
+
+    fn break_ring(&self) {
+        let ring = self.sim.frame(net::TX_RING);
+        let mut ring = BackRing::<TxRequest, TxResponse>::attach(ring, net::SLOTS).unwrap();
+        let id = ring.pop().unwrap().expect("a request is out").id ^ 1 << 16;
+        ring.push(&TxResponse { id, status: 0, reserved: [0; 3] }).unwrap();
+        let _ = ring.publish();
+    }
+
+    fn end(&mut self) {
+        self.end_backend();
+    }
+
+    fn settle(&mut self) {
+        self.settle();
+        assert_eq!(self.front.tx_room(), net::SLOTS as usize);
+    }
+}
+
+/// Polls until the frontend has made an offer, which takes as long as its pause.
+fn offer(guest: &mut impl Guest) {
+    let sim = guest.sim();
+    for _ in 0..10 {
+        let progress = guest.poll(&mut sim.env(FRONT));
+        if sim.pages(BACK).peer.glance().is(State::Initialising) {
+            return;
+        }
+        let next = if progress.again { sim.now() } else { progress.deadline.unwrap() };
+        sim.advance(next - sim.now());
+    }
+    panic!("no offer");
+}
+
+/// Answers the frontend's offer by hand.
+fn answer(sim: &Sim, version: u16, body: BackBody) {
+    let pages = sim.pages(BACK);
+    let seen = pages.peer.glance().pair;
+    let hello = BackHello { version, features: 0, body };
+    pages.own.publish(&hello, seen.epoch, seen, State::Initialising, State::Connected).unwrap();
+}
+
+/// Has the backend break the protocol, up to where the frontend has to see it.
+fn violate<G: Guest>(guest: &mut G, way: Way) {
+    let sim = guest.sim();
+    let [own, other] = G::BODIES;
+    offer(guest);
+    match way {
+        Way::Version => return answer(&sim, VERSION + 1, own),
+        Way::Body => return answer(&sim, VERSION, other),
+        Way::Ring | Way::Leaving => answer(&sim, VERSION, own),
+    }
+    let _ = guest.poll(&mut sim.env(FRONT));
+    guest.ask();
+    guest.break_ring();
+    if way == Way::Leaving {
+        sim.pages(BACK).own.set_state(State::Closing);
+    }
+}
+
+fn each_violation_is_complained_of<G: Guest>() {
+    for way in WAYS {
+        let mut guest = G::new(BOUND);
+        let sim = guest.sim();
+        for n in 0..8 {
+            violate(&mut guest, way);
+            assert_eq!(sim.complaints(), n, "{way:?}: for nothing");
+            let _ = guest.poll(&mut sim.env(FRONT));
+            assert_eq!(sim.complaints(), n + 1, "{way:?}: at once");
+            let counters = guest.counters();
+            assert_eq!((counters.misbehaviours, counters.complaints), (n + 1, n + 1), "{way:?}");
+        }
+        assert!(sim.now() < BOUND, "none of them was over a stall");
+        // Replaced by one that is well, it is complained of no more.
+        guest.end();
+        guest.settle();
+        for _ in 0..100 {
+            guest.ask();
+            guest.settle();
+        }
+        assert_eq!((sim.complaints(), guest.counters().complaints), (8, 8), "{way:?}");
+    }
+}
+
+#[test]
+fn conn_16_a_blk_backend_that_breaks_the_protocol_is_complained_of_each_time() {
+    each_violation_is_complained_of::<blk::World>();
+}
+
+#[test]
+fn conn_16_a_net_backend_that_breaks_the_protocol_is_complained_of_each_time() {
+    each_violation_is_complained_of::<net::World>();
+}
+
+fn who_is_not_to_complain_does_not<G: Guest>() {
+    for way in WAYS {
+        let mut guest = G::new(0);
+        let sim = guest.sim();
+        violate(&mut guest, way);
+        let _ = guest.poll(&mut sim.env(FRONT));
+        assert_eq!((guest.counters().misbehaviours, sim.complaints()), (1, 0), "{way:?}");
+    }
+}
+
+#[test]
+fn a_frontend_that_is_not_to_complain_does_not() {
+    who_is_not_to_complain_does_not::<blk::World>();
+    who_is_not_to_complain_does_not::<net::World>();
+}
+
+/// The backend's generation ends while the frontend looks at the clock: after it
+/// saw what was wrong, and before it can complain.
+struct Ends {
+    env: SimEnv,
+    sim: Sim,
+    ended: Cell<bool>,
+}
+
+impl Env for Ends {
+    fn now_ns(&self) -> u64 {
+        if !self.ended.replace(true) {
+            self.sim.end_generation(BACK);
+        }
+        self.env.now_ns()
+    }
+
+    fn notify(&mut self, port: Port) {
+        self.env.notify(port);
+    }
+
+    fn complain(&mut self, port: Port) {
+        self.env.complain(port);
+    }
+
+    fn grant(&mut self, gref: GrantRef, address: u64, grantee: DomainId, flags: u64) {
+        self.env.grant(gref, address, grantee, flags);
+    }
+
+    fn revoke(&mut self, first: GrantRef, count: u32) -> Result<(), Error> {
+        self.env.revoke(first, count)
+    }
+
+    fn map(
+        &mut self,
+        granter: DomainId,
+        first: GrantRef,
+        count: u32,
+        window_page: u32,
+        flags: u64,
+    ) -> Result<SharedMem, Error> {
+        self.env.map(granter, first, count, window_page, flags)
+    }
+
+    fn unmap(&mut self, window_page: u32, count: u32) -> Result<(), Error> {
+        self.env.unmap(window_page, count)
+    }
+}
+
+fn the_next_generation_is_not_blamed<G: Guest>() {
+    // Of a hello that is wrong, the generation is not known: it was not connected.
+    for way in [Way::Ring, Way::Leaving] {
+        let mut guest = G::new(BOUND);
+        let sim = guest.sim();
+        violate(&mut guest, way);
+        let mut env = Ends { env: sim.env(FRONT), sim: sim.clone(), ended: Cell::new(false) };
+        let _ = guest.poll(&mut env);
+        assert!(env.ended.get());
+        assert_eq!((guest.counters().misbehaviours, sim.complaints()), (1, 0), "{way:?}");
+        guest.settle();
+        assert_eq!(sim.complaints(), 0, "{way:?}");
+    }
+}
+
+#[test]
+fn conn_16_a_new_generation_is_not_blamed_for_the_one_before() {
+    the_next_generation_is_not_blamed::<blk::World>();
+    the_next_generation_is_not_blamed::<net::World>();
+}
