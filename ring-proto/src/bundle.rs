@@ -16,7 +16,7 @@ use crate::{MAX_CONNECTIONS, MAX_DOMAIN_DEVICES, MAX_DOMAINS};
 /// Value of [`Header::magic`].
 pub const MAGIC: [u8; 8] = *b"BHBUNDLE";
 /// Value of [`Header::version`].
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Value of [`Header::magic`] in an image file, which updates one domain: the
 /// header is followed by the `postcard` form of one [`Image`], padded to a page,
 /// and its segments, each page aligned.
@@ -172,6 +172,8 @@ pub struct Restart {
     pub automatic: bool,
     /// How long it may take to answer the supervisor's check after a complaint, ms.
     pub check_ms: u16,
+    /// The word alone of one frontend restarts it once within this time, s; 0 = always.
+    pub word_s: u16,
 }
 
 impl Default for Restart {
@@ -184,6 +186,7 @@ impl Default for Restart {
             window_s: 10,
             automatic: true,
             check_ms: 500,
+            word_s: 60,
         }
     }
 }

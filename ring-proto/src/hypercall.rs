@@ -266,7 +266,9 @@ pub struct DomainInfo {
     /// Likewise.
     pub restart_window_s: u32,
     /// Likewise; 1 = automatic.
-    pub restart_automatic: u32,
+    pub restart_automatic: u16,
+    /// Likewise.
+    pub word_s: u16,
     /// Complaints about this domain, all generations.
     pub complaints: u32,
     /// When the last one came, ns on the node's clock.

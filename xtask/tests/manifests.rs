@@ -73,7 +73,7 @@ memory = "4MiB"
 dma_pool = "1MiB"
 device = "nic0"
 spare = true
-restart = { floor_ms = 5, backoff = 2.0, budget = 5, window_s = 10, check_ms = 20 }
+restart = { floor_ms = 5, backoff = 2.0, budget = 5, window_s = 10, check_ms = 20, word_s = 0 }
 
 [domain.kv]
 image = "kv"
@@ -126,6 +126,8 @@ size = "64MiB"
     assert_eq!((&spare.spec, spare.image.as_str()), (&like_net, "net"));
     assert_eq!(net.spec.devices.as_slice(), [0]);
     assert_eq!(net.spec.restart.backoff_percent, 200);
+    assert_eq!((net.spec.restart.check_ms, net.spec.restart.word_s), (20, 0));
+    assert_eq!((kv.spec.restart.check_ms, kv.spec.restart.word_s), (500, 60));
     assert_eq!((kv.spec.memory, kv.spec.dma_pool, kv.spec.weight), (16 << 20, 0, 128));
     assert_eq!(kv.spec.args, "ip=10.0.2.15/24");
     assert_eq!((blk.spec.core, blk.spec.cap, blk.spec.watchdog_ms), (Some(1), 50, 20));

@@ -66,6 +66,7 @@ impl Domain {
             restart_window_s: restart.window_s,
             restart_automatic: restart.automatic.into(),
             check_ms: restart.check_ms,
+            word_s: restart.word_s,
             complainant: NOBODY,
             spare_of: config.spare_of.unwrap_or(NOBODY),
             devices: config.devices.len().try_into().unwrap_or(u16::MAX),

@@ -3,9 +3,9 @@
 //! The backend is asked to check itself. One that does not answer in time, or
 //! finds itself stuck, is ended: a death like any other, which its budget
 //! counts. One that finds itself well may still be wrong, so it is restarted on
-//! the frontend's word, but only once within [`WORD_NS`] for each frontend: no
-//! guest can hold a driver down, and other guests of the driver see a pause at
-//! most that often.
+//! the frontend's word, but only once within the time that the manifest says
+//! (`word_s`) for each frontend: no guest can hold a driver down, and other guests
+//! of the driver see a pause at most that often.
 
 use ring_proto::{
     DomainId, Generation, MAX_CONNECTIONS, MAX_DOMAINS,
@@ -14,9 +14,6 @@ use ring_proto::{
 };
 
 use crate::Node;
-
-/// A frontend's word alone restarts its backend once within this time, ns.
-pub const WORD_NS: u64 = 60_000_000_000;
 
 /// What to do with a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,25 +100,26 @@ impl Complaints {
         if info.health & STUCK != 0 {
             return Verdict::Stuck;
         }
-        match self.take_word(pending.frontend, info.id, connections, now) {
+        match self.take_word(pending.frontend, info, connections, now) {
             true => Verdict::OnWord(pending.frontend),
             false => Verdict::Unheard(pending.frontend),
         }
     }
 
-    /// Takes a frontend's word, unless it was taken within [`WORD_NS`].
+    /// Takes a frontend's word, unless it was taken within the backend's `word_s`.
     fn take_word(
         &mut self,
         frontend: DomainId,
-        backend: DomainId,
+        backend: &DomainInfo,
         connections: &[ConnectionInfo],
         now: u64,
     ) -> bool {
         let mut shared =
-            connections.iter().filter(|c| c.frontend == frontend && c.backend == backend);
+            connections.iter().filter(|c| c.frontend == frontend && c.backend == backend.id);
         let slot = shared.next().and_then(|c| self.taken.get_mut(usize::from(c.id)));
         let Some(slot) = slot else { return false };
-        if slot.is_some_and(|at| now.saturating_sub(at) < WORD_NS) {
+        let word_ns = u64::from(backend.word_s) * 1_000_000_000;
+        if slot.is_some_and(|at| now.saturating_sub(at) < word_ns) {
             return false;
         }
         *slot = Some(now);

@@ -128,6 +128,7 @@ impl FakeNode {
                 restart_window_s: 10,
                 restart_automatic: 1,
                 check_ms: 500,
+                word_s: 60,
                 spare_of: NOBODY,
                 update_space: if text == &"blk" { 1 << 20 } else { 0 },
                 name,

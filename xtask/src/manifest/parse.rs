@@ -412,12 +412,13 @@ fn restart(label: &str, section: &Section<'_>) -> Result<bundle::Restart, Manife
     let Some(field) = section.get("restart") else {
         return Ok(policy);
     };
-    let keys = ["floor_ms", "backoff", "budget", "window_s", "automatic", "check_ms"];
+    let keys = ["floor_ms", "backoff", "budget", "window_s", "automatic", "check_ms", "word_s"];
     let section = field.section(&format!("`restart` of [domain.{label}]"), &keys)?;
     policy.floor_ms = or(&section, "floor_ms", 0..=3_600_000, policy.floor_ms)?;
     policy.budget = or(&section, "budget", 0..=MAX_U32, policy.budget)?;
     policy.window_s = or(&section, "window_s", 1..=86_400, policy.window_s)?;
     policy.check_ms = or(&section, "check_ms", 1..=u16::MAX.into(), policy.check_ms)?;
+    policy.word_s = or(&section, "word_s", 0..=u16::MAX.into(), policy.word_s)?;
     policy.automatic = flag(&section, "automatic", policy.automatic)?;
     if let Some(backoff) = section.get("backoff") {
         policy.backoff_percent = backoff.hundredths(1.0..=100.0)?;

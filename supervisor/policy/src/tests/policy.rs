@@ -149,6 +149,30 @@ fn g5_no_guest_can_hold_a_driver_down_with_complaints() {
 }
 
 #[test]
+fn how_often_a_word_is_taken_is_in_the_manifest() {
+    let mut bench = Bench::new();
+    let heard = |bench: &mut Bench, domain| {
+        let before = bench.node.domains[usize::from(domain)].deaths;
+        bench.node.complain(KV, domain);
+        bench.run_ms(100);
+        bench.node.domains[usize::from(domain)].deaths - before
+    };
+    bench.node.domains[usize::from(BLK)].word_s = 0;
+    bench.node.domains[usize::from(NET)].word_s = 2;
+    for _ in 0..10 {
+        assert_eq!(heard(&mut bench, BLK), 1, "each is taken");
+    }
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        seen.push(heard(&mut bench, NET));
+        bench.run_ms(900);
+    }
+    assert_eq!(seen, [1, 0, 1, 0, 1, 0], "one in 2 s");
+    // Ordered restarts do not use up the budget.
+    assert_eq!(state(&bench, BLK), DomainState::Running as u32);
+}
+
+#[test]
 fn a_complaint_about_a_domain_that_is_down_is_no_reason_to_check_it() {
     let mut bench = Bench::new();
     assert_eq!(bench.ask(Command::Hold { domain: name("blk") }, 5).result, Ok(Answer::Done));
