@@ -238,6 +238,19 @@ fn a_frontend_that_is_not_to_complain_does_not() {
     who_is_not_to_complain_does_not::<net::World>();
 }
 
+#[test]
+fn a_guest_complains_of_a_net_backend_that_is_there_and_of_no_other() {
+    let mut world = net::World::new(Rng::new(1));
+    let sim = world.sim();
+    world.settle();
+    world.front.complain(&mut sim.env(FRONT));
+    assert_eq!((sim.complaints(), world.front.counters().complaints), (1, 1));
+    world.end_backend();
+    let _ = world.front.poll(&mut sim.env(FRONT));
+    world.front.complain(&mut sim.env(FRONT));
+    assert_eq!((sim.complaints(), world.front.counters().complaints), (1, 1), "it is gone");
+}
+
 /// The backend's generation ends while the frontend looks at the clock: after it
 /// saw what was wrong, and before it can complain.
 struct Ends {

@@ -65,6 +65,10 @@ pub(crate) struct Datagrams {
     connects: u64,
     /// As transports do after a loss, one goes first.
     careful: bool,
+    /// When something came back, or the wait for it began, ns.
+    heard: u64,
+    /// How long nothing may come back until the driver is complained of, ns.
+    patience: u64,
     quiet_until: Option<u64>,
     frame: Box<[u8; FRAME]>,
     /// As long as a buffer of the frontend.
@@ -76,7 +80,8 @@ impl Datagrams {
     pub(crate) fn open(ends: Ends) -> Result<Self, &'static str> {
         let (connection, mut front) =
             connect::net().map_err(|_| "no net connection or no memory")?;
-        front.complain_after(connect::patience(&connection));
+        let patience = connect::patience(&connection);
+        front.complain_after(patience);
         let wire = Wire { ends, own: EthernetAddress(connection.boot.mac) };
         let mut this = Self {
             front,
@@ -90,6 +95,8 @@ impl Datagrams {
             buffers: 0,
             connects: 0,
             careful: false,
+            heard: 0,
+            patience,
             quiet_until: None,
             frame: Box::new([0; FRAME]),
             received: vec![0; ring_ends::net::BUFFER].into(),
@@ -154,6 +161,7 @@ impl Datagrams {
 
     /// Judges a frame that came.
     fn arrived(&mut self, len: usize, round: &mut Round) {
+        self.heard = now_ns();
         let frame = self.received.get(..len).unwrap_or_default();
         let payload = match self.wire.look(frame) {
             Frame::Other | Frame::Address(_) => return,
@@ -223,6 +231,7 @@ impl Datagrams {
             self.connects = connects;
             self.careful = !self.under_way.is_empty();
             self.under_way.iter_mut().for_each(|(_, sent)| *sent = now);
+            self.heard = now;
         }
         let patience = if self.front.tx_room() == self.buffers { LOST } else { HELD };
         while let Some(&(number, sent)) = self.under_way.front() {
@@ -233,6 +242,11 @@ impl Datagrams {
                 }
                 *fate = Fate::Lost;
                 round.gave_up();
+                // As a guest does whose transport gets no answer from anybody.
+                if now.saturating_sub(self.heard) >= self.patience {
+                    self.heard = now;
+                    self.front.complain(&mut self.env);
+                }
             }
             self.under_way.pop_front();
         }
@@ -255,6 +269,7 @@ impl Work for Datagrams {
         self.under_way.clear();
         self.connects = self.front.counters().connects;
         self.careful = false;
+        self.heard = now_ns();
         self.quiet_until = None;
     }
 

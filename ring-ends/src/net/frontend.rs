@@ -107,6 +107,15 @@ impl Frontend {
         self.link.set_complains(ns != 0);
     }
 
+    /// Complains of a backend that takes frames and brings none, if it is there. This end cannot
+    /// know: nobody promises that a frame is answered. A guest that waits for answers can.
+    pub fn complain(&mut self, env: &mut impl Env) {
+        if self.is_connected() {
+            count(&mut self.counters.complaints);
+            env.complain(self.link.port());
+        }
+    }
+
     /// Drives the handshake, takes responses, sends and posts what waits.
     /// Takes at most as many responses as there are buffers.
     pub fn poll(&mut self, env: &mut impl Env) -> Progress {
