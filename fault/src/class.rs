@@ -163,8 +163,9 @@ classes! {
     RingIndex = "ring-index", Interface, false,
         "The producer index of a response ring is replaced by a random one.",
         "Bulkhead SPEC; cloud-hypervisor #7044";
-    RingId = "ring-id", Interface, false,
-        "The request id in one response is replaced by a random one.", "Bulkhead SPEC";
+    RingId = "ring-id", Interface, true,
+        "The request id in one response is replaced by a random one, which may be that of another request.",
+        "Bulkhead SPEC";
     RingLength = "ring-length", Interface, true,
         "The length in one response is replaced by a random one.", "Bulkhead SPEC";
     RingStatus = "ring-status", Interface, true,
@@ -174,9 +175,10 @@ classes! {
     ReorderedCompletion = "reordered-completion", Interface, false,
         "Two responses exchange their places.", "Bulkhead SPEC";
     WithheldCompletion = "withheld-completion", Interface, false,
-        "One response is not sent.", "Linux `fail_make_request`, `fail_io_timeout`";
+        "One response is not shown before the driver sends the next one; the last of a round, not at all.",
+        "Linux `fail_make_request`, `fail_io_timeout`";
     ForgedCompletion = "forged-completion", Interface, true,
-        "A response says that a request was carried out that the driver has not begun.",
+        "A response says that a request was carried out that the driver has not answered, or that does not exist.",
         "Bulkhead SPEC";
     Hypercall = "hypercall", Interface, true,
         "Number and arguments of one hypercall are replaced by random ones.", "Bulkhead G2; Xen XTF";

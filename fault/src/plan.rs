@@ -79,6 +79,64 @@ pub enum Fault {
         /// RAX, RDI, RSI, RDX, RCX, R8; the number and the arguments instead.
         registers: [u64; 6],
     },
+    /// Answers of the driver that its peer has not taken yet are altered in their ring, as if
+    /// the driver had written them so.
+    Answer {
+        /// Which queue of the connection: blk has one; net sends with 0 and receives with 1.
+        queue: usize,
+        /// How many hypercalls of the driver come before at which there are such answers.
+        after: u32,
+        /// What becomes of them.
+        change: Change,
+    },
+    /// Bytes come over the control line.
+    Control {
+        /// They, in hexadecimal.
+        bytes: String,
+    },
+}
+
+/// What becomes of answers in a ring. The driver keeps its own count of what it sent, and writes
+/// over whatever it did not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Change {
+    /// The producer index is another one, until the driver sends its next answer.
+    Index {
+        /// What is added to it, modulo 2^32.
+        by: u32,
+    },
+    /// The last answer names another request.
+    Id {
+        /// Bits that are inverted.
+        bits: u32,
+    },
+    /// The last answer has another length.
+    Length {
+        /// It.
+        value: u32,
+    },
+    /// The last answer has another status.
+    Status {
+        /// Bits that are inverted.
+        bits: u8,
+    },
+    /// The last answer is there once more, behind itself.
+    Repeat,
+    /// The last two answers have exchanged their places.
+    Exchange,
+    /// The last answer is not shown before the driver sends its next one.
+    Withhold,
+    /// Behind the last answer there is one to a request that the driver has not answered, which
+    /// says that all went well.
+    Forge {
+        /// Which request: this many 65536ths of the way through all of them, the latest first.
+        fraction: u16,
+        /// None of these: the request of this id, whether there is one or not.
+        id: Option<u32>,
+        /// Bytes of the frame, where an answer has a length.
+        length: u32,
+    },
 }
 
 impl Fault {

@@ -236,6 +236,17 @@ impl Client {
         }
     }
 
+    /// Puts bytes on the line that are no frames, for tests of the supervisor.
+    /// What then stands half on the line ends here.
+    ///
+    /// # Errors
+    ///
+    /// The line is closed, or takes no more.
+    pub fn disturb(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.stream.set_write_timeout(Some(PATIENCE)).map_err(Error::Io)?;
+        self.stream.write_all(bytes).and_then(|()| self.stream.write_all(&[0])).map_err(closed_or)
+    }
+
     /// The node and its supervisor.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::log::Effort;
 use super::samples;
 use super::summary::Summary;
 use crate::class::Class;
-use crate::plan::Fault;
+use crate::plan::{Change, Fault};
 use crate::record::{Data, Detection, Detector, Manifestation, Recovery, Trial};
 use crate::verdict::Verdict;
 
@@ -145,6 +145,8 @@ fn kinds() -> Vec<Fault> {
         Fault::SkipCall { call: 0, after: 0 },
         Fault::LoseInterrupt { after: 0 },
         Fault::Call { after: 0, registers: [0; 6] },
+        Fault::Answer { queue: 0, after: 0, change: Change::Repeat },
+        Fault::Control { bytes: text() },
     ];
     for fault in &all {
         match fault {
@@ -156,30 +158,68 @@ fn kinds() -> Vec<Fault> {
             | Fault::Order { .. }
             | Fault::SkipCall { .. }
             | Fault::LoseInterrupt { .. }
-            | Fault::Call { .. } => {}
+            | Fault::Call { .. }
+            | Fault::Answer { .. }
+            | Fault::Control { .. } => {}
         }
     }
     all
 }
 
-#[test]
-fn the_book_lists_every_kind_of_change() {
-    let mut wanted = BTreeMap::new();
-    for fault in kinds() {
-        let mut fields = fields_of(&fault);
-        assert!(fields.remove("how"));
-        let how = serde_json::to_value(&fault).unwrap()["how"].as_str().unwrap().to_owned();
-        wanted.insert(how, fields);
+/// The same for what becomes of answers.
+fn changes() -> Vec<Change> {
+    let all = vec![
+        Change::Index { by: 0 },
+        Change::Id { bits: 0 },
+        Change::Length { value: 0 },
+        Change::Status { bits: 0 },
+        Change::Repeat,
+        Change::Exchange,
+        Change::Withhold,
+        Change::Forge { fraction: 0, id: None, length: 0 },
+    ];
+    for change in &all {
+        match change {
+            Change::Index { .. }
+            | Change::Id { .. }
+            | Change::Length { .. }
+            | Change::Status { .. }
+            | Change::Repeat
+            | Change::Exchange
+            | Change::Withhold
+            | Change::Forge { .. } => {}
+        }
     }
-    assert_eq!(wanted.len(), kinds().len());
-    let listed: BTreeMap<String, BTreeSet<String>> = table("### `plan.fault`")
+    all
+}
+
+/// Compares a table of kinds and their fields with `all`, which name their kind in `tag`.
+fn assert_kinds_listed(heading: &str, tag: &str, all: &[impl Serialize]) {
+    let mut wanted = BTreeMap::new();
+    for kind in all {
+        // What is in a field that has a table of its own is not a field of this one.
+        let mut fields: BTreeSet<String> =
+            fields_of(kind).into_iter().filter(|name| !name.contains('.')).collect();
+        assert!(fields.remove(tag));
+        let name = serde_json::to_value(kind).unwrap()[tag].as_str().unwrap().to_owned();
+        wanted.insert(name, fields);
+    }
+    assert_eq!(wanted.len(), all.len());
+    let listed: BTreeMap<String, BTreeSet<String>> = table(heading)
         .into_iter()
         .map(|row| {
             let fields = row[1].split(", ").map(|field| field.trim_matches('`').to_owned());
+            let fields = fields.filter(|field| !field.is_empty());
             (row[0].trim_matches('`').to_owned(), fields.collect())
         })
         .collect();
-    assert_eq!(listed, wanted);
+    assert_eq!(listed, wanted, "{heading}");
+}
+
+#[test]
+fn the_book_lists_every_kind_of_change() {
+    assert_kinds_listed("### `plan.fault`", "how", &kinds());
+    assert_kinds_listed("### `plan.fault.change`", "what", &changes());
 }
 
 #[test]

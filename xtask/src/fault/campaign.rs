@@ -119,6 +119,7 @@ pub fn run(
         .classes
         .iter()
         .flat_map(|&class| campaign.targets.iter().map(move |target| (class, target.clone())))
+        .filter(|(class, target)| choose::fits(*class, target))
         .collect();
     if pairs.is_empty() {
         bail!("there is no class that fits a target");

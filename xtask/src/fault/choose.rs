@@ -2,9 +2,13 @@
 
 use fault::class::{Class, Group};
 use fault::mutate;
-use fault::plan::{Fault, Plan};
+use fault::plan::{Change, Fault, Plan};
+use ring_proto::control::{Command, FRAME_MAX, Request, encode};
 use ring_proto::event::Inject;
+use ring_proto::net::{MAX_FRAME, MIN_FRAME};
 
+use super::gdb::hex;
+use super::rings;
 use super::strike::NOTIFY;
 use super::target::Target;
 
@@ -14,6 +18,10 @@ pub const REQUESTS: u64 = 24;
 const LAST_REQUESTS: u64 = 16;
 /// Hypercalls or interrupts that may come before the one that is struck.
 const BEFORE: u32 = 6;
+/// Hypercalls with answers in the ring that may come before the one at which they are struck.
+const ANSWERS_BEFORE: u32 = 4;
+/// Most disturbances on the control line.
+const DISTURBANCES: usize = 4;
 /// Numbers of hypercalls, and a few that are none.
 const CALLS: u64 = 48;
 
@@ -22,7 +30,7 @@ pub fn is_available(class: Class) -> bool {
     match class.group() {
         Group::Software => class != Class::UseAfterFree,
         Group::Control => true,
-        Group::Interface => class == Class::Hypercall,
+        Group::Interface => true,
         Group::Device | Group::Recovery => false,
     }
 }
@@ -45,6 +53,71 @@ fn order(class: Class) -> Option<Inject> {
     })
 }
 
+/// Whether a class may strike the driver of this name.
+pub fn fits(class: Class, target: &str) -> bool {
+    // Only what is received has a length.
+    class != Class::RingLength || rings::queues(target).iter().any(|queue| queue.length.is_some())
+}
+
+/// What becomes of answers in a queue of `queues`, for classes that change them.
+fn change(class: Class, rng: &mut fastrand::Rng) -> Option<Change> {
+    // As many small numbers as large ones: what is nearly right is more than what is nowhere
+    // near.
+    let scaled = |rng: &mut fastrand::Rng| rng.u32(1..) >> rng.u32(..32);
+    let not_zero = |rng: &mut fastrand::Rng| scaled(rng).max(1);
+    Some(match class {
+        Class::RingIndex => {
+            let by = not_zero(rng);
+            Change::Index { by: if rng.bool() { by } else { by.wrapping_neg() } }
+        }
+        Class::RingId => Change::Id { bits: not_zero(rng) },
+        Class::RingLength => Change::Length { value: scaled(rng) },
+        Class::RingStatus => Change::Status { bits: (rng.u8(1..) >> rng.u32(..8)).max(1) },
+        Class::DuplicateCompletion => Change::Repeat,
+        Class::ReorderedCompletion => Change::Exchange,
+        Class::WithheldCompletion => Change::Withhold,
+        Class::ForgedCompletion => {
+            let id = (rng.u8(..4) == 0).then(|| scaled(rng));
+            Change::Forge { fraction: rng.u16(..), id, length: rng.u32(MIN_FRAME..=MAX_FRAME) }
+        }
+        _ => return None,
+    })
+}
+
+/// Random bytes, and frames with a damage: none of them is sound, but by a chance of one in
+/// 2^32, and a command that changes nothing is what it would be.
+fn disturbances(rng: &mut fastrand::Rng) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..rng.usize(1..=DISTURBANCES) {
+        let request = Request { seq: rng.u32(..), command: Command::Info };
+        // It is short.
+        let mut frame = encode(&request).map(|frame| frame.to_vec()).unwrap_or_default();
+        let end = frame.len().max(2);
+        match rng.u8(..5) {
+            0 => {
+                let len = rng.usize(1..256);
+                frame = std::iter::repeat_with(|| rng.u8(..)).take(len).collect();
+            }
+            1 => frame.truncate(rng.usize(1..end - 1)),
+            2 => frame.insert(rng.usize(..end - 1), rng.u8(1..)),
+            3 => {
+                // Longer than a frame can be.
+                let len = FRAME_MAX + rng.usize(..64);
+                frame = std::iter::repeat_with(|| rng.u8(1..)).take(len).collect();
+                frame.push(0);
+            }
+            _ => {
+                let at = rng.usize(..end - 1);
+                if let Some(byte) = frame.get_mut(at) {
+                    *byte ^= 1 << rng.u8(..8);
+                }
+            }
+        }
+        bytes.append(&mut frame);
+    }
+    bytes
+}
+
 /// The random numbers of a trial.
 pub fn random(seed: u64, trial: u64) -> fastrand::Rng {
     // One stream gives each trial its seed: neighbours have nothing in common.
@@ -54,10 +127,22 @@ pub fn random(seed: u64, trial: u64) -> fastrand::Rng {
 
 /// What a trial of this class does to this target; `None` if the program has no place for it.
 pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<Plan> {
-    let moment = rng.u64(1..REQUESTS - LAST_REQUESTS);
+    let mut moment = rng.u64(1..REQUESTS - LAST_REQUESTS);
     let round_seed = rng.u64(..);
     let (fault, function, text) = if let Some(kind) = order(class) {
         (Fault::Order { kind: kind as u32 }, None, format!("{kind:?} ordered"))
+    } else if let Some(change) = change(class, rng) {
+        let mut after = rng.u32(..ANSWERS_BEFORE);
+        // The last answer of a round has none behind it that shows it after all.
+        if class == Class::WithheldCompletion && rng.bool() {
+            (moment, after) = (REQUESTS - 1, 0);
+        }
+        let fits = |queue: &rings::Shape| class != Class::RingLength || queue.length.is_some();
+        let queues = rings::queues(target.name);
+        let fitting: Vec<usize> = (0..queues.len()).filter(|&i| fits(&queues[i])).collect();
+        let queue = *rng.choice(&fitting)?;
+        let text = format!("{change:x?} in queue {queue}");
+        (Fault::Answer { queue, after, change }, None, text)
     } else {
         match class {
             Class::LostNotify => {
@@ -80,6 +165,11 @@ pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<
                 registers[0] = rng.u64(..CALLS);
                 let text = format!("hypercall {} with {:#x?}", registers[0], &registers[1..]);
                 (Fault::Call { after, registers }, None, text.replace('\n', " "))
+            }
+            Class::ControlFrame => {
+                let bytes = disturbances(rng);
+                let text = format!("{} bytes on the control line", bytes.len());
+                (Fault::Control { bytes: hex(&bytes) }, None, text)
             }
             _ => {
                 let planned = mutate::plan(class, &target.program, rng, &|at| target.is_live(at))?;

@@ -10,6 +10,7 @@
 //! | [`gdb`], [`machine`] | the machine from outside: processor, memory, whose an instruction is |
 //! | [`rig`] | the node with all that is needed to test it |
 //! | [`target`], [`profile`], [`choose`] | a driver, what of it runs, what a trial does to it |
+//! | [`rings`] | the answers of a driver, as its peer will find them |
 //! | [`strike`], [`trial`] | the round with the fault, and the trial around it |
 //! | [`campaign`] | many trials |
 
@@ -19,6 +20,7 @@ pub mod gdb;
 pub mod machine;
 pub mod profile;
 pub mod rig;
+pub mod rings;
 pub mod strike;
 pub mod target;
 pub mod trial;

@@ -15,6 +15,7 @@ use ring_proto::layout::{EVENT_PAGE, HEAP, IMAGE_BASE};
 
 use super::gdb::{RAX, RIP, RSP, Registers, Wait};
 use super::rig::Rig;
+use super::rings::Ring;
 use super::target::Target;
 
 /// Wall time that a round with a fault may take: far off, as the machine bounds it by its own
@@ -241,7 +242,13 @@ impl Strike<'_> {
             }
             Fault::SkipCall { after, .. }
             | Fault::LoseInterrupt { after }
-            | Fault::Call { after, .. } => self.left = *after,
+            | Fault::Call { after, .. }
+            | Fault::Answer { after, .. } => self.left = *after,
+            Fault::Control { bytes } => {
+                self.rig.client.disturb(&super::gdb::unhex(bytes)?)?;
+                self.activate()?;
+                self.stage = Stage::Over;
+            }
             Fault::Register { .. } | Fault::Store { .. } | Fault::Stack { .. } => {}
         }
         for address in self.target.places(&self.plan.fault) {
@@ -284,7 +291,17 @@ impl Strike<'_> {
                     machine.write(domain, address, &value.to_le_bytes())?;
                 }
             }
-            Fault::Heap { .. } | Fault::Order { .. } => return Ok(()),
+            Fault::Heap { .. } | Fault::Order { .. } | Fault::Control { .. } => return Ok(()),
+            Fault::Answer { queue, change, .. } => {
+                let peer = self.rig.judges[self.target.index].domain;
+                let Some(mut ring) = Ring::read(machine, peer, self.target, *queue)? else {
+                    return Ok(());
+                };
+                if !ring.change(change) || !self.count() {
+                    return Ok(());
+                }
+                ring.write(&self.rig.machine)?;
+            }
             Fault::SkipCall { call, .. } => {
                 if registers.general[RAX] != *call {
                     // Each place makes one call.

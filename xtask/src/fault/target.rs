@@ -70,8 +70,10 @@ impl Target {
             | Fault::Register { address, .. }
             | Fault::Store { address, .. }
             | Fault::Stack { address, .. } => vec![*address],
-            Fault::Heap { .. } | Fault::Order { .. } => Vec::new(),
-            Fault::SkipCall { .. } | Fault::Call { .. } => self.calls.clone(),
+            Fault::Heap { .. } | Fault::Order { .. } | Fault::Control { .. } => Vec::new(),
+            Fault::SkipCall { .. } | Fault::Call { .. } | Fault::Answer { .. } => {
+                self.calls.clone()
+            }
             // An interrupt ends a `wait`, or is there already when it is called.
             Fault::LoseInterrupt { .. } => {
                 let behind = self.calls.iter().map(|call| call + VMMCALL.len() as u64);

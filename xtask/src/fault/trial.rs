@@ -5,7 +5,7 @@ use fault::plan::Plan;
 use fault::record::{Data, Detection, Detector, Guest, Manifestation, Recovery, SCHEMA, Trial};
 use fault::verdict::{self, Verdict};
 use judge_orders::{Orders, Outcome, VERIFY, VERIFY_BEFORE, state};
-use nodectl::control::CrashEntry;
+use nodectl::control::{CrashEntry, Event};
 use ring_proto::crash::{Reason, Rebuild};
 
 use super::choose::REQUESTS;
@@ -69,6 +69,8 @@ struct Observed {
     /// Of the round after the repair.
     after: Option<[Outcome; 2]>,
     hypervisor: Option<String>,
+    /// The supervisor told of frames that are none.
+    bad_frames: bool,
     notes: Vec<String>,
     trusted: bool,
 }
@@ -89,6 +91,7 @@ pub fn run(rig: &mut Rig, target: &Target, plan: &Plan, frame: Frame) -> Result<
         deaths: Vec::new(),
         after: None,
         hypervisor: None,
+        bad_frames: false,
         notes: Vec::new(),
         trusted: true,
     };
@@ -113,6 +116,8 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
         Ok(deaths) => seen.deaths = deaths,
         Err(why) => return failed(rig, seen, "no answer about deaths", &why),
     }
+    let events = rig.client.take_events();
+    seen.bad_frames = events.iter().any(|event| matches!(event, Event::BadFrame));
     let died = seen.deaths.iter().any(|death| death.domain == target.domain);
     // A driver that died is pristine; one that did not is made so.
     let is_stuck = |both: &[Outcome; 2]| both[target.index].state != state::DONE;
@@ -173,6 +178,8 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
         (manifestation == Manifestation::Protocol)
             .then_some(Detection { by: Detector::Frontend, after_ns: 0 })
     });
+    let detection = detection
+        .or_else(|| seen.bad_frames.then_some(Detection { by: Detector::Supervisor, after_ns: 0 }));
     let serves = after.is_some_and(|outcome| outcome.state == state::DONE);
     let recovery = match (deaths.last(), round) {
         (Some(death), Some(outcome)) if serves => Some(Recovery {
@@ -393,7 +400,15 @@ mod tests {
             stops: Vec::new(),
         };
         let after = Some([done; 2]);
-        Observed { round, deaths, after, hypervisor: None, notes: Vec::new(), trusted: true }
+        Observed {
+            round,
+            deaths,
+            after,
+            hypervisor: None,
+            bad_frames: false,
+            notes: Vec::new(),
+            trusted: true,
+        }
     }
 
     fn told(class: Class, seen: &Observed) -> Trial {
