@@ -79,8 +79,8 @@ pub enum Fault {
         /// RAX, RDI, RSI, RDX, RCX, R8; the number and the arguments instead.
         registers: [u64; 6],
     },
-    /// Answers of the driver that its peer has not taken yet are altered in their ring, as if
-    /// the driver had written them so.
+    /// Answers that the driver has shown since its last hypercall, so that its peer has not taken
+    /// them yet, are altered in their ring, as if the driver had written them so.
     Answer {
         /// Which queue of the connection: blk has one; net sends with 0 and receives with 1.
         queue: usize,
@@ -126,7 +126,11 @@ pub enum Change {
     /// The last two answers have exchanged their places.
     Exchange,
     /// The last answer is not shown before the driver sends its next one.
-    Withhold,
+    Withhold {
+        /// Only where the driver has answered all that it was asked: then its next answer comes
+        /// after another request, if there is one.
+        last: bool,
+    },
     /// Behind the last answer there is one to a request that the driver has not answered, which
     /// says that all went well.
     Forge {

@@ -175,7 +175,7 @@ fn changes() -> Vec<Change> {
         Change::Status { bits: 0 },
         Change::Repeat,
         Change::Exchange,
-        Change::Withhold,
+        Change::Withhold { last: false },
         Change::Forge { fraction: 0, id: None, length: 0 },
     ];
     for change in &all {
@@ -186,7 +186,7 @@ fn changes() -> Vec<Change> {
             | Change::Status { .. }
             | Change::Repeat
             | Change::Exchange
-            | Change::Withhold
+            | Change::Withhold { .. }
             | Change::Forge { .. } => {}
         }
     }

@@ -75,7 +75,7 @@ fn change(class: Class, rng: &mut fastrand::Rng) -> Option<Change> {
         Class::RingStatus => Change::Status { bits: (rng.u8(1..) >> rng.u32(..8)).max(1) },
         Class::DuplicateCompletion => Change::Repeat,
         Class::ReorderedCompletion => Change::Exchange,
-        Class::WithheldCompletion => Change::Withhold,
+        Class::WithheldCompletion => Change::Withhold { last: false },
         Class::ForgedCompletion => {
             let id = (rng.u8(..4) == 0).then(|| scaled(rng));
             Change::Forge { fraction: rng.u16(..), id, length: rng.u32(MIN_FRAME..=MAX_FRAME) }
@@ -132,15 +132,21 @@ pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<
     let (fault, function, text) = if let Some(kind) = order(class) {
         (Fault::Order { kind: kind as u32 }, None, format!("{kind:?} ordered"))
     } else if let Some(change) = change(class, rng) {
-        let mut after = rng.u32(..ANSWERS_BEFORE);
-        // The last answer of a round has none behind it that shows it after all.
-        if class == Class::WithheldCompletion && rng.bool() {
-            (moment, after) = (REQUESTS - 1, 0);
-        }
         let fits = |queue: &rings::Shape| class != Class::RingLength || queue.length.is_some();
         let queues = rings::queues(target.name);
         let fitting: Vec<usize> = (0..queues.len()).filter(|&i| fits(&queues[i])).collect();
         let queue = *rng.choice(&fitting)?;
+        let mut after = rng.u32(..ANSWERS_BEFORE);
+        // The last answer of a round has none behind it that shows it after all. Where frames
+        // are received there is none, as there are always buffers for more.
+        let last = queues[queue].length.is_none() && rng.bool();
+        let change = match change {
+            Change::Withhold { .. } if last => {
+                (moment, after) = (REQUESTS - 1, 0);
+                Change::Withhold { last }
+            }
+            change => change,
+        };
         let text = format!("{change:x?} in queue {queue}");
         (Fault::Answer { queue, after, change }, None, text)
     } else {

@@ -2,9 +2,10 @@
 //!
 //! The memory of a connection's rings is the frontend's, and the frontend's grant
 //! table says where: it is what the backend may write and its device may not reach.
-//! While the machine stands still at a hypercall of the driver, the answers that the
-//! frontend has not taken yet are altered there, as if the driver had written them
-//! so. A reconnect makes nothing out of date, since all of it is looked up each time.
+//! While the machine stands still at a hypercall of the driver, the answers that it has
+//! shown since its last one are altered there, as if it had written them so: there is one
+//! core, so the frontend has not taken them. A reconnect makes nothing out of date, since all
+//! of it is looked up each time.
 
 use std::mem::offset_of;
 
@@ -136,14 +137,14 @@ impl Ring {
         Ok(())
     }
 
-    /// Changes answers that the frontend has not taken. False, and nothing changed, if it has
-    /// taken them all, or there are too few for this.
-    pub fn change(&mut self, change: &Change) -> bool {
+    /// Changes some of the last `fresh` answers. False, and nothing changed, if there are too
+    /// few for this.
+    pub fn change(&mut self, change: &Change, fresh: u32) -> bool {
         let needed = if matches!(change, Change::Exchange) { 2 } else { 1 };
-        if self.fresh() < needed {
+        if fresh < needed {
             return false;
         }
-        let produced = self.word(Responses::PROD);
+        let produced = self.produced();
         let last = self.answer(produced.wrapping_sub(1));
         match *change {
             Change::Index { by } => self.set_word(Responses::PROD, produced.wrapping_add(by)),
@@ -164,7 +165,12 @@ impl Ring {
                     self.bytes.swap(last + byte, other + byte);
                 }
             }
-            Change::Withhold => self.set_word(Responses::PROD, produced.wrapping_sub(1)),
+            Change::Withhold { last } => {
+                if last && self.word(Requests::PROD) != produced {
+                    return false;
+                }
+                self.set_word(Responses::PROD, produced.wrapping_sub(1));
+            }
             Change::Forge { fraction, id, length } => {
                 let open = self.unanswered();
                 let chosen = (open.len() * usize::from(fraction)) >> 16;
@@ -181,14 +187,16 @@ impl Ring {
         true
     }
 
-    /// Answers that the frontend has not taken, as far as it said. It says so when there are
-    /// no more; in the middle of taking them it may be that it has.
-    fn fresh(&self) -> u32 {
-        let (produced, event) = (self.word(Responses::PROD), self.word(Responses::EVENT));
-        // It wants to be told of the next one, or of none, which is the one 2^31 ahead.
-        let taken = [event.wrapping_sub(1), event.wrapping_sub(1 << 31)];
-        let waiting = taken.map(|taken| produced.wrapping_sub(taken));
-        waiting.into_iter().find(|&count| count <= self.shape.slots).unwrap_or(0)
+    /// Answers that the driver has shown since it was at index `before`.
+    pub fn shown_since(&self, before: u32) -> u32 {
+        let shown = self.produced().wrapping_sub(before);
+        // Otherwise these are other rings.
+        if shown <= self.shape.slots { shown } else { 0 }
+    }
+
+    /// The producer index of the answers.
+    pub fn produced(&self) -> u32 {
+        self.word(Responses::PROD)
     }
 
     /// Ids of requests without an answer, the latest first. Both rings still hold the last

@@ -65,6 +65,8 @@ struct Strike<'a> {
     stage: Stage,
     /// Hypercalls or interrupts to come before the one that is struck.
     left: u32,
+    /// How many answers the driver had shown at its last hypercall.
+    shown: Option<u32>,
     /// The program is not what it was.
     changed: bool,
     strangers: u32,
@@ -88,7 +90,8 @@ pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2])
         stops: Vec::new(),
     };
     let stage = Stage::Before;
-    Strike { rig, target, plan, stage, left: 0, changed: false, strangers: 0, round }.run(orders)
+    let (left, shown, changed, strangers) = (0, None, false, 0);
+    Strike { rig, target, plan, stage, left, shown, changed, strangers, round }.run(orders)
 }
 
 impl Strike<'_> {
@@ -297,7 +300,9 @@ impl Strike<'_> {
                 let Some(mut ring) = Ring::read(machine, peer, self.target, *queue)? else {
                     return Ok(());
                 };
-                if !ring.change(change) || !self.count() {
+                let before = self.shown.replace(ring.produced());
+                let fresh = before.map_or(0, |before| ring.shown_since(before));
+                if !ring.change(change, fresh) || !self.count() {
                     return Ok(());
                 }
                 ring.write(&self.rig.machine)?;

@@ -11,6 +11,8 @@ struct Ends<Q, S> {
     shape: Shape,
     front: FrontRing<Q, S>,
     back: BackRing<Q, S>,
+    /// Answers that the backend had shown when the frontend last looked.
+    before: u32,
 }
 
 impl<Q: Slot, S: Slot> Ends<Q, S> {
@@ -25,7 +27,7 @@ impl<Q: Slot, S: Slot> Ends<Q, S> {
         let mem = mem.sub(skipped.unwrap(), len).unwrap();
         let front = FrontRing::new(mem, shape.slots).unwrap();
         let back = BackRing::attach(mem, shape.slots).unwrap();
-        Self { mem, shape, front, back }
+        Self { mem, shape, front, back, before: 0 }
     }
 
     /// Requests that the backend has taken.
@@ -54,7 +56,7 @@ impl<Q: Slot, S: Slot> Ends<Q, S> {
     /// Makes the change; whether it could be made.
     fn change(&mut self, change: Change) -> bool {
         let mut ring = self.ring();
-        let changed = ring.change(&change);
+        let changed = ring.change(&change, ring.shown_since(self.before));
         self.mem.copy_to(0, &ring.bytes).unwrap();
         changed
     }
@@ -62,6 +64,7 @@ impl<Q: Slot, S: Slot> Ends<Q, S> {
     /// All answers that the frontend gets, until there are no more.
     fn take(&mut self) -> Result<Vec<S>, PeerMisbehaved> {
         let mut all = Vec::new();
+        self.before = self.ring().produced();
         loop {
             match self.front.pop()? {
                 Some(answer) => all.push(answer),
@@ -116,7 +119,7 @@ fn answers_are_altered_only_before_they_are_taken() {
         Change::Id { bits: 1 },
         Change::Status { bits: 1 },
         Change::Repeat,
-        Change::Withhold,
+        Change::Withhold { last: false },
         Change::Forge { fraction: 0, id: None, length: 0 },
     ] {
         let mut ends = begun(3, 0);
@@ -130,12 +133,11 @@ fn answers_are_altered_only_before_they_are_taken() {
 }
 
 #[test]
-fn answers_that_nobody_wants_to_be_told_of_are_counted_too() {
-    let mut ends = begun(3, 0);
-    ends.front.disarm();
-    assert_eq!(ends.ring().fresh(), 0);
-    ends.answer(&[answer(2), answer(1)]);
-    assert_eq!(ends.ring().fresh(), 2);
+fn answers_of_other_rings_are_not_counted() {
+    let ends = begun(3, 2);
+    assert_eq!(ends.ring().shown_since(ends.before), 2);
+    // The same rings made anew begin at 0.
+    assert_eq!(ends.ring().shown_since(ends.before + 1000), 0);
 }
 
 #[test]
@@ -181,11 +183,19 @@ fn two_answers_exchange_their_places() {
 #[test]
 fn an_answer_is_withheld_until_the_next_one() {
     let mut ends = begun(3, 2);
-    assert!(ends.change(Change::Withhold));
+    assert!(ends.change(Change::Withhold { last: false }));
     assert_eq!(ids(&ends.take().unwrap()), [1]);
     assert!(ends.take().unwrap().is_empty());
     ends.answer(&[answer(3)]);
     assert_eq!(ids(&ends.take().unwrap()), [2, 3]);
+}
+
+#[test]
+fn the_last_answer_of_all_is_withheld_for_good() {
+    assert!(!begun(3, 2).change(Change::Withhold { last: true }), "one is to come");
+    let mut ends = begun(3, 3);
+    assert!(ends.change(Change::Withhold { last: true }));
+    assert_eq!(ids(&ends.take().unwrap()), [1, 2]);
 }
 
 #[test]
