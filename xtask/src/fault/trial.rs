@@ -178,7 +178,10 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
         (manifestation == Manifestation::Protocol)
             .then_some(Detection { by: Detector::Frontend, after_ns: 0 })
     });
+    // A complaint that nobody acted on.
+    let unheard = round.filter(|_| deaths.is_empty()).map_or(0, |round| round.complaints);
     let detection = detection
+        .or_else(|| (unheard > 0).then_some(Detection { by: Detector::Frontend, after_ns: 0 }))
         .or_else(|| seen.bad_frames.then_some(Detection { by: Detector::Supervisor, after_ns: 0 }));
     let serves = after.is_some_and(|outcome| outcome.state == state::DONE);
     let recovery = match (deaths.last(), round) {
@@ -198,6 +201,9 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
         _ => None,
     };
     let mut notes = seen.notes.clone();
+    if unheard > 0 {
+        notes.push(format!("the frontend complained {unheard} times and was not heard"));
+    }
     if seen.round.unwatched {
         notes.push("other programs came to the same address too often to watch it".to_owned());
     }
