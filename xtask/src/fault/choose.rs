@@ -188,17 +188,69 @@ pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use ring_proto::control::Decoder;
+
     use super::super::target::samples;
     use super::*;
 
     #[test]
     fn every_class_that_is_offered_has_a_plan() {
         let target = samples::blk();
-        for class in Class::ALL.iter().filter(|class| is_available(**class)) {
+        let offered = |class: &&Class| is_available(**class) && fits(**class, "blk");
+        for class in Class::ALL.iter().filter(offered) {
             let plan = choose(*class, &target, &mut random(1, 1));
             let plan = plan.unwrap_or_else(|| panic!("no plan for {class}"));
             assert_eq!((plan.class, plan.target.as_str()), (*class, "blk"));
             assert!((1..REQUESTS).contains(&plan.moment), "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_has_a_length_gets_another() {
+        let (blk, mut net) = (samples::blk(), samples::blk());
+        net.name = "net";
+        let choose = |target| choose(Class::RingLength, target, &mut random(1, 1));
+        assert!(!fits(Class::RingLength, "blk") && choose(&blk).is_none());
+        let plan = choose(&net).filter(|_| fits(Class::RingLength, "net")).unwrap();
+        assert!(matches!(plan.fault, Fault::Answer { queue: 1, .. }), "{plan:?}");
+    }
+
+    #[test]
+    fn a_change_of_a_field_changes_it() {
+        for trial in 0..1000 {
+            let by = |class| change(class, &mut random(1, trial));
+            assert_ne!(by(Class::RingIndex), Some(Change::Index { by: 0 }));
+            assert_ne!(by(Class::RingId), Some(Change::Id { bits: 0 }));
+            assert_ne!(by(Class::RingStatus), Some(Change::Status { bits: 0 }));
+        }
+    }
+
+    #[test]
+    fn an_answer_is_withheld_for_good_where_that_can_be() {
+        let mut net = samples::blk();
+        net.name = "net";
+        let mut last = [0; 2];
+        for trial in 0..200 {
+            let plan = choose(Class::WithheldCompletion, &net, &mut random(1, trial)).unwrap();
+            let Fault::Answer { queue, change, .. } = plan.fault else { panic!("{plan:?}") };
+            last[queue] += u32::from(change == Change::Withhold { last: true });
+        }
+        assert!(last[0] > 20 && last[1] == 0, "{last:?}");
+    }
+
+    #[test]
+    fn disturbances_are_no_commands() {
+        for trial in 0..1000 {
+            let mut bytes = disturbances(&mut random(1, trial));
+            // What stands half on the line is ended.
+            bytes.push(0);
+            let (mut decoder, mut input) = (Decoder::new(), &bytes[..]);
+            let mut damaged = 0;
+            while let Some(result) = decoder.feed::<Request>(&mut input) {
+                assert!(result.is_err(), "{trial}: {result:?}");
+                damaged += 1;
+            }
+            assert!(damaged > 0, "{trial}");
         }
     }
 

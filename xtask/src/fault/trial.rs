@@ -253,6 +253,11 @@ fn manifestation(
             Some(Reason::Exit) => Manifestation::Exit,
             // Nobody here ordered an end before the round was over: it was the supervisor, on a
             // frontend's word.
+            Some(Reason::Stalled | Reason::Operator)
+                if round.is_some_and(|round| round.misbehaviours > 0) =>
+            {
+                Manifestation::Protocol
+            }
             Some(Reason::Stalled | Reason::Operator) => Manifestation::Stall,
             Some(Reason::Memory) => Manifestation::Memory,
             Some(Reason::None) | None => Manifestation::Silent,
@@ -446,6 +451,32 @@ mod tests {
         assert_eq!(by(Reason::Watchdog), Some(Detector::Watchdog));
         assert_eq!(by(Reason::IommuFault), Some(Detector::Iommu));
         assert_eq!(by(Reason::Operator), Some(Detector::Frontend), "on its word");
+    }
+
+    #[test]
+    fn what_the_supervisor_drops_and_what_nobody_heard_is_detected() {
+        let mut quiet = seen(Vec::new());
+        quiet.bad_frames = true;
+        let by = |seen: &_| told(Class::ControlFrame, seen).detection.map(|found| found.by);
+        assert_eq!(by(&quiet), Some(Detector::Supervisor));
+        of_target(&mut quiet).complaints = 2;
+        assert_eq!(by(&quiet), Some(Detector::Frontend));
+        let trial = told(Class::WithheldCompletion, &quiet);
+        assert!(trial.note.is_some_and(|note| note.contains("complained 2 times")));
+        // One that was heard is in the record of the death.
+        quiet.deaths.push(death(1, Reason::Panic));
+        assert_eq!(by(&quiet), Some(Detector::Driver));
+    }
+
+    #[test]
+    fn what_a_frontend_complains_of_tells_a_stall_from_a_breach() {
+        let mut seen = seen(vec![death(1, Reason::Operator)]);
+        let told = |seen: &_| told(Class::RingId, seen).manifestation;
+        assert_eq!(told(&seen), Manifestation::Stall);
+        of_target(&mut seen).misbehaviours = 1;
+        assert_eq!(told(&seen), Manifestation::Protocol);
+        seen.deaths[0].reason = Reason::Panic as u32;
+        assert_eq!(told(&seen), Manifestation::Panic);
     }
 
     #[test]
