@@ -175,9 +175,12 @@ fn an_answer_is_repeated() {
 #[test]
 fn two_answers_exchange_their_places() {
     assert!(!begun(3, 1).change(Change::Exchange));
-    let mut ends = begun(3, 3);
+    let mut ends = begun(3, 0);
+    let [first, second, third] =
+        [1, 2, 3].map(|n: u8| blk::Response { status: n, ..answer(u32::from(n) * 0x0101_0101) });
+    ends.answer(&[first, second, third]);
     assert!(ends.change(Change::Exchange));
-    assert_eq!(ids(&ends.take().unwrap()), [1, 3, 2]);
+    assert_eq!(ends.take().unwrap(), [first, third, second]);
 }
 
 #[test]
