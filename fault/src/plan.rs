@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
+use crate::disk::{Kind, Misdeed};
+use crate::wire::{Mischief, Towards};
 
 /// One fault, with all random choices made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +95,31 @@ pub enum Fault {
     Control {
         /// They, in hexadecimal.
         bytes: String,
+    },
+    /// The disk does not do what it is asked to, once.
+    Disk {
+        /// Which requests count: those within the judged volume.
+        kind: Kind,
+        /// How many of them come before.
+        after: u32,
+        /// What it does instead.
+        misdeed: Misdeed,
+    },
+    /// The wire does not bring frames as they are sent.
+    Wire {
+        /// Whither they go.
+        towards: Towards,
+        /// How many come before.
+        after: u32,
+        /// How many are struck.
+        count: u32,
+        /// What becomes of them.
+        mischief: Mischief,
+    },
+    /// The NIC has no link for a while.
+    Link {
+        /// So many milliseconds of the host's time.
+        ms: u32,
     },
 }
 

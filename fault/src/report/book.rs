@@ -10,9 +10,11 @@ use super::log::Effort;
 use super::samples;
 use super::summary::Summary;
 use crate::class::Class;
+use crate::disk::{Kind, Misdeed};
 use crate::plan::{Change, Fault};
 use crate::record::{Data, Detection, Detector, Manifestation, Recovery, Trial};
 use crate::verdict::Verdict;
+use crate::wire::{Mischief, Towards};
 
 const CHAPTER: &str = include_str!("../../../docs/src/faults.md");
 
@@ -147,6 +149,9 @@ fn kinds() -> Vec<Fault> {
         Fault::Call { after: 0, registers: [0; 6] },
         Fault::Answer { queue: 0, after: 0, change: Change::Repeat },
         Fault::Control { bytes: text() },
+        Fault::Disk { kind: Kind::Read, after: 0, misdeed: Misdeed::Error },
+        Fault::Wire { towards: Towards::Peer, after: 0, count: 1, mischief: Mischief::Lose },
+        Fault::Link { ms: 1 },
     ];
     for fault in &all {
         match fault {
@@ -160,7 +165,10 @@ fn kinds() -> Vec<Fault> {
             | Fault::LoseInterrupt { .. }
             | Fault::Call { .. }
             | Fault::Answer { .. }
-            | Fault::Control { .. } => {}
+            | Fault::Control { .. }
+            | Fault::Disk { .. }
+            | Fault::Wire { .. }
+            | Fault::Link { .. } => {}
         }
     }
     all

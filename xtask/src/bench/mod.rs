@@ -254,7 +254,13 @@ fn show(config: &NodeConfig) -> String {
 #[must_use]
 pub fn real_disk_devices(disk: &Path) -> Vec<OsString> {
     let options = "if=none,id=disk,format=raw,cache=unsafe,file.locking=on,file.filename=";
-    with_peer(vec!["-drive".into(), with_path(options, disk)], WIRE_NS)
+    devices_over(vec!["-drive".into(), with_path(options, disk)])
+}
+
+/// The same NICs, and a disk over the drive `disk` that `drive` makes.
+#[must_use]
+pub fn devices_over(drive: Vec<OsString>) -> Vec<OsString> {
+    with_peer(drive, WIRE_NS)
 }
 
 /// A disk without a medium, a NIC, and the peer's NIC on the same hub.

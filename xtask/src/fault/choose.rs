@@ -1,8 +1,10 @@
 //! From a campaign's seed and a trial's number to what the trial does.
 
 use fault::class::{Class, Group};
+use fault::disk::{Kind, Misdeed};
 use fault::mutate;
 use fault::plan::{Change, Fault, Plan};
+use fault::wire::{Mischief, Towards};
 use ring_proto::control::{Command, FRAME_MAX, Request, encode};
 use ring_proto::event::Inject;
 use ring_proto::net::{MAX_FRAME, MIN_FRAME};
@@ -22,6 +24,15 @@ const BEFORE: u32 = 6;
 const ANSWERS_BEFORE: u32 = 4;
 /// Most disturbances on the control line.
 const DISTURBANCES: usize = 4;
+/// Requests of its kind that the disk carries out well before it strikes one.
+const DISK_BEFORE: u32 = 4;
+/// How long the disk withholds an answer: from what nobody minds, past the bound of a stall and
+/// that of the supervisor's check, ms.
+const LATE_MS: std::ops::RangeInclusive<u32> = 10..=200;
+/// Most frames that pass before some are struck, that are struck, and that pass a late one.
+const FRAMES: u32 = 4;
+/// How long there is no link, ms.
+const DOWN_MS: std::ops::RangeInclusive<u32> = 1..=100;
 /// Numbers of hypercalls, and a few that are none.
 const CALLS: u64 = 48;
 
@@ -31,7 +42,8 @@ pub fn is_available(class: Class) -> bool {
         Group::Software => class != Class::UseAfterFree,
         Group::Control => true,
         Group::Interface => true,
-        Group::Device | Group::Recovery => false,
+        Group::Device => device(class, &mut fastrand::Rng::with_seed(0)).is_some(),
+        Group::Recovery => false,
     }
 }
 
@@ -53,10 +65,70 @@ fn order(class: Class) -> Option<Inject> {
     })
 }
 
-/// Whether a class may strike the driver of this name.
+/// Whether a class can strike this target.
 pub fn fits(class: Class, target: &str) -> bool {
-    // Only what is received has a length.
-    class != Class::RingLength || rings::queues(target).iter().any(|queue| queue.length.is_some())
+    match class {
+        Class::IoError
+        | Class::Timeout
+        | Class::TornWrite
+        | Class::LostWrite
+        | Class::CorruptWrite
+        | Class::MisdirectedWrite => target == "blk",
+        Class::LinkDown
+        | Class::PacketLoss
+        | Class::PacketDuplicate
+        | Class::PacketCorrupt
+        | Class::PacketReorder => target == "net",
+        // Only what is received has a length.
+        Class::RingLength => rings::queues(target).iter().any(|queue| queue.length.is_some()),
+        _ => true,
+    }
+}
+
+/// What the device does.
+fn device(class: Class, rng: &mut fastrand::Rng) -> Option<(Fault, String)> {
+    // Other classes draw no numbers here.
+    if class.group() != Group::Device {
+        return None;
+    }
+    wire(class, rng).or_else(|| disk(class, rng))
+}
+
+fn wire(class: Class, rng: &mut fastrand::Rng) -> Option<(Fault, String)> {
+    let mischief = match class {
+        Class::LinkDown => {
+            let ms = rng.u32(DOWN_MS);
+            return Some((Fault::Link { ms }, format!("no link for {ms} ms")));
+        }
+        Class::PacketLoss => Mischief::Lose,
+        Class::PacketDuplicate => Mischief::Duplicate,
+        Class::PacketCorrupt => Mischief::Corrupt { fraction: rng.u32(..) },
+        Class::PacketReorder => Mischief::Delay { frames: rng.u32(1..=FRAMES) },
+        _ => return None,
+    };
+    let towards = if rng.bool() { Towards::Driver } else { Towards::Peer };
+    let (after, count) = (rng.u32(..FRAMES), rng.u32(1..=FRAMES));
+    let text = format!("wire: {count} frames to the {towards:?} after {after}: {mischief:?}");
+    Some((Fault::Wire { towards, after, count, mischief }, text))
+}
+
+fn disk(class: Class, rng: &mut fastrand::Rng) -> Option<(Fault, String)> {
+    let kind = match class {
+        Class::IoError | Class::Timeout if rng.bool() => Kind::Read,
+        _ => Kind::Write,
+    };
+    let after = rng.u32(..DISK_BEFORE);
+    let misdeed = match class {
+        Class::IoError => Misdeed::Error,
+        Class::Timeout => Misdeed::Late { ms: rng.u32(LATE_MS) },
+        Class::TornWrite => Misdeed::Torn { fraction: rng.u16(..) },
+        Class::LostWrite => Misdeed::Lost,
+        Class::CorruptWrite => Misdeed::Corrupt { fraction: rng.u16(..), mask: rng.u64(1..) },
+        Class::MisdirectedWrite => Misdeed::Misdirected { fraction: rng.u32(..) },
+        _ => return None,
+    };
+    let text = format!("disk: {kind:?} after {after} others: {misdeed:?}");
+    Some((Fault::Disk { kind, after, misdeed }, text))
 }
 
 /// What becomes of answers in a queue of `queues`, for classes that change them.
@@ -129,7 +201,9 @@ pub fn random(seed: u64, trial: u64) -> fastrand::Rng {
 pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<Plan> {
     let mut moment = rng.u64(1..REQUESTS - LAST_REQUESTS);
     let round_seed = rng.u64(..);
-    let (fault, function, text) = if let Some(kind) = order(class) {
+    let (fault, function, text) = if let Some((fault, text)) = device(class, rng) {
+        (fault, None, text)
+    } else if let Some(kind) = order(class) {
         (Fault::Order { kind: kind as u32 }, None, format!("{kind:?} ordered"))
     } else if let Some(change) = change(class, rng) {
         let fits = |queue: &rings::Shape| class != Class::RingLength || queue.length.is_some();

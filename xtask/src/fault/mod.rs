@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`gdb`], [`machine`] | the machine from outside: processor, memory, whose an instruction is |
 //! | [`rig`] | the node with all that is needed to test it |
+//! | [`disk`], [`wire`] | its disk and its wire, which fail when they are to |
 //! | [`target`], [`profile`], [`choose`] | a driver, what of it runs, what a trial does to it |
 //! | [`rings`] | the answers of a driver, as its peer will find them |
 //! | [`strike`], [`trial`] | the round with the fault, and the trial around it |
@@ -16,6 +17,7 @@
 
 pub mod campaign;
 pub mod choose;
+pub mod disk;
 pub mod gdb;
 pub mod machine;
 pub mod profile;
@@ -24,6 +26,7 @@ pub mod rings;
 pub mod strike;
 pub mod target;
 pub mod trial;
+pub mod wire;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -356,7 +359,10 @@ mod tests {
         assert!(software.iter().all(|class| class.group() == Group::Software));
         let mixed = words("panic,software,panic").unwrap();
         assert_eq!(mixed.len(), software.len() + 1, "each once");
-        assert_eq!(classes(&[]).unwrap().len(), words("software,control,interface").unwrap().len());
+        assert_eq!(
+            classes(&[]).unwrap().len(),
+            words("software,control,interface,device").unwrap().len()
+        );
     }
 
     #[test]

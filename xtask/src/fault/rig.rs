@@ -11,8 +11,10 @@ use nodectl::{Client, names, report};
 use ring_proto::DomainId;
 use ring_proto::bundle::Node;
 
+use super::disk::Server;
 use super::gdb::Wait;
 use super::machine::Machine;
+use super::wire::Tap;
 use crate::build::Built;
 use crate::qemu::{NodeConfig, RunningNode, Verdict};
 use crate::{bundle, judge};
@@ -26,6 +28,9 @@ pub const CONTROL: Duration = Duration::from_secs(60);
 const ROUND: Duration = Duration::from_secs(60);
 /// Pause between two looks at what goes on by itself.
 const PAUSE: Duration = Duration::from_micros(300);
+
+/// The volume of the judge of blk.
+const VOLUME: &str = "judged";
 
 /// Drivers that can be struck, and the judge that is the client of each.
 pub const TARGETS: [(&str, &str); 2] = [("blk", "judge-blk"), ("net", "judge-net")];
@@ -54,8 +59,12 @@ pub struct Rig {
     /// Sequence number of the next death.
     pub next_death: u64,
     running: RunningNode,
+    /// Its disk, which outlives it.
+    pub disk: Server,
+    /// Its wire.
+    pub tap: Tap,
     /// Files that go when the node does.
-    files: [PathBuf; 3],
+    files: [PathBuf; 4],
 }
 
 impl Rig {
@@ -70,25 +79,29 @@ impl Rig {
         let unique = format!("bulkhead-{}-{name}", std::process::id());
         // The paths of Unix sockets are short; that of a checkout may not be.
         let socket = |what: &str| std::env::temp_dir().join(format!("{unique}-{what}.sock"));
-        let (control, gdb) = (socket("control"), socket("gdb"));
+        let (control, gdb, nbd) = (socket("control"), socket("gdb"), socket("disk"));
         let ram = memory_folder(dir).join(format!("{unique}.ram"));
-        let disk = memory_folder(dir).join(format!("{unique}.disk"));
+        let image = memory_folder(dir).join(format!("{unique}.disk"));
+        let mut tap = Tap::start(socket)?;
         let config = NodeConfig {
             smp: Some(1),
             icount: true,
             control_socket: control,
-            disk: disk.clone(),
+            disk: image.clone(),
             ram: Some(ram.clone()),
             memory: 128 << 20,
-            devices: Some(crate::bench::real_disk_devices(&disk)),
-            extra_args: arguments(&gdb),
+            devices: Some(crate::bench::devices_over(drive(&nbd))),
+            extra_args: [arguments(&gdb), tap.arguments()].concat(),
             ..NodeConfig::new(built.manifest.path(), dir)
         };
-        let files = [gdb.clone(), ram.clone(), disk.clone()];
+        let files = [gdb.clone(), ram.clone(), image.clone(), nbd.clone()];
         for file in &files {
             let _ = std::fs::remove_file(file);
         }
+        crate::disk::create(&image, &built.manifest.volumes)?;
+        let disk = Server::start(&image, crate::disk::place(&image, VOLUME)?, &nbd)?;
         let running = config.launch_built(built)?;
+        tap.attach()?;
         let bytes = std::fs::read(&built.bundle).context("the bundle")?;
         let bundle = bundle::read(&bytes)?;
         let mut client = Client::connect(running.control(), BOOT)?;
@@ -107,7 +120,8 @@ impl Rig {
         };
         let judges = [find(TARGETS[0].1)?, find(TARGETS[1].1)?];
         let next_death = 0;
-        let mut rig = Self { machine, client, judges, moment, bundle, next_death, running, files };
+        let mut rig =
+            Self { machine, client, judges, moment, bundle, next_death, running, disk, tap, files };
         rig.machine.gdb.resume()?;
         rig.next_death = rig.client.info()?.next_crash;
         ensure!(rig.next_death == 0, "a domain died before there was a fault");
@@ -234,6 +248,12 @@ fn number(bundle: &Node, name: &str) -> Result<DomainId> {
 fn memory_folder(otherwise: &Path) -> &Path {
     let shared = Path::new("/dev/shm");
     if shared.is_dir() { shared } else { otherwise }
+}
+
+/// The disk that is served at `socket`. The host keeps what is written as long as the node lives.
+fn drive(socket: &Path) -> Vec<OsString> {
+    let options = "if=none,id=disk,driver=nbd,cache=unsafe,server.type=unix,server.path=";
+    vec!["-drive".into(), crate::qemu::with_path(options, socket)]
 }
 
 /// QEMU's gdbstub; and idle time goes on as the host's, as what the disk does takes its time.

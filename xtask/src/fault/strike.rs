@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fault::plan::{Fault, Plan};
+use fault::{disk, wire};
 use hv_core::memory::Kind;
 use judge_orders::{Orders, Outcome};
 use ring_proto::DomainId;
@@ -115,6 +116,7 @@ impl Strike<'_> {
                 Wait::Stopped => self.stop()?,
                 Wait::Time => {}
             }
+            self.look_outside()?;
             if let Some(outcomes) = self.rig.outcomes()? {
                 self.round.outcomes = Some(outcomes);
                 break;
@@ -128,8 +130,26 @@ impl Strike<'_> {
             return Ok(self.round);
         }
         self.put_back()?;
+        self.look_outside()?;
+        self.rig.disk.arm(None);
+        self.rig.tap.disarm()?;
         self.rig.set_free()?;
         Ok(self.round)
+    }
+
+    /// Whether a fault outside of the machine met what it waits for.
+    fn look_outside(&mut self) -> Result<()> {
+        self.rig.tap.look(false)?;
+        let has_struck = match self.plan.fault {
+            Fault::Disk { .. } => self.rig.disk.has_struck(),
+            Fault::Wire { .. } => self.rig.tap.has_struck(),
+            _ => false,
+        };
+        if has_struck && matches!(self.stage, Stage::Armed) {
+            self.activate()?;
+            self.stage = Stage::Over;
+        }
+        Ok(())
     }
 
     /// The machine stands still: finds out why, acts, and lets it go on.
@@ -244,6 +264,19 @@ impl Strike<'_> {
                 self.activate()?;
                 self.stage = Stage::Over;
             }
+            Fault::Disk { kind, after, misdeed } => {
+                let armed = disk::Armed { kind: *kind, after: *after, misdeed: *misdeed };
+                self.rig.disk.arm(Some(armed));
+            }
+            Fault::Wire { towards, after, count, mischief } => {
+                let armed = wire::Armed { after: *after, count: *count, mischief: *mischief };
+                self.rig.tap.arm(*towards, armed)?;
+            }
+            Fault::Link { ms } => {
+                self.rig.tap.unplug(Duration::from_millis(u64::from(*ms)))?;
+                self.activate()?;
+                self.stage = Stage::Over;
+            }
             Fault::SkipCall { after, .. }
             | Fault::LoseInterrupt { after }
             | Fault::Call { after, .. }
@@ -295,7 +328,12 @@ impl Strike<'_> {
                     machine.write(domain, address, &value.to_le_bytes())?;
                 }
             }
-            Fault::Heap { .. } | Fault::Order { .. } | Fault::Control { .. } => return Ok(()),
+            Fault::Heap { .. }
+            | Fault::Order { .. }
+            | Fault::Disk { .. }
+            | Fault::Wire { .. }
+            | Fault::Link { .. }
+            | Fault::Control { .. } => return Ok(()),
             Fault::Answer { queue, change, .. } => {
                 let peer = self.rig.judges[self.target.index].domain;
                 let Some(mut ring) = Ring::read(machine, peer, self.target, *queue)? else {

@@ -70,7 +70,12 @@ impl Target {
             | Fault::Register { address, .. }
             | Fault::Store { address, .. }
             | Fault::Stack { address, .. } => vec![*address],
-            Fault::Heap { .. } | Fault::Order { .. } | Fault::Control { .. } => Vec::new(),
+            Fault::Heap { .. }
+            | Fault::Order { .. }
+            | Fault::Disk { .. }
+            | Fault::Wire { .. }
+            | Fault::Link { .. }
+            | Fault::Control { .. } => Vec::new(),
             Fault::SkipCall { .. } | Fault::Call { .. } | Fault::Answer { .. } => {
                 self.calls.clone()
             }

@@ -1,10 +1,11 @@
 //! One trial: strike, look, repair, look again, judge.
 
 use anyhow::Result;
-use fault::plan::Plan;
+use fault::disk::Kind;
+use fault::plan::{Fault, Plan};
 use fault::record::{Data, Detection, Detector, Guest, Manifestation, Recovery, SCHEMA, Trial};
 use fault::verdict::{self, Verdict};
-use judge_orders::{Orders, Outcome, VERIFY, VERIFY_BEFORE, state};
+use judge_orders::{Orders, Outcome, VERIFY, VERIFY_ALL, VERIFY_BEFORE, state};
 use nodectl::control::{CrashEntry, Event};
 use ring_proto::crash::{Reason, Rebuild};
 
@@ -135,7 +136,12 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
         }
         Err(why) => return failed(rig, seen, "no audit", &why),
     }
-    let verify = Orders { flags: VERIFY | VERIFY_BEFORE, ..orders(plan.round_seed ^ 1, AFTER) };
+    let flags = match plan.fault {
+        // What it wrote may be anywhere, and later trials are not to find it.
+        Fault::Disk { kind: Kind::Write, .. } => VERIFY_ALL,
+        _ => VERIFY | VERIFY_BEFORE,
+    };
+    let verify = Orders { flags, ..orders(plan.round_seed ^ 1, AFTER) };
     match rig.round(&verify) {
         Ok(after) => seen.after = Some(after),
         Err(why) => match rig.ended() {
@@ -183,6 +189,7 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
     let detection = detection
         .or_else(|| (unheard > 0).then_some(Detection { by: Detector::Frontend, after_ns: 0 }))
         .or_else(|| seen.bad_frames.then_some(Detection { by: Detector::Supervisor, after_ns: 0 }));
+    let detection = detection.or_else(|| found_by_guest(round?, after?));
     let serves = after.is_some_and(|outcome| outcome.state == state::DONE);
     let recovery = match (deaths.last(), round) {
         (Some(death), Some(outcome)) if serves => Some(Recovery {
@@ -207,7 +214,8 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
     if seen.round.unwatched {
         notes.push("other programs came to the same address too often to watch it".to_owned());
     }
-    if let Some(bad) = round.or(after).filter(|outcome| outcome.first_wrong.what != 0) {
+    let mut looked = [round, after].into_iter().flatten();
+    if let Some(bad) = looked.find(|outcome| outcome.first_wrong.what != 0) {
         notes.push(format!("first wrong: {:?}", bad.first_wrong));
     }
     let mut trial = Trial {
@@ -290,6 +298,14 @@ fn detector(death: &CrashEntry, round: Option<Outcome>) -> Detector {
     }
 }
 
+/// Wrong data that nobody noticed but the guest's checks. They tell no times: the end of the
+/// round in which they found it is the latest that it can have been.
+fn found_by_guest(round: Outcome, after: Outcome) -> Option<Detection> {
+    let found = [round, after].into_iter().find(|seen| seen.wrong + seen.stale > 0)?;
+    let after_ns = found.ended_ns.saturating_sub(round.moment_ns);
+    Some(Detection { by: Detector::Guest, after_ns })
+}
+
 fn guest(round: Option<Outcome>) -> Guest {
     round.map_or_else(Guest::default, |round| Guest {
         completed: round.completed,
@@ -346,7 +362,6 @@ fn neighbours(target: &Target, seen: &Observed) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use fault::class::Class;
-    use fault::plan::Fault;
     use ring_proto::crash::Timeline;
 
     use super::super::target::samples;
@@ -507,6 +522,17 @@ mod tests {
         lost.after.as_mut().unwrap()[0].stale = 1;
         let trial = told(Class::Panic, &lost);
         assert_eq!((trial.data, trial.verdict), (Data::Lost, Verdict::DataLost));
+    }
+
+    #[test]
+    fn what_only_the_guest_noticed_is_told_as_such() {
+        let mut lost = seen(Vec::new());
+        let [after, _] = lost.after.as_mut().unwrap();
+        (after.stale, after.ended_ns) = (1, 7_000);
+        let trial = told(Class::LostWrite, &lost);
+        assert_eq!(trial.verdict, Verdict::Corrupted);
+        assert_eq!(trial.detection, Some(Detection { by: Detector::Guest, after_ns: 6_000 }));
+        assert_eq!(trial.detected(), None);
     }
 
     #[test]
