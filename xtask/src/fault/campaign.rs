@@ -201,7 +201,7 @@ impl Shared<'_> {
                 Ok(bench) => bench,
                 Err(why) if failures < FAILURES => {
                     failures += 1;
-                    self.bar.println(format!("a node does not come up: {why:#}"));
+                    self.say(&format!("a node does not come up: {why:#}"));
                     continue;
                 }
                 Err(why) => return Err(why).context("no node comes up"),
@@ -224,7 +224,7 @@ impl Shared<'_> {
                     Err(why) if failures < FAILURES => {
                         failures += 1;
                         pending = Some(number);
-                        self.bar.println(format!("trial {number} can't be run: {why:#}"));
+                        self.say(&format!("trial {number} can't be run: {why:#}"));
                         continue 'boots;
                     }
                     Err(why) => return Err(why).with_context(|| format!("trial {number}")),
@@ -233,6 +233,11 @@ impl Shared<'_> {
             break;
         }
         Ok(ran)
+    }
+
+    /// Says something between two looks of the progress bar, also where there is none.
+    fn say(&self, what: &str) {
+        self.bar.suspend(|| eprintln!("{what}"));
     }
 
     fn plan(&self, bench: &Bench, number: u64) -> Result<(usize, Plan)> {

@@ -202,6 +202,11 @@ impl Rig {
         Ok((!report::is_clean(&audit)).then(|| report::audit(&audit)))
     }
 
+    /// Whether the machine ends within this time.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        self.running.wait(Some(limit)).is_some()
+    }
+
     /// How the machine ended, if it did.
     pub fn ended(&self) -> Option<Verdict> {
         self.running.wait(Some(Duration::ZERO))

@@ -22,6 +22,8 @@ use super::target::Target;
 /// Wall time that a round with a fault may take: far off, as the machine bounds it by its own
 /// clock.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a machine that can't be debugged any more may take to end.
+const ENDING: Duration = Duration::from_secs(2);
 /// Pause between two looks at the judges.
 const LOOK: Duration = Duration::from_micros(500);
 /// Stops at a place for the sake of other programs, until it is watched no more.
@@ -92,14 +94,21 @@ pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2])
     };
     let stage = Stage::Before;
     let (left, shown, changed, strangers) = (0, None, false, 0);
-    Strike { rig, target, plan, stage, left, shown, changed, strangers, round }.run(orders)
+    let mut strike = Strike { rig, target, plan, stage, left, shown, changed, strangers, round };
+    match strike.run(orders) {
+        Ok(()) => {}
+        // A machine that ended in the midst of it can't be debugged: that is no fault of ours.
+        Err(_) if strike.rig.ends_within(ENDING) => strike.round.ended = true,
+        Err(why) => return Err(why),
+    }
+    Ok(strike.round)
 }
 
 impl Strike<'_> {
-    fn run(mut self, orders: [&Orders; 2]) -> Result<Round> {
+    fn run(&mut self, orders: [&Orders; 2]) -> Result<()> {
         if self.rig.machine.gdb.interrupt()? == Wait::Ended {
             self.round.ended = true;
-            return Ok(self.round);
+            return Ok(());
         }
         self.rig.machine.gdb.insert(self.rig.moment)?;
         self.rig.machine.gdb.insert(IMAGE_BASE)?;
@@ -111,7 +120,7 @@ impl Strike<'_> {
             match self.rig.machine.gdb.wait(LOOK)? {
                 Wait::Ended => {
                     self.round.ended = true;
-                    return Ok(self.round);
+                    return Ok(());
                 }
                 Wait::Stopped => self.stop()?,
                 Wait::Time => {}
@@ -127,14 +136,13 @@ impl Strike<'_> {
         }
         if self.rig.machine.gdb.interrupt()? == Wait::Ended {
             self.round.ended = true;
-            return Ok(self.round);
+            return Ok(());
         }
         self.put_back()?;
         self.look_outside()?;
         self.rig.disk.arm(None);
         self.rig.tap.disarm()?;
-        self.rig.set_free()?;
-        Ok(self.round)
+        self.rig.set_free()
     }
 
     /// Whether a fault outside of the machine met what it waits for.
