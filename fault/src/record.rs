@@ -107,7 +107,8 @@ terms! {
 pub struct Detection {
     /// Who.
     pub by: Detector,
-    /// From its activation, or the injection if that was not watched.
+    /// From its activation, or the injection if that was not watched. Of what leaves no record,
+    /// to the end of the round: the latest that it can have been.
     pub after_ns: u64,
 }
 
@@ -127,7 +128,8 @@ terms! {
 /// How the driver came back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
-    /// From the detection to the first request that the guest saw completed.
+    /// From the detection to the first request that the guest saw completed; from the
+    /// activation if the frontend reconnected by itself.
     pub after_ns: u64,
     /// Deaths until it stayed.
     pub deaths: u32,

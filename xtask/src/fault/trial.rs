@@ -176,37 +176,46 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
         (None, Some(death)) if seen.round.injected => Some(death.times.died.saturating_sub(moment)),
         (None, _) => None,
     };
-    let detection = deaths.first().map(|death| Detection {
-        by: detector(death, round),
-        after_ns: death.times.detected.saturating_sub(moment + activated_ns.unwrap_or(0)),
-    });
-    let detection = detection.or_else(|| {
-        (manifestation == Manifestation::Protocol)
-            .then_some(Detection { by: Detector::Frontend, after_ns: 0 })
-    });
+    let active = moment + activated_ns.unwrap_or(0);
+    // What leaves no record was seen by the end of the round, which is the latest that it can
+    // have been.
+    let by_the_end = |by| {
+        let after_ns = round?.ended_ns.saturating_sub(active);
+        Some(Detection { by, after_ns })
+    };
     // A complaint that nobody acted on.
     let unheard = round.filter(|_| deaths.is_empty()).map_or(0, |round| round.complaints);
-    let detection = detection
-        .or_else(|| (unheard > 0).then_some(Detection { by: Detector::Frontend, after_ns: 0 }))
-        .or_else(|| seen.bad_frames.then_some(Detection { by: Detector::Supervisor, after_ns: 0 }));
-    let detection = detection.or_else(|| found_by_guest(round?, after?));
-    let serves = after.is_some_and(|outcome| outcome.state == state::DONE);
-    let recovery = match (deaths.last(), round) {
-        (Some(death), Some(outcome)) if serves => Some(Recovery {
-            after_ns: outcome.first_after_ns.saturating_sub(death.times.detected),
-            deaths: u32::try_from(deaths.len()).unwrap_or(u32::MAX),
-            spare: death.rebuild == Rebuild::Spare as u16,
-        }),
-        // The frontend has cut the connection, and it is there again.
-        (None, Some(outcome))
-            if serves
-                && manifestation == Manifestation::Protocol
-                && outcome.state == state::DONE =>
-        {
-            Some(Recovery { after_ns: 0, deaths: 0, spare: false })
-        }
-        _ => None,
+    let detection = if let Some(death) = deaths.first() {
+        let after_ns = death.times.detected.saturating_sub(active);
+        Some(Detection { by: detector(death, round), after_ns })
+    } else if manifestation == Manifestation::Protocol || unheard > 0 {
+        by_the_end(Detector::Frontend)
+    } else if seen.bad_frames {
+        by_the_end(Detector::Supervisor)
+    } else {
+        round.zip(after).and_then(|(round, after)| found_by_guest(round, after))
     };
+    // From `from` to the first answer; if it came in neither round, to the end of the second.
+    let served = |round: Outcome, again: Outcome, from: u64| {
+        let first = [round, again].map(|outcome| outcome.first_after_ns);
+        let at = first.into_iter().find(|&at| at >= from).unwrap_or(again.ended_ns);
+        at.saturating_sub(from)
+    };
+    let recovery =
+        match (deaths.last(), round.zip(after.filter(|again| again.state == state::DONE))) {
+            (Some(death), Some((round, again))) => Some(Recovery {
+                after_ns: served(round, again, death.times.detected),
+                deaths: u32::try_from(deaths.len()).unwrap_or(u32::MAX),
+                spare: death.rebuild == Rebuild::Spare as u16,
+            }),
+            // The frontend has cut the connection, and it is there again.
+            (None, Some((round, again)))
+                if manifestation == Manifestation::Protocol && round.state == state::DONE =>
+            {
+                Some(Recovery { after_ns: served(round, again, active), deaths: 0, spare: false })
+            }
+            _ => None,
+        };
     let mut notes = seen.notes.clone();
     if unheard > 0 {
         notes.push(format!("the frontend complained {unheard} times and was not heard"));
@@ -420,7 +429,6 @@ mod tests {
             injected: true,
             activated: Some(1_200),
             unwatched: false,
-            births: 0,
             outcomes: Some([done; 2]),
             ended: false,
             stops: Vec::new(),
@@ -455,6 +463,22 @@ mod tests {
         let detection = Detection { by: Detector::Driver, after_ns: 800 };
         assert_eq!(trial.detection, Some(detection));
         assert_eq!(trial.recovery.map(|r| (r.after_ns, r.deaths)), Some((3_000, 1)));
+    }
+
+    #[test]
+    fn a_time_that_no_record_tells_is_the_latest_it_can_have_been() {
+        let mut cut = seen(Vec::new());
+        let outcome = of_target(&mut cut);
+        (outcome.misbehaviours, outcome.ended_ns) = (1, 9_000);
+        let trial = told(Class::RingId, &cut);
+        let detection = Detection { by: Detector::Frontend, after_ns: 7_800 };
+        assert_eq!(trial.detection, Some(detection));
+        assert_eq!(trial.recovery.map(|r| (r.after_ns, r.deaths)), Some((3_800, 0)));
+        // Served in the second round only.
+        let mut late = seen(vec![death(1, Reason::Panic)]);
+        of_target(&mut late).first_after_ns = 0;
+        late.after.as_mut().unwrap()[0].first_after_ns = 8_000;
+        assert_eq!(told(Class::Panic, &late).recovery.map(|r| r.after_ns), Some(6_000));
     }
 
     #[test]
