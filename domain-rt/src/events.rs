@@ -154,9 +154,10 @@ pub fn answer(check: Check, well: bool) {
     page().health.store(check.number | stuck, Ordering::Release);
 }
 
-/// Orders this domain's own next misbehaviour.
+/// Orders this domain's own next misbehaviour, unless the operator has ordered one.
 pub(crate) fn misbehave_again(kind: Inject) {
-    page().inject.store(kind as u32, Ordering::Relaxed);
+    let word = &page().inject;
+    let _ = word.compare_exchange(0, kind as u32, Ordering::Relaxed, Ordering::Relaxed);
 }
 
 /// Misbehaves if the operator ordered it.
