@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use fault::mutate::Program;
 use judge_orders::{BLOCK, BLOCK_SYMBOL, Head, Kind, MAGIC, ORDERS, OUTCOME, Orders, Outcome};
-use object::{Object, ObjectSymbol};
 use ring_proto::{DomainId, PAGE_SIZE};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -165,7 +165,6 @@ const ORDERS_FIELDS: usize = size_of::<Orders>() - size_of::<u64>();
 pub fn symbol(elf: &Path, name: &str) -> Result<u64> {
     let shown = elf.display();
     let bytes = std::fs::read(elf).with_context(|| format!("can't read {shown}"))?;
-    let file = object::File::parse(&*bytes).with_context(|| format!("{shown} is no program"))?;
-    let symbol = file.symbol_by_name(name);
-    Ok(symbol.with_context(|| format!("{shown} has no symbol `{name}`"))?.address())
+    let program = Program::read(&bytes).with_context(|| format!("{shown} is no program"))?;
+    program.symbol(name).with_context(|| format!("{shown} has no symbol `{name}`"))
 }

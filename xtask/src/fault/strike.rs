@@ -41,8 +41,6 @@ pub struct Round {
     /// Whether the fault may have been activated unseen: other programs came to the same address
     /// too often to watch it.
     pub unwatched: bool,
-    /// New generations of the driver that began meanwhile.
-    pub births: u32,
     /// What the judges saw; `None`: they did not come to an end.
     pub outcomes: Option<[Outcome; 2]>,
     /// QEMU ended.
@@ -87,7 +85,6 @@ pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2])
         injected: false,
         activated: None,
         unwatched: false,
-        births: 0,
         outcomes: None,
         ended: false,
         stops: Vec::new(),
@@ -228,7 +225,6 @@ impl Strike<'_> {
 
     /// A generation of the target begins: the fault is over with the one before.
     fn birth(&mut self) -> Result<()> {
-        self.round.births += 1;
         if matches!(self.stage, Stage::Armed) {
             for address in self.target.places(&self.plan.fault) {
                 self.rig.machine.gdb.remove(address)?;
