@@ -12,7 +12,7 @@
 //! | hear of things | [`events`], [`time`], [`exec`] |
 //! | be unlike the life before | [`random`] |
 //! | share memory with another domain | [`conn`], [`mod@env`], [`refuse`] |
-//! | drive a device | [`dma`], [`virtio`] |
+//! | drive a device | [`dma`], [`virtio`]; what is not virtio: [`device`] |
 //! | die well | [`fault`], [`mod@panic`] |
 //!
 //! A binary of a domain holds `domain_rt::entry!(main);` and depends on
@@ -27,6 +27,7 @@ extern crate std;
 
 pub mod conn;
 pub mod console;
+pub mod device;
 pub mod dma;
 pub mod env;
 pub mod events;

@@ -3,7 +3,7 @@
 
 use core::{fmt, ptr::NonNull, sync::atomic::Ordering};
 
-use ring_proto::{Port, event::PORT_IRQ};
+use ring_proto::Port;
 use virtio_drivers::transport::{
     DeviceStatus, DeviceType, Transport,
     pci::{PciTransport, VirtioPciError, bus::ConfigurationAccess, bus::PciRoot},
@@ -15,6 +15,7 @@ use super::{
     queue::{Layout, Queue},
 };
 use crate::{
+    device::Function,
     dma::{self, DmaHal},
     hypercall,
     start::boot,
@@ -29,8 +30,6 @@ const ACCESS_PLATFORM: u64 = 1 << 33;
 
 /// How long a reset may take.
 const RESET_NS: u64 = 500 * MS;
-/// Ports that each device slot may bind.
-const PORTS_PER_SLOT: u16 = 16;
 /// A vector register's value for "none".
 const NO_VECTOR: u16 = 0xffff;
 
@@ -150,7 +149,6 @@ impl Registers {
 pub struct Device {
     transport: PciTransport,
     slot: usize,
-    vectors: u16,
     common: Registers,
     notify: Registers,
     notify_multiplier: usize,
@@ -211,7 +209,6 @@ impl Device {
         Ok(Self {
             transport,
             slot,
-            vectors: device.msix_entries,
             common,
             notify,
             notify_multiplier: multiplier as usize,
@@ -311,15 +308,11 @@ impl Device {
 
     /// Routes MSI-X entry `vector` to a port of this domain, still masked.
     pub fn bind(&mut self, vector: u16) -> Result<Port, Error> {
-        if vector >= self.vectors.min(PORTS_PER_SLOT) {
-            return Err(Error::NoVector);
-        }
-        let first = u16::try_from(self.slot).ok().and_then(|slot| slot.checked_mul(PORTS_PER_SLOT));
-        let port = first
-            .and_then(|first| first.checked_add(vector)?.checked_add(PORT_IRQ))
-            .ok_or(Error::NoVector)?;
-        hypercall::irq_bind(self.slot, vector, port)?;
-        Ok(port)
+        let function = Function::at(self.slot).ok_or(Error::NoDevice)?;
+        function.bind(vector).map_err(|error| match error {
+            hypercall::Error::BadArgument => Error::NoVector,
+            error => Error::Hypervisor(error),
+        })
     }
 
     /// Has changes of the configuration signalled by `vector`.

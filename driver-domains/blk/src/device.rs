@@ -1,19 +1,13 @@
 //! The driver of a virtio disk (virtio 1.2, section 5.2).
 //!
 //! It knows nothing of rings and guests, so it also works linked straight into
-//! a program. Data moves by DMA between the disk and addresses that the caller
-//! names: memory of the DMA pool, or granted memory.
+//! a program.
 
 use alloc::{boxed::Box, vec::Vec};
-use core::sync::atomic::Ordering;
 
 use domain_rt::{
-    dma, events,
-    time::{MS, now_ns},
-    virtio::{
-        Device, DeviceQueue, DeviceType, Error,
-        queue::{Buffer, Misbehaved},
-    },
+    dma,
+    virtio::{Device, DeviceQueue, DeviceType, Error, queue::Buffer},
 };
 use ring_proto::{
     Port,
@@ -21,6 +15,8 @@ use ring_proto::{
     shm::SharedMem,
 };
 use zerocopy::{Immutable, IntoBytes};
+
+use crate::disk::{Disk, Done, Io, Misbehaved, Refused};
 
 const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
@@ -67,10 +63,6 @@ const SLOT_RANGE: usize = 16;
 const SLOT_STATUS: usize = 32;
 /// Buffers of a request beside its data: header and status.
 const EXTRA: usize = 2;
-/// An interrupt that was lost is noticed after this time.
-pub const POLL_NS: u64 = 100 * MS;
-/// A disk that finished nothing for so long is given up.
-pub const STUCK_NS: u64 = 30_000 * MS;
 /// MSI-X entry that is used.
 const VECTOR: u16 = 0;
 
@@ -88,50 +80,6 @@ struct Range {
     sector: u64,
     sectors: u32,
     flags: u32,
-}
-
-/// A piece of memory that the disk reads or writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
-    /// Device address.
-    pub address: u64,
-    /// Bytes, a multiple of 512, not 0.
-    pub len: u32,
-}
-
-/// A request to the disk.
-#[derive(Clone, Copy, Debug)]
-pub struct Io<'a> {
-    /// What to do.
-    pub op: Op,
-    /// First sector of 512 bytes.
-    pub sector: u64,
-    /// Discard, write-zeroes: sectors, at most [`VirtioBlk::max_range`].
-    pub sectors: u32,
-    /// Read, write: the data, at most [`MAX_SEGMENTS`] pieces.
-    pub pieces: &'a [Piece],
-    /// Comes back with the completion.
-    pub cookie: u32,
-}
-
-/// Why a request was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// No room; take completions first.
-    Full,
-    /// Its parts do not fit together, or it leaves the disk.
-    Invalid,
-    /// The disk does not offer this.
-    Unsupported,
-}
-
-/// A request that the disk finished.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Done {
-    /// Of the request.
-    pub cookie: u32,
-    /// How it ended.
-    pub status: Status,
 }
 
 /// A place in a request's part of the DMA pool.
@@ -156,8 +104,40 @@ pub struct VirtioBlk {
 }
 
 impl VirtioBlk {
-    /// Opens the disk at a device slot of this domain.
-    pub fn open(slot: usize) -> Result<Self, Error> {
+    fn check(&self, io: &Io<'_>) -> Result<(), Refused> {
+        let pieces = io.pieces.iter();
+        let sectors = match io.op {
+            Op::Read | Op::Write => {
+                let aligned =
+                    pieces.clone().all(|p| p.len != 0 && u64::from(p.len).is_multiple_of(SECTOR));
+                if !aligned || io.pieces.is_empty() || io.pieces.len() > MAX_SEGMENTS {
+                    return Err(Refused::Invalid);
+                }
+                pieces.map(|p| u64::from(p.len)).sum::<u64>() / SECTOR
+            }
+            Op::Flush if self.has_cache() => return Ok(()),
+            Op::Flush => return Err(Refused::Unsupported),
+            Op::Discard | Op::WriteZeroes if self.max_range(io.op) == 0 => {
+                return Err(Refused::Unsupported);
+            }
+            Op::Discard | Op::WriteZeroes => {
+                if io.sectors == 0 || io.sectors > self.max_range(io.op) || !io.pieces.is_empty() {
+                    return Err(Refused::Invalid);
+                }
+                u64::from(io.sectors)
+            }
+        };
+        match io.sector.checked_add(sectors) {
+            Some(end) if end <= self.sectors => Ok(()),
+            _ => Err(Refused::Invalid),
+        }
+    }
+}
+
+impl Disk for VirtioBlk {
+    type Error = Error;
+
+    fn open(slot: usize) -> Result<Self, Error> {
         let mut device = Device::open(slot, DeviceType::Block)?;
         let features = device.negotiate(
             F_SIZE_MAX | F_SEG_MAX | F_RO | F_BLK_SIZE | F_FLUSH | F_DISCARD | F_WRITE_ZEROES,
@@ -201,28 +181,23 @@ impl VirtioBlk {
         })
     }
 
-    /// Port of the disk's interrupt.
-    pub fn port(&self) -> Port {
+    fn port(&self) -> Port {
         self.port
     }
 
-    /// Capacity in sectors of 512 bytes.
-    pub fn sectors(&self) -> u64 {
+    fn sectors(&self) -> u64 {
         self.sectors
     }
 
-    /// Requests must begin and end at a multiple of this.
-    pub fn block_size(&self) -> u32 {
+    fn block_size(&self) -> u32 {
         self.block_size
     }
 
-    /// Whether the disk takes no writes.
-    pub fn read_only(&self) -> bool {
+    fn read_only(&self) -> bool {
         self.features & F_RO != 0
     }
 
-    /// Most sectors of one discard or write-zeroes; 0 = not offered.
-    pub fn max_range(&self, op: Op) -> u32 {
+    fn max_range(&self, op: Op) -> u32 {
         match op {
             Op::Discard => self.max_discard,
             Op::WriteZeroes => self.max_write_zeroes,
@@ -230,24 +205,19 @@ impl VirtioBlk {
         }
     }
 
-    /// Whether there is a cache that a flush empties. Without one, what
-    /// completed is durable.
-    pub fn has_cache(&self) -> bool {
+    fn has_cache(&self) -> bool {
         self.features & F_FLUSH != 0
     }
 
-    /// Requests in flight.
-    pub fn in_flight(&self) -> u16 {
+    fn in_flight(&self) -> u16 {
         self.queue.queue.in_flight()
     }
 
-    /// Whether a request of any kind fits now.
-    pub fn has_room(&self) -> bool {
+    fn has_room(&self) -> bool {
         !self.free_slots.is_empty() && self.queue.queue.fits(MAX_SEGMENTS + EXTRA)
     }
 
-    /// Puts a request into the queue; [`Self::kick`] starts it.
-    pub fn submit(&mut self, io: &Io<'_>) -> Result<(), Refused> {
+    fn submit(&mut self, io: &Io<'_>) -> Result<(), Refused> {
         let (kind, to_memory) = match io.op {
             Op::Read => (T_IN, true),
             Op::Write => (T_OUT, false),
@@ -301,43 +271,12 @@ impl VirtioBlk {
         }
     }
 
-    fn check(&self, io: &Io<'_>) -> Result<(), Refused> {
-        let pieces = io.pieces.iter();
-        let sectors = match io.op {
-            Op::Read | Op::Write => {
-                let aligned =
-                    pieces.clone().all(|p| p.len != 0 && u64::from(p.len).is_multiple_of(SECTOR));
-                if !aligned || io.pieces.is_empty() || io.pieces.len() > MAX_SEGMENTS {
-                    return Err(Refused::Invalid);
-                }
-                pieces.map(|p| u64::from(p.len)).sum::<u64>() / SECTOR
-            }
-            Op::Flush if self.has_cache() => return Ok(()),
-            Op::Flush => return Err(Refused::Unsupported),
-            Op::Discard | Op::WriteZeroes if self.max_range(io.op) == 0 => {
-                return Err(Refused::Unsupported);
-            }
-            Op::Discard | Op::WriteZeroes => {
-                if io.sectors == 0 || io.sectors > self.max_range(io.op) || !io.pieces.is_empty() {
-                    return Err(Refused::Invalid);
-                }
-                u64::from(io.sectors)
-            }
-        };
-        match io.sector.checked_add(sectors) {
-            Some(end) if end <= self.sectors => Ok(()),
-            _ => Err(Refused::Invalid),
-        }
-    }
-
-    /// Starts what was submitted.
-    pub fn kick(&mut self) {
+    fn kick(&mut self) {
         self.queue.kick();
     }
 
-    /// The next request that the disk finished.
-    pub fn next_done(&mut self) -> Result<Option<Done>, Misbehaved> {
-        let Some(used) = self.queue.queue.pop()? else {
+    fn next_done(&mut self) -> Result<Option<Done>, Misbehaved> {
+        let Some(used) = self.queue.queue.pop().map_err(|_| Misbehaved)? else {
             return Ok(None);
         };
         let request = self.requests.get_mut(usize::from(used.token));
@@ -352,58 +291,11 @@ impl VirtioBlk {
         Ok(Some(Done { cookie, status }))
     }
 
-    /// Switches the interrupt on before a sleep, and off while completions are
-    /// taken anyway. Returns whether something is finished already: then do
-    /// not sleep.
-    pub fn set_interrupts(&mut self, on: bool) -> bool {
+    fn set_interrupts(&mut self, on: bool) -> bool {
         self.queue.queue.set_interrupts(on)
     }
 
-    /// Whether the disk gave up.
-    pub fn needs_reset(&self) -> bool {
+    fn needs_reset(&self) -> bool {
         self.device.needs_reset()
-    }
-
-    /// Does one request and waits for it. Only while nothing else is in flight.
-    pub fn run(&mut self, io: &Io<'_>) -> Result<Status, Error> {
-        if self.submit(io).is_err() {
-            return Ok(Status::Invalid);
-        }
-        self.kick();
-        let give_up = now_ns().saturating_add(STUCK_NS);
-        loop {
-            if let Some(done) = self.next_done().map_err(|_| Error::Misbehaved)? {
-                return Ok(done.status);
-            }
-            let now = now_ns();
-            if now > give_up {
-                return Err(Error::Timeout);
-            }
-            events::take(self.port);
-            if !self.set_interrupts(true) {
-                events::wait(now.saturating_add(POLL_NS));
-            }
-        }
-    }
-
-    /// Reads whole blocks into private memory, by way of `bounce` in the DMA
-    /// pool.
-    pub fn read(&mut self, block: u64, to: &mut [u8], bounce: SharedMem) -> Result<(), Status> {
-        let sectors = u64::from(self.block_size) / SECTOR;
-        let mut sector = block.checked_mul(sectors).ok_or(Status::Invalid)?;
-        for part in to.chunks_mut(bounce.len()) {
-            let len = u32::try_from(part.len()).map_err(|_| Status::Invalid)?;
-            let pieces = [Piece { address: bounce.address(), len }];
-            let io = Io { op: Op::Read, sector, sectors: 0, pieces: &pieces, cookie: 0 };
-            match self.run(&io) {
-                Ok(Status::Ok) => {}
-                Ok(status) => return Err(status),
-                Err(_) => return Err(Status::IoError),
-            }
-            core::sync::atomic::fence(Ordering::Acquire);
-            bounce.copy_from(0, part).map_err(|_| Status::Invalid)?;
-            sector = sector.saturating_add(u64::from(len) / SECTOR);
-        }
-        Ok(())
     }
 }

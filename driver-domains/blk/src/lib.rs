@@ -2,7 +2,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`device`] | the driver: virtio-blk, nothing of rings or guests |
+//! | [`disk`] | what a driver of a disk is, nothing of rings or guests |
+//! | [`device`] | one: virtio-blk |
 //! | [`gpt`] | volumes: the partitions of a disk |
 //! | [`service`] | rings on one side, the driver on the other |
 #![no_std]
@@ -12,5 +13,6 @@ extern crate alloc;
 extern crate std;
 
 pub mod device;
+pub mod disk;
 pub mod gpt;
 pub mod service;

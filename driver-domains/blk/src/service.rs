@@ -15,7 +15,6 @@ use domain_rt::{
     refuse::{Refusal, Why, why},
     set_in_flight, set_ready, set_served, stand_by,
     time::{MS, NEVER, now_ns},
-    virtio::{Error, queue::Misbehaved},
 };
 use io_limits::{Bucket, Limiter, Turns};
 use ring_ends::{
@@ -32,7 +31,8 @@ use ring_proto::{
 };
 
 use crate::{
-    device::{Done, Io, POLL_NS, Piece, Refused, STUCK_NS, VirtioBlk},
+    device::VirtioBlk,
+    disk::{Disk, Done, Failure, Io, Misbehaved, POLL_NS, Piece, Refused, STUCK_NS},
     gpt,
 };
 
@@ -80,15 +80,24 @@ struct Work {
 
 /// Serves the domain's first device for ever.
 pub fn run(boot: &'static BootInfo) -> ! {
-    run_with(boot, |_| ())
+    serve::<VirtioBlk>(boot)
 }
 
 /// The same; tells `turn`, in each turn of the loop, whether the disk completed
 /// something. For drivers with a bug on purpose.
 pub fn run_with(boot: &'static BootInfo, turn: impl FnMut(bool)) -> ! {
+    begin::<VirtioBlk>(boot, turn)
+}
+
+/// Serves it by another driver.
+pub fn serve<D: Disk>(boot: &'static BootInfo) -> ! {
+    begin::<D>(boot, |_| ())
+}
+
+fn begin<D: Disk>(boot: &'static BootInfo, turn: impl FnMut(bool)) -> ! {
     // Nearly all that comes before service is the disk's or the guests'.
     stand_by();
-    let mut disk = match VirtioBlk::open(0) {
+    let mut disk = match D::open(0) {
         Ok(disk) => disk,
         // The next life begins with a harder reset; the supervisor holds this
         // domain if that does not help.
@@ -104,19 +113,19 @@ pub fn run_with(boot: &'static BootInfo, turn: impl FnMut(bool)) -> ! {
     service.run(turn)
 }
 
-fn flush(disk: &mut VirtioBlk) -> Result<(), Error> {
+fn flush(disk: &mut impl Disk) -> Result<(), Failure> {
     if !disk.has_cache() || disk.read_only() {
         return Ok(());
     }
     let io = Io { op: Op::Flush, sector: 0, sectors: 0, pieces: &[], cookie: 0 };
     match disk.run(&io)? {
         Status::Ok => Ok(()),
-        _ => Err(Error::Misbehaved),
+        status => Err(Failure::Status(status)),
     }
 }
 
-struct Service {
-    disk: VirtioBlk,
+struct Service<D> {
+    disk: D,
     /// By number, as in `turns`.
     clients: Vec<Client>,
     turns: Turns,
@@ -127,8 +136,8 @@ struct Service {
     env: DomainEnv,
 }
 
-impl Service {
-    fn new(boot: &BootInfo, mut disk: VirtioBlk) -> Self {
+impl<D: Disk> Service<D> {
+    fn new(boot: &BootInfo, mut disk: D) -> Self {
         let volumes = read_volumes(&mut disk);
         let connections: Vec<Connection> = conn::all(Protocol::Blk, Role::Backend).collect();
         let served = u32::try_from(connections.len()).unwrap_or(u32::MAX).max(1);
@@ -431,7 +440,7 @@ fn status_of(refused: Refused) -> Status {
 }
 
 /// The part of a range that one request to the disk may cover, and the rest.
-fn split(disk: &VirtioBlk, op: Op, sector: u64, sectors: u64) -> (u32, Option<(u64, u64)>) {
+fn split(disk: &impl Disk, op: Op, sector: u64, sectors: u64) -> (u32, Option<(u64, u64)>) {
     let now = u32::try_from(sectors).unwrap_or(u32::MAX).min(disk.max_range(op));
     let left = match op {
         Op::Discard | Op::WriteZeroes => sectors.saturating_sub(now.into()),
@@ -441,7 +450,7 @@ fn split(disk: &VirtioBlk, op: Op, sector: u64, sectors: u64) -> (u32, Option<(u
 }
 
 /// The disk's volumes, or why there are none.
-fn read_volumes(disk: &mut VirtioBlk) -> Result<Vec<gpt::Volume>, Why> {
+fn read_volumes(disk: &mut impl Disk) -> Result<Vec<gpt::Volume>, Why> {
     const BOUNCE: usize = 1 << 16;
     let Some(bounce) = dma::alloc(BOUNCE) else {
         return Err(why(format_args!("the DMA pool is too small")));

@@ -1,7 +1,10 @@
 //! The driver, linked in.
 
 use domain_rt::{dma, events, time::now_ns};
-use driver_blk::device::{Io, POLL_NS, Piece, VirtioBlk};
+use driver_blk::{
+    device::VirtioBlk,
+    disk::{Disk as _, Io, POLL_NS, Piece},
+};
 use ring_proto::{
     blk::{Op, Status},
     shm::SharedMem,

@@ -8,7 +8,10 @@ use domain_rt::{
     dma, events,
     time::{MS, now_ns},
 };
-use driver_blk::device::{Io, Piece, VirtioBlk};
+use driver_blk::{
+    device::VirtioBlk,
+    disk::{Disk, Io, Piece},
+};
 use ring_proto::{
     blk::{Op, SECTOR},
     boot::BootInfo,

@@ -15,7 +15,10 @@ use domain_rt::{
     events,
     time::{MS, now_ns},
 };
-use driver_blk::device::{Io, Piece, VirtioBlk};
+use driver_blk::{
+    device::VirtioBlk,
+    disk::{Disk, Io, Piece},
+};
 use ring_ends::Env;
 use ring_proto::{
     PAGE_SIZE,

@@ -10,7 +10,10 @@
 
 use attacks::{begin, breach, done, targets};
 use domain_rt::{dma, virtio::Error};
-use driver_blk::device::{Io, Piece, VirtioBlk};
+use driver_blk::{
+    device::VirtioBlk,
+    disk::{Disk, Io, Piece},
+};
 use ring_proto::{
     blk::{Op, SECTOR, Status},
     boot::BootInfo,

@@ -6,7 +6,10 @@
 
 use attacks::{begin, done};
 use domain_rt::dma;
-use driver_blk::device::{Io, Piece, VirtioBlk};
+use driver_blk::{
+    device::VirtioBlk,
+    disk::{Disk, Io, Piece},
+};
 use ring_proto::{
     blk::{Op, SECTOR, Status},
     boot::BootInfo,

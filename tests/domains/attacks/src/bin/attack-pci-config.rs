@@ -7,7 +7,7 @@
 
 use attacks::{begin, breach, done, hypercall::call};
 use domain_rt::{events, hypercall::pci_config_read as read, hypercall::pci_config_write as write};
-use driver_blk::device::VirtioBlk;
+use driver_blk::{device::VirtioBlk, disk::Disk};
 use ring_proto::{boot::BootInfo, hypercall::Nr};
 
 domain_rt::entry!(main);
