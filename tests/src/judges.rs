@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use judge_orders::{Kind, Orders, Outcome, VERIFY, state};
 use nodectl::Client;
-use xtask::{bench::real_disk_devices, judge::Judge, qemu::NodeConfig, size::MIB, workspace};
+use xtask::{
+    bench::real_disk_devices, judge::Judge, manifest::Manifest, qemu::NodeConfig, size::MIB,
+    workspace,
+};
 
 use crate::{
     bench::{BOOT, Bench, Node},
@@ -136,6 +139,10 @@ pub fn with_judges<T>(
         |config| {
             configure(config, &ram.0);
             more(config);
+            // A manifest that can't be read is the build's to complain of.
+            let manifest = Manifest::load(&config.manifest);
+            let plugged = manifest.map(|manifest| manifest.plugged).unwrap_or_default();
+            config.devices = Some(real_disk_devices(&config.disk, &plugged));
         },
         |node| {
             let mut client = node.control()?;
@@ -153,7 +160,6 @@ fn configure(config: &mut NodeConfig, ram: &Path) {
     // disk takes its time.
     (config.icount, config.smp) = (true, Some(1));
     config.extra_args.extend(["-icount", "sleep=on"].map(Into::into));
-    config.devices = Some(real_disk_devices(&config.disk));
 }
 
 /// The file of a machine's memory; it goes when this does.

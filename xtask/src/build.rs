@@ -58,7 +58,7 @@ pub fn build(manifest: &Manifest) -> Result<Built> {
     let metadata = Metadata::load(None)?;
     let mut programs = Vec::new();
     for domain in &manifest.domains {
-        let Program { package, bin } = program_of(&domain.image);
+        let Program { package, bin } = program_of(&domain.image, &metadata);
         if metadata.member(&package).is_none_or(|found| !found.bins().any(|name| name == bin)) {
             let known = known_images(&metadata);
             let why = format!(
@@ -70,7 +70,7 @@ pub fn build(manifest: &Manifest) -> Result<Built> {
         }
     }
     for name in manifest.image_names() {
-        programs.push((name, program_of(name)));
+        programs.push((name, program_of(name, &metadata)));
     }
 
     let out = workspace::node_dir();
@@ -133,11 +133,13 @@ pub const ATTACKS: &str = "attacks";
 /// What the names of attack programs, and of their images, begin with.
 pub const ATTACK: &str = "attack-";
 
-/// The program that an image is made of.
+/// The program that an image is made of: that of the package `driver-…` if there is such a
+/// driver, else of `guest-…`.
 #[must_use]
-pub fn program_of(image: &str) -> Program {
+pub fn program_of(image: &str, metadata: &Metadata) -> Program {
+    let driver = format!("driver-{image}");
     match image {
-        "net" | "blk" => Program::alone(format!("driver-{image}")),
+        _ if metadata.member(&driver).is_some() => Program::alone(driver),
         "supervisor" => Program::alone(image),
         attack if attack.starts_with(ATTACK) => {
             Program { package: ATTACKS.to_owned(), bin: attack.to_owned() }

@@ -47,7 +47,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Plugged};
 use crate::qemu::{NodeConfig, Verdict, install, with_path, with_peer};
 use crate::{build, figures, workspace};
 
@@ -252,18 +252,19 @@ fn show(config: &NodeConfig) -> String {
 /// The same NICs, and a disk whose image is the file `disk`. The host writes it to a
 /// medium when it likes to.
 #[must_use]
-pub fn real_disk_devices(disk: &Path) -> Vec<OsString> {
+pub fn real_disk_devices(disk: &Path, plugged: &Plugged) -> Vec<OsString> {
     let options = "if=none,id=disk,format=raw,cache=unsafe,file.locking=on,file.filename=";
-    devices_over(vec!["-drive".into(), with_path(options, disk)])
+    devices_over(vec!["-drive".into(), with_path(options, disk)], plugged)
 }
 
-/// The same NICs, and a disk over the drive `disk` that `drive` makes.
+/// The same NICs, and a disk over the drive `disk` that `drive` makes; others than virtio if the
+/// manifest wants that.
 #[must_use]
-pub fn devices_over(drive: Vec<OsString>) -> Vec<OsString> {
-    with_peer(drive, WIRE_NS)
+pub fn devices_over(drive: Vec<OsString>, plugged: &Plugged) -> Vec<OsString> {
+    with_peer(drive, plugged, WIRE_NS)
 }
 
 /// A disk without a medium, a NIC, and the peer's NIC on the same hub.
 fn devices(dir: &Path) -> Result<Vec<OsString>> {
-    Ok(with_peer(disk::arguments(dir)?, WIRE_NS))
+    Ok(with_peer(disk::arguments(dir)?, &Plugged::default(), WIRE_NS))
 }

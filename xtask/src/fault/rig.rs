@@ -90,7 +90,7 @@ impl Rig {
             disk: image.clone(),
             ram: Some(ram.clone()),
             memory: 128 << 20,
-            devices: Some(crate::bench::devices_over(drive(&nbd))),
+            devices: Some(crate::bench::devices_over(drive(&nbd), &built.manifest.plugged)),
             extra_args: [arguments(&gdb), tap.arguments()].concat(),
             ..NodeConfig::new(built.manifest.path(), dir)
         };

@@ -27,6 +27,8 @@ pub struct Manifest {
     pub cores: u16,
     /// PCI functions.
     pub devices: Vec<bundle::Device>,
+    /// What QEMU is to have in their places.
+    pub plugged: Plugged,
     /// Domains, in the order of the text; the index is the domain number.
     pub domains: Vec<Domain>,
     /// Connections, in the order of the text.
@@ -35,6 +37,15 @@ pub struct Manifest {
     pub volumes: Vec<Volume>,
     /// What is accepted but deserves a word; one line each.
     pub warnings: Vec<String>,
+}
+
+/// QEMU's devices, as `-device` takes them, for a node whose drivers want others than virtio.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plugged {
+    /// In the place of the disk.
+    pub disk: Option<String>,
+    /// In the place of the NIC.
+    pub nic: Option<String>,
 }
 
 /// A domain of the manifest.

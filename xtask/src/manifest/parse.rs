@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::connect::{Volumes, connections, default_windows};
 use super::reader::{Field, ManifestError, Section, Source, Span, suggestion};
-use super::{Domain, Manifest};
+use super::{Domain, Manifest, Plugged};
 use crate::size::{self, MIB};
 
 /// `weight` of domains and connections that do not give one.
@@ -27,6 +27,10 @@ pub(super) const WINDOW_UNIT: u32 = 512;
 const MAX_GRANT_ENTRIES: u64 = 16_384;
 /// As far as an unbounded number goes that is a time, a share or a limit.
 pub(super) const MAX_U32: u64 = u32::MAX as u64;
+
+/// Classes of PCI functions.
+const STORAGE: u8 = 1;
+const NETWORK: u8 = 2;
 
 pub(super) type Named<'a> = Vec<(Spanned<String>, Section<'a>)>;
 
@@ -46,7 +50,7 @@ pub fn parse(source: Source) -> Result<Manifest, ManifestError> {
         },
         None => 0,
     };
-    let (devices, device_index) = devices(&source, root.get("device"))?;
+    let (devices, device_index, plugged) = devices(&source, root.get("device"))?;
     let Some(table) = root.get("domain") else {
         return Err(source.error(&whole, "the manifest has no [domain.name]"));
     };
@@ -77,6 +81,7 @@ pub fn parse(source: Source) -> Result<Manifest, ManifestError> {
     Ok(Manifest {
         cores,
         devices,
+        plugged,
         domains,
         connections,
         volumes: volumes.used,
@@ -115,11 +120,12 @@ pub(super) fn too_many(source: &Source, span: &Span, what: &str, most: usize) ->
 fn devices(
     source: &Source,
     field: Option<Field<'_>>,
-) -> Result<(Vec<bundle::Device>, Index), ManifestError> {
+) -> Result<(Vec<bundle::Device>, Index, Plugged), ManifestError> {
     let mut devices: Vec<bundle::Device> = Vec::new();
     let mut index = Index::new();
+    let mut plugged = Plugged::default();
     let sections = match field {
-        Some(field) => field.named_sections("device", &["match", "bdf"])?,
+        Some(field) => field.named_sections("device", &["match", "bdf", "qemu"])?,
         None => Vec::new(),
     };
     for (key, section) in &sections {
@@ -147,15 +153,23 @@ fn devices(
         if devices.len() == MAX_DEVICES {
             return Err(too_many(source, &key.span(), "devices", MAX_DEVICES));
         }
+        if let Some(field) = section.get("qemu") {
+            let place = match select {
+                Select::Class { class: STORAGE, index: 0 } => &mut plugged.disk,
+                Select::Class { class: NETWORK, index: 0 } => &mut plugged.nic,
+                _ => return Err(field.wrong("is for the first `storage` and `network` only")),
+            };
+            *place = Some(field.string()?.to_owned());
+        }
         index.insert(label.clone(), devices.len() as u16);
         devices.push(bundle::Device { name: name(source, &key.span(), label)?, select });
     }
-    Ok((devices, index))
+    Ok((devices, index, plugged))
 }
 
 fn class(label: &str, field: &Field<'_>) -> Result<Select, ManifestError> {
     let section = field.section(&format!("`match` of [device.{label}]"), &["class", "index"])?;
-    let class = section.require("class")?.word(&[("storage", 1), ("network", 2)])?;
+    let class = section.require("class")?.word(&[("storage", STORAGE), ("network", NETWORK)])?;
     let index = match section.get("index") {
         Some(index) => index.integer(0..=255)?,
         None => 0,

@@ -7,8 +7,9 @@ use std::str::FromStr;
 
 use anyhow::anyhow;
 
-use super::NodeConfig;
+use super::{NodeConfig, devices};
 use crate::build::Built;
+use crate::manifest::Plugged;
 use crate::size::KIB;
 
 /// What stands between devices and memory.
@@ -92,7 +93,12 @@ pub fn command(
         .arg(with_path("socket,id=com2,server=on,wait=off,path=", &config.control_socket))
         .args(["-serial", "chardev:com2"])
         .args(["-device", config.iommu.device()])
-        .args(config.devices.clone().unwrap_or_else(|| devices(config, port)));
+        .args(
+            config
+                .devices
+                .clone()
+                .unwrap_or_else(|| ordinary(config, &built.manifest.plugged, port)),
+        );
     // A machine that resets itself says nothing on any console; this keeps its last state.
     command
         .args(["-d", "cpu_reset,guest_errors", "-D"])
@@ -109,7 +115,7 @@ pub fn command(
 }
 
 /// The disk with its image, and the NIC with the user network.
-fn devices(config: &NodeConfig, port: u16) -> Vec<OsString> {
+fn ordinary(config: &NodeConfig, plugged: &Plugged, port: u16) -> Vec<OsString> {
     let (mut all, place) = match &config.disk_behind_port {
         Some(more) => (
             vec!["-device".into(), "pcie-root-port,id=rp,chassis=1,addr=6".into()],
@@ -124,11 +130,11 @@ fn devices(config: &NodeConfig, port: u16) -> Vec<OsString> {
             &config.disk,
         ),
         "-device".into(),
-        format!("virtio-blk-pci,drive=disk,{place},disable-legacy=on,iommu_platform=on").into(),
+        devices::disk(plugged, &place, "").into(),
         "-netdev".into(),
         format!("user,id=wire,hostfwd=tcp:127.0.0.1:{port}-:80").into(),
         "-device".into(),
-        "virtio-net-pci,netdev=wire,addr=5,romfile=,disable-legacy=on,iommu_platform=on".into(),
+        devices::nic(plugged, "wire,addr=5", "").into(),
     ]);
     all
 }
