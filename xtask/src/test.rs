@@ -20,7 +20,7 @@ const TOOLS: &[&str] = &["nodectl", "xtask"];
 
 /// Bare-metal crates whose libraries have tests that run on the host.
 const BARE_LIBRARIES: &[&str] =
-    &["bare-support", "domain-rt", "driver-blk", "driver-net", "guest-io"];
+    &["bare-support", "domain-rt", "driver-blk", "driver-net", "driver-nvme", "guest-io"];
 
 /// Options.
 #[derive(Clone, Debug, clap::Args)]

@@ -78,6 +78,37 @@ pub fn g3_judges_see_no_harm_when_drivers_die(bench: &Bench) -> Result<()> {
     )
 }
 
+/// The example of a driver of one's own: it serves, and so does each of its next generations.
+pub fn g3_the_example_driver_serves_and_outlives_its_deaths(bench: &Bench) -> Result<()> {
+    with_judges(
+        bench,
+        |config| config.manifest = workspace::root().join("examples/nvme/node.toml"),
+        |_, client, judges| {
+            let judge = &mut judges.blk;
+            let orders = round(1000);
+            let outcome = carry_out(judge, orders)?;
+            is_intact(&orders, &outcome)?;
+            ensure!(outcome.verified > 0, "nothing was read back: {outcome:?}");
+            for how in [How::Panic, How::Loop, How::NullWrite] {
+                let orders = Orders { moment: LONG / 2, ..round(LONG) };
+                let number = judge.order(orders)?;
+                wait_for("some progress", PATIENCE, || {
+                    let seen = judge.outcome()?;
+                    Ok((seen.round == number && seen.completed > 0).then_some(()))
+                })?;
+                crash(client, "disk", how)?;
+                let outcome = finish(judge).with_context(|| format!("{how:?}"))?;
+                is_intact(&orders, &outcome).with_context(|| format!("{how:?}"))?;
+                let seen = (outcome.disconnects, outcome.connects, outcome.replayed > 0);
+                ensure!(seen == (1, 1, true), "{how:?}: {outcome:?}");
+            }
+            let orders = Orders { flags: VERIFY_ALL, ..round(0) };
+            let outcome = carry_out(judge, orders)?;
+            is_intact(&orders, &outcome)
+        },
+    )
+}
+
 /// Orders that are none are answered so, and the next ones are carried out.
 fn refuses(judge: &mut Judge) -> Result<()> {
     judge.order(Orders { requests: MAX_REQUESTS + 1, ..round(0) })?;

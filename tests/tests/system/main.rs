@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         recovery::g3_no_request_fails_over_100_driver_crashes,
         recovery::g3_both_drivers_die_at_once,
         judges::g3_judges_see_no_harm_when_drivers_die,
+        judges::g3_the_example_driver_serves_and_outlives_its_deaths,
         judges::judges_find_corrupt_data,
         judges::judges_find_corrupt_datagrams,
         endurance::g3_deaths_leave_nothing_behind,

@@ -1,0 +1,3 @@
+//! Links the program as a domain.
+
+include!("../../domain-rt/link/build.rs");
