@@ -19,6 +19,9 @@ pub struct Campaign {
     pub schema: u32,
     /// The program that was tried: what `git describe` says, or checksums of the images.
     pub program: String,
+    /// The node that was tried: its manifest, from the root of the checkout if it is below.
+    #[serde(default = "own_node")]
+    pub manifest: String,
     /// Decides, with a trial's number, all that is random.
     pub seed: u64,
     /// Classes of faults that were asked for.
@@ -36,6 +39,11 @@ pub struct Campaign {
     pub functions: BTreeMap<String, u64>,
     /// Which part of the trials this is.
     pub shard: Shard,
+}
+
+/// Of campaigns that do not say.
+fn own_node() -> String {
+    "nodes/fault.toml".to_owned()
 }
 
 impl Campaign {

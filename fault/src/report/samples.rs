@@ -23,6 +23,7 @@ pub(super) fn campaign(trials: Option<u64>, shard: Shard) -> Campaign {
     Campaign {
         schema: SCHEMA,
         program: "v0.1.0-412-g7e2e09a".to_owned(),
+        manifest: "nodes/fault.toml".to_owned(),
         seed: 7,
         classes: Class::ALL.to_vec(),
         targets: vec!["blk".to_owned(), "net".to_owned()],

@@ -19,7 +19,7 @@ use super::profile::profile;
 use super::rig::Rig;
 use super::target::Target;
 use super::trial::{self, Done, Frame};
-use super::{choose, rig};
+use super::{choose, node, rig};
 use crate::build::Built;
 
 /// Rounds that profile: the more, the more functions are found.
@@ -115,11 +115,12 @@ pub fn run(
     effort: &Effort,
     stop: Arc<AtomicBool>,
 ) -> Result<u64> {
+    let judged = node::judged(&built.manifest)?;
     let pairs: Vec<(Class, String)> = campaign
         .classes
         .iter()
         .flat_map(|&class| campaign.targets.iter().map(move |target| (class, target.clone())))
-        .filter(|(class, target)| choose::fits(*class, target))
+        .filter(|(class, target)| judged.iter().any(|one| choose::strikes(*class, one, target)))
         .collect();
     if pairs.is_empty() {
         bail!("there is no class that fits a target");
@@ -243,7 +244,7 @@ impl Shared<'_> {
     fn plan(&self, bench: &Bench, number: u64) -> Result<(usize, Plan)> {
         let pairs = self.pairs.len() as u64;
         let (class, name) = &self.pairs[usize::try_from(number % pairs)?];
-        let target = bench.targets.iter().position(|target| target.name == name);
+        let target = bench.targets.iter().position(|target| target.name == *name);
         let target = target.with_context(|| format!("no target {name}"))?;
         let mut rng = choose::random(self.campaign.seed, number);
         let plan = choose::choose(*class, &bench.targets[target], &mut rng);

@@ -10,6 +10,7 @@ use ring_proto::event::Inject;
 use ring_proto::net::{MAX_FRAME, MIN_FRAME};
 
 use super::gdb::hex;
+use super::node::Judged;
 use super::rings;
 use super::strike::NOTIFY;
 use super::target::Target;
@@ -65,7 +66,7 @@ fn order(class: Class) -> Option<Inject> {
     })
 }
 
-/// Whether a class can strike this target.
+/// Whether a class can strike a driver of this kind, `blk` or `net`.
 pub fn fits(class: Class, target: &str) -> bool {
     match class {
         Class::IoError
@@ -83,6 +84,11 @@ pub fn fits(class: Class, target: &str) -> bool {
         Class::RingLength => rings::queues(target).iter().any(|queue| queue.length.is_some()),
         _ => true,
     }
+}
+
+/// Whether a class can strike the driver `target`, of which `judged` tells.
+pub fn strikes(class: Class, judged: &Judged, target: &str) -> bool {
+    judged.driver == target && fits(class, judged.kind)
 }
 
 /// What the device does.
@@ -207,7 +213,7 @@ pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<
         (Fault::Order { kind: kind as u32 }, None, format!("{kind:?} ordered"))
     } else if let Some(change) = change(class, rng) {
         let fits = |queue: &rings::Shape| class != Class::RingLength || queue.length.is_some();
-        let queues = rings::queues(target.name);
+        let queues = rings::queues(target.kind);
         let fitting: Vec<usize> = (0..queues.len()).filter(|&i| fits(&queues[i])).collect();
         let queue = *rng.choice(&fitting)?;
         let mut after = rng.u32(..ANSWERS_BEFORE);
@@ -257,7 +263,7 @@ pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<
             }
         }
     };
-    Some(Plan { class, target: target.name.to_owned(), moment, round_seed, fault, function, text })
+    Some(Plan { class, target: target.name.clone(), moment, round_seed, fault, function, text })
 }
 
 #[cfg(test)]
@@ -282,7 +288,7 @@ mod tests {
     #[test]
     fn only_what_has_a_length_gets_another() {
         let (blk, mut net) = (samples::blk(), samples::blk());
-        net.name = "net";
+        net.kind = "net";
         let choose = |target| choose(Class::RingLength, target, &mut random(1, 1));
         assert!(!fits(Class::RingLength, "blk") && choose(&blk).is_none());
         let plan = choose(&net).filter(|_| fits(Class::RingLength, "net")).unwrap();
@@ -302,7 +308,7 @@ mod tests {
     #[test]
     fn an_answer_is_withheld_for_good_where_that_can_be() {
         let mut net = samples::blk();
-        net.name = "net";
+        net.kind = "net";
         let mut last = [0; 2];
         for trial in 0..200 {
             let plan = choose(Class::WithheldCompletion, &net, &mut random(1, trial)).unwrap();

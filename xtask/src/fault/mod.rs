@@ -8,6 +8,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`gdb`], [`machine`] | the machine from outside: processor, memory, whose an instruction is |
+//! | [`node`] | what a manifest must have for that, who is struck and who judges |
 //! | [`rig`] | the node with all that is needed to test it |
 //! | [`disk`], [`wire`] | its disk and its wire, which fail when they are to |
 //! | [`target`], [`profile`], [`choose`] | a driver, what of it runs, what a trial does to it |
@@ -20,6 +21,7 @@ pub mod choose;
 pub mod disk;
 pub mod gdb;
 pub mod machine;
+pub mod node;
 pub mod profile;
 pub mod rig;
 pub mod rings;
@@ -34,7 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use fault::class::{Class, Group};
 use fault::record::SCHEMA;
@@ -45,16 +47,13 @@ use fault::report::merge::Together;
 use nodectl::crashes;
 
 use self::campaign::Profiles;
+use self::node::Judged;
 use crate::build::{self, Built};
 use crate::figures;
 use crate::fuzz::duration;
 use crate::manifest::Manifest;
 use crate::qemu::install;
 use crate::workspace;
-
-/// The bound within which a fault that shows must be detected, on the node's clock: that of a
-/// stall in `nodes/fault.toml`, with the supervisor's check behind it, and a margin.
-const BOUND_NS: u64 = 150_000_000;
 
 /// Lines of a log that a replay shows.
 const LAST_LINES: usize = 30;
@@ -109,8 +108,11 @@ struct Run {
     /// Classes or groups of faults, such as `software,panic`; all that can be brought about
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     classes: Vec<String>,
-    /// Drivers that they strike
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "blk,net")]
+    /// Manifest of the node that is tried
+    #[arg(long, value_name = "FILE", default_value_os_t = default_node())]
+    manifest: PathBuf,
+    /// Drivers that they strike, by the names of their domains [default: all with a judge]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     targets: Vec<String>,
     /// Trials, over all shards [default: 1000 without --time, else as many as there is time for]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
@@ -167,24 +169,24 @@ pub fn fault(options: &Options) -> Result<()> {
 
 fn campaign_of(run: &Run) -> Result<()> {
     let classes = classes(&run.classes)?;
-    for target in &run.targets {
-        if !rig::TARGETS.iter().any(|(name, _)| name == target) {
-            bail!("`{target}` is no target; there is blk, net");
-        }
-    }
+    let manifest = Manifest::load(&run.manifest)?;
+    let judged = node::judged(&manifest)?;
+    let targets = targets(&judged, &run.targets)?;
+    let classes = fitting(classes, &judged, &targets)?;
     install::ensure()?;
-    let built = built()?;
+    let built = build::build(&manifest)?;
     let out = run.out.clone().unwrap_or_else(|| workspace::run_dir().join("fault"));
     let campaign = Campaign {
         schema: SCHEMA,
         program: program(&built)?,
+        manifest: named(&run.manifest)?,
         seed: run.seed,
         classes,
-        targets: run.targets.clone(),
         workload: run.workload.clone(),
         trials: run.trials.or_else(|| run.time.is_none().then_some(1000)),
-        bound_ns: BOUND_NS,
-        functions: functions(&built, &run.targets)?,
+        bound_ns: node::bound_ns(&manifest),
+        functions: functions(&built, &targets)?,
+        targets,
         shard: run.shard,
     };
     let (log, before) = Log::open(&out, &campaign)?;
@@ -204,6 +206,50 @@ fn campaign_of(run: &Run) -> Result<()> {
     let known = known(&out, &built, &effort.scratch, &campaign.targets)?;
     campaign::run(&campaign, log, &built, &known, &effort, stop_on_signal()?)?;
     tell(&out, run.json.as_deref())
+}
+
+/// The manifest of the node of our own drivers.
+fn default_node() -> PathBuf {
+    workspace::relative(&workspace::root().join("nodes/fault.toml"))
+}
+
+/// A manifest as records name it: from the root of the checkout, if it is below.
+fn named(manifest: &Path) -> Result<String> {
+    let absolute = manifest.canonicalize().context("the manifest")?;
+    let root = workspace::root().canonicalize().context("the root of the checkout")?;
+    Ok(absolute.strip_prefix(root).unwrap_or(&absolute).display().to_string())
+}
+
+/// The drivers that are to be struck: those that were named, or all that have a judge.
+fn targets(judged: &[Judged], names: &[String]) -> Result<Vec<String>> {
+    let known: Vec<String> = judged.iter().map(|one| one.driver.clone()).collect();
+    if names.is_empty() {
+        return Ok(known);
+    }
+    for name in names {
+        ensure!(
+            known.contains(name),
+            "`{name}` is no driver with a judge; there is {}",
+            known.join(", ")
+        );
+    }
+    Ok(names.to_owned())
+}
+
+/// Those of the classes that can strike one of the targets; says which can't.
+fn fitting(classes: Vec<Class>, judged: &[Judged], targets: &[String]) -> Result<Vec<Class>> {
+    let strikes = |class: &Class| {
+        let one = |one| targets.iter().any(|target| choose::strikes(*class, one, target));
+        judged.iter().any(one)
+    };
+    let (fitting, others): (Vec<Class>, Vec<Class>) = classes.into_iter().partition(strikes);
+    let names: Vec<&str> = others.iter().map(|class| class.name()).collect();
+    let names = names.join(", ");
+    ensure!(!fitting.is_empty(), "no class fits {}: {names}", targets.join(", "));
+    if !names.is_empty() {
+        eprintln!("left out, as they do not fit {}: {names}", targets.join(", "));
+    }
+    Ok(fitting)
 }
 
 /// What of the drivers runs: as it was found when the campaign began, so that all its trials
@@ -250,7 +296,8 @@ fn replay(dir: &Path, number: u64, times: u32) -> Result<()> {
     let trial = trial.with_context(|| format!("{} has no trial {number}", dir.display()))?;
     println!("{}", serde_json::to_string_pretty(trial)?);
     install::ensure()?;
-    let built = built()?;
+    let manifest = workspace::root().join(&results.campaign.manifest);
+    let built = build::build(&Manifest::load(&manifest)?)?;
     if program(&built)? != results.campaign.program {
         eprintln!("warning: these are not the programs of the campaign; addresses may mean others");
     }
@@ -279,11 +326,6 @@ fn replay(dir: &Path, number: u64, times: u32) -> Result<()> {
     }
     ensure!(same == times, "{same} of {times} gave the recorded verdict");
     Ok(())
-}
-
-/// The node under test, built.
-fn built() -> Result<Built> {
-    build::build(&Manifest::load(&workspace::root().join("nodes/fault.toml"))?)
 }
 
 /// How many functions the program of each target has.
@@ -363,6 +405,23 @@ mod tests {
             classes(&[]).unwrap().len(),
             words("software,control,interface,device").unwrap().len()
         );
+    }
+
+    #[test]
+    fn classes_that_do_not_fit_are_left_out() {
+        let manifest = Manifest::load(&default_node()).unwrap();
+        let judged = node::judged(&manifest).unwrap();
+        let all = classes(&[]).unwrap();
+        let both = targets(&judged, &[]).unwrap();
+        assert_eq!(both, ["blk", "net"]);
+        assert_eq!(fitting(all.clone(), &judged, &both).unwrap(), all);
+        let net = targets(&judged, &["net".to_owned()]).unwrap();
+        let left = fitting(all, &judged, &net).unwrap();
+        assert!(left.contains(&Class::LinkDown) && !left.contains(&Class::LostWrite), "{left:?}");
+        let error = fitting(vec![Class::LostWrite], &judged, &net).unwrap_err().to_string();
+        assert_eq!(error, "no class fits net: lost-write");
+        let error = targets(&judged, &["disk".to_owned()]).unwrap_err().to_string();
+        assert_eq!(error, "`disk` is no driver with a judge; there is blk, net");
     }
 
     #[test]

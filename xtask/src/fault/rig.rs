@@ -14,6 +14,7 @@ use ring_proto::bundle::Node;
 use super::disk::Server;
 use super::gdb::Wait;
 use super::machine::Machine;
+use super::node::{self, Judged};
 use super::wire::Tap;
 use crate::build::Built;
 use crate::qemu::{NodeConfig, RunningNode, Verdict};
@@ -28,12 +29,6 @@ pub const CONTROL: Duration = Duration::from_secs(60);
 const ROUND: Duration = Duration::from_secs(60);
 /// Pause between two looks at what goes on by itself.
 const PAUSE: Duration = Duration::from_micros(300);
-
-/// The volume of the judge of blk.
-const VOLUME: &str = "judged";
-
-/// Drivers that can be struck, and the judge that is the client of each.
-pub const TARGETS: [(&str, &str); 2] = [("blk", "judge-blk"), ("net", "judge-net")];
 
 /// A judge in a guest.
 #[derive(Debug)]
@@ -50,7 +45,9 @@ pub struct Rig {
     pub machine: Machine,
     /// Its supervisor.
     pub client: Client,
-    /// Judges in the order of [`TARGETS`].
+    /// Drivers that can be struck.
+    pub judged: [Judged; 2],
+    /// Their judges, in the same order.
     pub judges: [Judge; 2],
     /// Where a judge stops in the middle of a round.
     pub moment: u64,
@@ -83,6 +80,7 @@ impl Rig {
         let ram = memory_folder(dir).join(format!("{unique}.ram"));
         let image = memory_folder(dir).join(format!("{unique}.disk"));
         let mut tap = Tap::start(socket)?;
+        let judged = node::judged(&built.manifest)?;
         let config = NodeConfig {
             smp: Some(1),
             icount: true,
@@ -99,14 +97,14 @@ impl Rig {
             let _ = std::fs::remove_file(file);
         }
         crate::disk::create(&image, &built.manifest.volumes)?;
-        let disk = Server::start(&image, crate::disk::place(&image, VOLUME)?, &nbd)?;
+        let disk = Server::start(&image, crate::disk::place(&image, &judged[0].volume)?, &nbd)?;
         let running = config.launch_built(built)?;
         tap.attach()?;
         let bytes = std::fs::read(&built.bundle).context("the bundle")?;
         let bundle = bundle::read(&bytes)?;
         let mut client = Client::connect(running.control(), BOOT)?;
-        for (_, judge) in TARGETS {
-            wait_ready(&mut client, judge)?;
+        for judged in &judged {
+            wait_ready(&mut client, &judged.judge)?;
         }
         let machine = Machine::attach(&gdb, &ram, &built.hv, &bundle)?;
         let image = built.images.iter().find(|image| image.name == "judge");
@@ -118,10 +116,21 @@ impl Rig {
             let block = block.with_context(|| format!("{name} serves no orders"))?;
             anyhow::Ok(Judge { domain, block })
         };
-        let judges = [find(TARGETS[0].1)?, find(TARGETS[1].1)?];
+        let judges = [find(&judged[0].judge)?, find(&judged[1].judge)?];
         let next_death = 0;
-        let mut rig =
-            Self { machine, client, judges, moment, bundle, next_death, running, disk, tap, files };
+        let mut rig = Self {
+            machine,
+            client,
+            judged,
+            judges,
+            moment,
+            bundle,
+            next_death,
+            running,
+            disk,
+            tap,
+            files,
+        };
         rig.machine.gdb.resume()?;
         rig.next_death = rig.client.info()?.next_crash;
         ensure!(rig.next_death == 0, "a domain died before there was a fault");

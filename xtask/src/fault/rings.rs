@@ -63,7 +63,7 @@ const _: () = {
     assert!(offset_of!(net::RxRequest, id) == 0 && offset_of!(net::RxResponse, id) == 0);
 };
 
-/// The queues of a driver's connection.
+/// The queues of the connection of a driver of this kind.
 pub fn queues(target: &str) -> &'static [Shape] {
     if target == "net" { &NET } else { &BLK }
 }
@@ -100,7 +100,7 @@ impl Ring {
         if granted.is_empty() {
             return Ok(None);
         }
-        let shapes = queues(target.name);
+        let shapes = queues(target.kind);
         let mut first = 0;
         let mut found = None;
         for (index, shape) in shapes.iter().enumerate() {

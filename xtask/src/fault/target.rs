@@ -8,7 +8,7 @@ use fault::plan::Fault;
 use ring_proto::DomainId;
 
 use super::campaign::Profiles;
-use super::rig::{Rig, TARGETS};
+use super::rig::Rig;
 use crate::build::Built;
 
 /// The instruction of a hypercall.
@@ -18,8 +18,10 @@ pub const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
 #[derive(Debug)]
 pub struct Target {
     /// Its name.
-    pub name: &'static str,
-    /// Its place in [`TARGETS`], and its judge's.
+    pub name: String,
+    /// `blk` or `net`: what it serves.
+    pub kind: &'static str,
+    /// Its place in [`Rig::judged`], and its judge's.
     pub index: usize,
     /// Its domain.
     pub domain: DomainId,
@@ -42,17 +44,23 @@ impl Target {
     ///
     /// The node has none, or its program can't be read.
     pub fn find(rig: &Rig, built: &Built, name: &str, known: &Profiles) -> Result<Self> {
-        let index = TARGETS.iter().position(|(target, _)| *target == name);
-        let index = index.with_context(|| format!("`{name}` is no target; there is blk, net"))?;
+        let index = rig.judged.iter().position(|judged| judged.driver == name);
+        let index = index.with_context(|| format!("nobody judges `{name}`"))?;
         let domain = rig.domain(name)?;
         let program = program(built, name)?;
         let symbol = |symbol: &str| {
             let address = program.symbol(symbol);
-            address.with_context(|| format!("{name} has no symbol `{symbol}`"))
+            address.with_context(|| {
+                format!(
+                    "the program of `{name}` has no symbol `{symbol}`; it must be over domain-rt, \
+                     and not stripped"
+                )
+            })
         };
         let calls = program.vmmcalls().map(|instruction| instruction.ip()).collect();
         Ok(Self {
-            name: TARGETS[index].0,
+            name: name.to_owned(),
+            kind: rig.judged[index].kind,
             index,
             domain,
             stack_top: symbol("__stack_top")?,
@@ -118,7 +126,8 @@ pub(super) mod samples {
         let program = Program::read(&elf).unwrap();
         let seen = program.functions().iter().map(|function| function.address).collect();
         Target {
-            name: "blk",
+            name: "blk".to_owned(),
+            kind: "blk",
             index: 0,
             domain: 1,
             program,

@@ -10,7 +10,7 @@ use nodectl::control::{CrashEntry, Event};
 use ring_proto::crash::{Reason, Rebuild};
 
 use super::choose::REQUESTS;
-use super::rig::{CONTROL, Rig, TARGETS};
+use super::rig::{CONTROL, Rig};
 use super::strike::{Round, strike};
 use super::target::Target;
 
@@ -65,6 +65,8 @@ pub fn orders(seed: u64, requests: u64) -> Orders {
 
 /// What was observed, step by step.
 struct Observed {
+    /// The judge of the driver that was not struck.
+    neighbour: String,
     round: Round,
     deaths: Vec<CrashEntry>,
     /// Of the round after the repair.
@@ -88,6 +90,7 @@ pub fn run(rig: &mut Rig, target: &Target, plan: &Plan, frame: Frame) -> Result<
     both[target.index] = &struck;
     let round = strike(rig, target, plan, both)?;
     let mut seen = Observed {
+        neighbour: rig.judged[1 - target.index].judge.clone(),
         round,
         deaths: Vec::new(),
         after: None,
@@ -123,7 +126,7 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
     // A driver that died is pristine; one that did not is made so.
     let is_stuck = |both: &[Outcome; 2]| both[target.index].state != state::DONE;
     if (!died || seen.round.outcomes.as_ref().is_none_or(is_stuck))
-        && let Err(why) = rig.client.restart(target.name, CONTROL)
+        && let Err(why) = rig.client.restart(&target.name, CONTROL)
     {
         seen.trusted = false;
         seen.notes.push(format!("it can't be restarted: {why}"));
@@ -143,7 +146,16 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
     };
     let verify = Orders { flags, ..orders(plan.round_seed ^ 1, AFTER) };
     match rig.round(&verify) {
-        Ok(after) => seen.after = Some(after),
+        Ok(after) => {
+            let both = seen.round.outcomes.iter().chain([&after]).map(|both| both[target.index]);
+            // What was written elsewhere is somewhere, and later trials are not to find it.
+            if flags != VERIFY_ALL && both.clone().any(|seen| seen.wrong + seen.stale > 0) {
+                let all = Orders { flags: VERIFY_ALL, ..orders(plan.round_seed, 0) };
+                let mended = rig.round(&all);
+                seen.trusted &= mended.is_ok_and(|both| both[target.index].state == state::DONE);
+            }
+            seen.after = Some(after);
+        }
         Err(why) => match rig.ended() {
             Some(_) => return failed(rig, seen, "the machine ended", &why),
             None => {
@@ -233,7 +245,7 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
         seed: frame.seed,
         class: plan.class,
         group: plan.class.group(),
-        target: target.name.to_owned(),
+        target: target.name.clone(),
         workload: "mixed".to_owned(),
         node: frame.node,
         plan: plan.clone(),
@@ -345,7 +357,7 @@ fn neighbours(target: &Target, seen: &Observed) -> Option<String> {
         return Some(format!("{} died: {}", death.name, nodectl::names::reason(death.reason)));
     }
     let other = 1 - target.index;
-    let name = TARGETS[other].1;
+    let name = &seen.neighbour;
     let [round, after] =
         [&seen.round.outcomes, &seen.after].map(|both| both.as_ref().map(|both| both[other]));
     for (when, outcome) in [("meanwhile", round), ("after the repair", after)] {
@@ -435,6 +447,7 @@ mod tests {
         };
         let after = Some([done; 2]);
         Observed {
+            neighbour: "judge-net".to_owned(),
             round,
             deaths,
             after,
