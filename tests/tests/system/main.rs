@@ -12,6 +12,7 @@ mod attacks;
 mod attacks_devices;
 mod attacks_limits;
 mod attacks_rings;
+mod chapter;
 mod configurations;
 mod control;
 mod durability;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         recovery::g3_both_drivers_die_at_once,
         judges::g3_judges_see_no_harm_when_drivers_die,
         judges::g3_the_example_driver_serves_and_outlives_its_deaths,
+        chapter::the_chapter_on_ones_own_driver_holds,
         judges::judges_find_corrupt_data,
         judges::judges_find_corrupt_datagrams,
         endurance::g3_deaths_leave_nothing_behind,

@@ -15,8 +15,8 @@ const PEER: (&str, &str) = ("bench", "mode=peer");
 /// What a detection may take beyond the limits that the manifest sets, ns.
 const MARGIN: u64 = 100_000_000;
 const MS: u64 = 1_000_000;
-/// What the judge of blk wants at least: a block for each that it may write in one round.
-const VOLUME: u64 = 16 << 20;
+/// What the judge of blk works on (`REGION` in `guests/judge/src/blk.rs`), bytes.
+const VOLUME: u64 = 8 << 20;
 
 /// A driver that can be struck.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,7 +181,7 @@ mod tests {
             ("budget = 0", "budget = 9", "[domain.disk] is to die thousands of times"),
             ("stall_ms = 40", "stall_ms = 400", "a trial can wait for at most 133 ms"),
             ("watchdog_ms = 5", "watchdog_ms = 500", "`watchdog_ms` are 500 ms"),
-            ("size = \"16MiB\"", "size = \"1MiB\"", "the judge wants at least 16MiB"),
+            ("size = \"16MiB\"", "size = \"1MiB\"", "the judge wants at least 8MiB"),
         ] {
             assert!(good.contains(from), "{from}");
             let error = format!("{:#}", found(&good.replacen(from, to, 1)).unwrap_err());
