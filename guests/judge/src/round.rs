@@ -4,7 +4,7 @@ use domain_rt::time::{NEVER, now_ns};
 use judge_orders::{Orders, Outcome, Wrong, state, wrong};
 use ring_ends::Counters;
 
-use crate::outside::{JUDGE, moment};
+use crate::outside::JUDGE;
 
 pub(crate) struct Round {
     pub(crate) orders: Orders,
@@ -115,13 +115,13 @@ impl Round {
         self.completed();
     }
 
-    /// Calls the moment, once, when as many requests are completed as ordered.
+    /// Writes the moment, once, when as many requests are completed as ordered.
     pub(crate) fn reach_moment(&mut self) {
         if self.moment_due && self.seen.completed >= self.orders.moment {
             self.moment_due = false;
             self.seen.moment_ns = now_ns();
             JUDGE.tell(&self.seen);
-            moment();
+            JUDGE.reach_moment(self.orders.round);
         }
     }
 

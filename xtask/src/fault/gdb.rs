@@ -55,9 +55,18 @@ pub struct Gdb {
     /// It stands still.
     stopped: bool,
     breakpoints: BTreeSet<u64>,
-    watched: Option<u64>,
+    watched: Option<(Access, u64)>,
     /// The last stop was over what [`Self::watch`] watches.
     at_watched: bool,
+}
+
+/// What is done to a word that is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It is written.
+    Write = 2,
+    /// It is read.
+    Read = 3,
 }
 
 /// What ended a wait.
@@ -109,6 +118,11 @@ impl Gdb {
     /// Whether the machine stands still.
     pub fn is_stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// Whether nothing can stop the machine but [`Self::interrupt`].
+    pub fn is_free(&self) -> bool {
+        self.breakpoints.is_empty() && self.watched.is_none()
     }
 
     /// Lets the machine run.
@@ -174,18 +188,20 @@ impl Gdb {
         Ok(())
     }
 
-    /// Stops the machine whenever any program has read one of 8 bytes at `address`.
-    pub fn watch(&mut self, address: u64) -> Result<()> {
-        if self.watched.replace(address).is_none() {
-            self.demand(&format!("Z3,{address:x},8"))?;
-        }
+    /// Stops the machine whenever any program has written or read one of 8 bytes at `address`;
+    /// what was watched before is so no more. Unlike a breakpoint, this leaves QEMU all that it
+    /// has translated.
+    pub fn watch(&mut self, access: Access, address: u64) -> Result<()> {
+        self.forget()?;
+        self.demand(&format!("Z{},{address:x},8", access as u8))?;
+        self.watched = Some((access, address));
         Ok(())
     }
 
     /// No longer.
     pub fn forget(&mut self) -> Result<()> {
         match self.watched.take() {
-            Some(address) => self.demand(&format!("z3,{address:x},8")),
+            Some((access, address)) => self.demand(&format!("z{},{address:x},8", access as u8)),
             None => Ok(()),
         }
     }
@@ -199,8 +215,13 @@ impl Gdb {
         Ok(())
     }
 
-    /// Lets a machine go on that stands still, at a breakpoint or not.
+    /// Lets a machine go on that stands still, at a breakpoint or not. QEMU translates all
+    /// programs anew after a stop at a breakpoint, and after the step over one that stays: both
+    /// are to be rare.
     pub fn go_on(&mut self) -> Result<()> {
+        if self.breakpoints.is_empty() {
+            return self.resume();
+        }
         let rip = self.registers()?.rip();
         if self.breakpoints.contains(&rip) {
             self.remove(rip)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use judge_orders::{MOMENT_SYMBOL, Orders, Outcome};
+use judge_orders::{BLOCK_SYMBOL, MOMENT, Orders, Outcome};
 use nodectl::control::CrashEntry;
 use nodectl::{Client, names, report};
 use ring_proto::DomainId;
@@ -49,7 +49,7 @@ pub struct Rig {
     pub judged: [Judged; 2],
     /// Their judges, in the same order.
     pub judges: [Judge; 2],
-    /// Where a judge stops in the middle of a round.
+    /// The word that a judge writes in the middle of a round, as it sees it.
     pub moment: u64,
     /// What it was made from.
     pub bundle: Node,
@@ -109,7 +109,7 @@ impl Rig {
         let machine = Machine::attach(&gdb, &ram, &built.hv, &bundle)?;
         let image = built.images.iter().find(|image| image.name == "judge");
         let elf = &image.context("the node has no judge")?.elf;
-        let moment = judge::symbol(elf, MOMENT_SYMBOL)?;
+        let moment = judge::symbol(elf, BLOCK_SYMBOL)? + MOMENT as u64;
         let find = |name: &str| {
             let domain = number(&bundle, name)?;
             let block = judge::Judge::find(&ram, elf, domain)?;

@@ -12,9 +12,9 @@ use judge_orders::{Orders, Outcome};
 use ring_proto::DomainId;
 use ring_proto::event::{EventPage, PORT_IRQ};
 use ring_proto::hypercall::Nr;
-use ring_proto::layout::{EVENT_PAGE, HEAP, IMAGE_BASE};
+use ring_proto::layout::{EVENT_PAGE, HEAP};
 
-use super::gdb::{RAX, RIP, RSP, Registers, Wait};
+use super::gdb::{Access, RAX, RIP, RSP, Registers, Wait};
 use super::rig::Rig;
 use super::rings::Ring;
 use super::target::Target;
@@ -107,9 +107,7 @@ impl Strike<'_> {
             self.round.ended = true;
             return Ok(());
         }
-        self.rig.machine.gdb.insert(self.rig.moment)?;
-        self.rig.machine.gdb.insert(IMAGE_BASE)?;
-        self.rig.machine.gdb.insert(self.rig.machine.death)?;
+        self.rig.machine.gdb.watch(Access::Write, self.rig.moment)?;
         self.rig.order(orders)?;
         self.rig.machine.gdb.resume()?;
         let begin = Instant::now();
@@ -131,14 +129,17 @@ impl Strike<'_> {
                 break;
             }
         }
+        self.look_outside()?;
+        self.rig.disk.arm(None);
+        self.rig.tap.disarm()?;
+        if self.rig.machine.gdb.is_free() && !self.changed {
+            return Ok(());
+        }
         if self.rig.machine.gdb.interrupt()? == Wait::Ended {
             self.round.ended = true;
             return Ok(());
         }
         self.put_back()?;
-        self.look_outside()?;
-        self.rig.disk.arm(None);
-        self.rig.tap.disarm()?;
         self.rig.set_free()
     }
 
@@ -163,7 +164,15 @@ impl Strike<'_> {
         let (rip, who) = (registers.rip(), self.rig.machine.current(&registers)?);
         let is_target = who == Some(self.target.domain);
         let is_judge = who == Some(self.rig.judges[self.target.index].domain);
-        let why = if self.rig.machine.gdb.is_at_watched() {
+        let why = if self.rig.machine.gdb.is_at_watched() && matches!(self.stage, Stage::Before) {
+            if is_judge {
+                self.rig.machine.gdb.forget()?;
+                self.inject()?;
+                "the moment: the fault is injected"
+            } else {
+                "somebody else, at the address of the moment"
+            }
+        } else if self.rig.machine.gdb.is_at_watched() {
             if is_target {
                 self.activate()?;
                 self.rig.machine.gdb.forget()?;
@@ -172,17 +181,10 @@ impl Strike<'_> {
             } else {
                 self.stranger(rip)?
             }
-        } else if rip == self.rig.moment && is_judge {
-            self.inject()?;
-            "the moment: the fault is injected"
         } else if rip == self.rig.machine.death && who.is_none() {
             self.put_back()?;
+            self.disarm()?;
             "the hypervisor ends a domain"
-        } else if rip == IMAGE_BASE {
-            if is_target {
-                self.birth()?;
-            }
-            "a generation begins"
         } else if is_target && matches!(self.stage, Stage::Armed) {
             self.arrive(&registers)?;
             match self.stage {
@@ -209,9 +211,8 @@ impl Strike<'_> {
 
     /// Another program came to an address that is watched.
     fn stranger(&mut self, rip: u64) -> Result<&'static str> {
-        let is_needed = [self.rig.moment, self.rig.machine.death, IMAGE_BASE].contains(&rip);
         // Answers are known not to be taken only if each of the driver's hypercalls is seen.
-        if is_needed || matches!(self.plan.fault, Fault::Answer { .. }) {
+        if rip == self.rig.machine.death || matches!(self.plan.fault, Fault::Answer { .. }) {
             return Ok("somebody else");
         }
         self.strangers += 1;
@@ -223,16 +224,10 @@ impl Strike<'_> {
         Ok("somebody else, at an address that is watched")
     }
 
-    /// A generation of the target begins: the fault is over with the one before.
-    fn birth(&mut self) -> Result<()> {
-        if matches!(self.stage, Stage::Armed) {
-            for address in self.target.places(&self.plan.fault) {
-                self.rig.machine.gdb.remove(address)?;
-            }
-            self.rig.machine.gdb.forget()?;
-            self.stage = Stage::Over;
-        }
-        Ok(())
+    /// The fault is over with the life that it struck.
+    fn disarm(&mut self) -> Result<()> {
+        self.stage = Stage::Over;
+        self.rig.machine.gdb.clear()
     }
 
     /// The program is what it was. This comes before the hypervisor restores a driver's memory:
@@ -259,7 +254,7 @@ impl Strike<'_> {
             Fault::Heap { fraction, value } => {
                 if let Some(address) = word_in_use(machine, domain, *fraction)? {
                     machine.write(domain, address, &value.to_le_bytes())?;
-                    machine.gdb.watch(address)?;
+                    machine.gdb.watch(Access::Read, address)?;
                 }
             }
             Fault::Order { kind } => {
@@ -294,6 +289,9 @@ impl Strike<'_> {
         }
         for address in self.target.places(&self.plan.fault) {
             self.rig.machine.gdb.insert(address)?;
+        }
+        if !self.rig.machine.gdb.is_free() || self.changed {
+            self.rig.machine.gdb.insert(self.rig.machine.death)?;
         }
         Ok(())
     }
@@ -382,6 +380,9 @@ impl Strike<'_> {
         self.activate()?;
         for address in self.target.places(&self.plan.fault) {
             self.rig.machine.gdb.remove(address)?;
+        }
+        if !self.changed {
+            self.rig.machine.gdb.remove(self.rig.machine.death)?;
         }
         self.stage = Stage::Over;
         Ok(())

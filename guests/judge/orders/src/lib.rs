@@ -9,6 +9,7 @@
 //! | 0.. | [`Head`]: written once by the judge, [`Head::magic`] last |
 //! | [`ORDERS`].. | [`Orders`]: written by the host, [`Orders::signal`] last |
 //! | [`OUTCOME`].. | [`Outcome`]: written by the judge, `state` and then `round` last |
+//! | [`MOMENT`].. | number of the round, written by the judge when so many requests were completed as ordered: a host that watches this word stops the machine in the middle of a round |
 //!
 //! The block is all zeros in an image, so that the only one in a machine's
 //! memory that begins with [`MAGIC`] is one that a judge serves.
@@ -21,8 +22,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Symbol of the block in the guest's program.
 pub const BLOCK_SYMBOL: &str = "JUDGE";
-/// Symbol of the function that the judge calls in the middle of a round.
-pub const MOMENT_SYMBOL: &str = "moment";
 /// First word of a block that is served.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"bulkjudg");
 /// Bytes of a block; it is aligned to as many, so it lies within one page.
@@ -31,7 +30,9 @@ pub const BLOCK: usize = 512;
 pub const ORDERS: usize = size_of::<Head>();
 /// Where the outcome is in the block, bytes.
 pub const OUTCOME: usize = ORDERS + size_of::<Orders>();
-const _: () = assert!(OUTCOME + size_of::<Outcome>() <= BLOCK);
+/// Where the word is in the block that the judge writes in the middle of a round, bytes.
+pub const MOMENT: usize = BLOCK - 8;
+const _: () = assert!(OUTCOME + size_of::<Outcome>() <= MOMENT);
 
 /// Most requests of a round.
 pub const MAX_REQUESTS: u64 = 1 << 16;
@@ -87,7 +88,7 @@ pub struct Orders {
     /// Requests of the round, at most [`MAX_REQUESTS`]: it lasts until so many were
     /// completed. For a datagram that is lost another is sent.
     pub requests: u64,
-    /// When so many of them were completed the judge calls [`MOMENT_SYMBOL`], once;
+    /// When so many of them were completed the judge writes [`MOMENT`], once;
     /// 0 = before the first is submitted, `u64::MAX` = never.
     pub moment: u64,
     /// Requests in flight, 1 to [`MAX_WINDOW`].
@@ -279,6 +280,14 @@ impl Block {
         }
         let orders = Orders::read_from_bytes(copy.as_bytes()).ok()?;
         (orders.signal == signal && orders.round == !signal).then_some(orders)
+    }
+
+    /// This is the moment of `round`.
+    pub fn reach_moment(&self, round: u64) {
+        if let Some(word) = self.0.get(MOMENT / 8) {
+            // What was told before comes first.
+            word.store(round, Ordering::Release);
+        }
     }
 
     /// Shows what was seen so far.
