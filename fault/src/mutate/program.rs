@@ -3,13 +3,18 @@
 use std::fmt;
 use std::ops::Range;
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 use object::elf::PF_X;
 use object::{
     Architecture, Object, ObjectSegment, ObjectSymbol, SegmentFlags, SymbolKind, SymbolSection,
 };
 
 use super::sites::Sites;
+
+/// How many instructions in front of a hypercall are looked through for its number.
+const NEAR: usize = 16;
 
 /// A program.
 ///
@@ -240,6 +245,28 @@ impl Program {
     /// Hypercalls.
     pub fn vmmcalls(&self) -> impl Iterator<Item = &Instruction> {
         self.instructions.iter().filter(|instruction| instruction.mnemonic() == Mnemonic::Vmmcall)
+    }
+
+    /// The number of the hypercall at `address`, which is in EAX, if the straight code in front of
+    /// it tells.
+    #[must_use]
+    pub fn vmmcall_number(&self, address: u64) -> Option<u64> {
+        let at = self.instructions.binary_search_by_key(&address, Instruction::ip).ok()?;
+        let before = self.instructions[..at].iter().rev().take(NEAR);
+        let mut straight = before.take_while(|before| {
+            before.flow_control() == FlowControl::Next && before.mnemonic() != Mnemonic::Vmmcall
+        });
+        let sets = straight.find(|before| {
+            let names = before.op0_register().full_register() == Register::RAX;
+            names && !matches!(before.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push)
+        })?;
+        match (sets.mnemonic(), sets.op1_kind()) {
+            (Mnemonic::Mov, OpKind::Immediate32) => Some(sets.immediate32().into()),
+            (Mnemonic::Xor, OpKind::Register) if sets.op1_register() == sets.op0_register() => {
+                Some(0)
+            }
+            _ => None,
+        }
     }
 
     /// Calls of functions; [`Instruction::next_ip`] is where they return to.

@@ -464,3 +464,20 @@ fn text_is_in_one_place() {
     let overlapping = [BASE - 3, BASE, BASE + 3, u64::MAX - 2];
     assert_eq!(overlapping.map(read), [const { Err(Unusable::Layout) }; 4]);
 }
+
+#[test]
+fn a_hypercall_tells_its_number() {
+    let number = |front: &[Instruction]| {
+        let call = Instruction::with(Code::Vmmcall);
+        let code = assemble(&[front, &[call]].concat());
+        program(&code).vmmcall_number(BASE + code.len() as u64 - 3)
+    };
+    let set = Instruction::with2(Code::Mov_r32_imm32, Register::EAX, 7).unwrap();
+    let other = two(Code::Mov_r64_rm64, Register::RCX, Register::RAX);
+    assert_eq!(number(&[set, other]), Some(7));
+    assert_eq!(number(&[two(Code::Xor_r32_rm32, Register::EAX, Register::EAX)]), Some(0));
+    assert_eq!(number(&[other]), None, "nothing sets it");
+    assert_eq!(number(&[set, load(Register::RCX, 8)]), None, "something else sets it");
+    assert_eq!(number(&[set, Instruction::with(Code::Vmmcall)]), None, "it is an answer by then");
+    assert_eq!(number(&[set, branch(Code::Je_rel8_64, BASE)]), None, "another way may lead here");
+}

@@ -19,10 +19,13 @@ use super::target::Target;
 pub const REQUESTS: u64 = 24;
 /// The moment comes after at least one request, and leaves so many to do.
 const LAST_REQUESTS: u64 = 16;
-/// Hypercalls or interrupts that may come before the one that is struck.
-const BEFORE: u32 = 6;
+/// Hypercalls that may come before the one that is struck: few, as each is a stop that costs
+/// QEMU all that it has translated, and the moment is random already.
+const BEFORE: u32 = 3;
+/// Interrupts that may.
+const INTERRUPTS_BEFORE: u32 = 6;
 /// Hypercalls with answers in the ring that may come before the one at which they are struck.
-const ANSWERS_BEFORE: u32 = 4;
+const ANSWERS_BEFORE: u32 = 3;
 /// Most disturbances on the control line.
 const DISTURBANCES: usize = 4;
 /// Requests of its kind that the disk carries out well before it strikes one.
@@ -237,7 +240,7 @@ pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<
                 (Fault::SkipCall { call: NOTIFY, after }, None, text)
             }
             Class::LostInterrupt => {
-                let after = rng.u32(..BEFORE);
+                let after = rng.u32(..INTERRUPTS_BEFORE);
                 (
                     Fault::LoseInterrupt { after },
                     None,

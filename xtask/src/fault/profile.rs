@@ -13,8 +13,9 @@ use super::target::Target;
 
 /// Wall time for the round.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Stops of other programs at one address until it is given up.
-const STRANGERS: u32 = 16;
+/// Stops of other programs at one address until it is given up for this round: a function that
+/// nobody saw the target run is not one that it runs.
+const STRANGERS: u32 = 8;
 
 /// Runs a round and adds all functions of the target that are called to `seen`.
 ///
@@ -53,8 +54,6 @@ pub fn profile(
             let count = strangers.entry(rip).or_default();
             *count += 1;
             if *count > STRANGERS {
-                // Unknown; counts as seen, or hot addresses of others would never be struck.
-                seen.insert(rip);
                 rig.machine.gdb.remove(rip)?;
             }
         }

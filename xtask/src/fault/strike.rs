@@ -30,6 +30,10 @@ const LOOK: Duration = Duration::from_micros(500);
 const STRANGERS: u32 = 8;
 /// Longest instruction.
 const INSTRUCTION: u64 = 15;
+/// The word in which a domain is told of its device's interrupts, and their bit.
+const INTERRUPTS: u64 =
+    EVENT_PAGE + offset_of!(EventPage, pending) as u64 + (PORT_IRQ / 64) as u64 * 8;
+const IRQ: u64 = 1 << (PORT_IRQ % 64);
 
 /// What a round with a fault came to.
 #[derive(Debug)]
@@ -172,6 +176,10 @@ impl Strike<'_> {
             } else {
                 "somebody else, at the address of the moment"
             }
+        } else if self.rig.machine.gdb.is_at_watched()
+            && matches!(self.plan.fault, Fault::LoseInterrupt { .. })
+        {
+            self.lose_interrupt()?
         } else if self.rig.machine.gdb.is_at_watched() {
             if is_target {
                 self.activate()?;
@@ -277,9 +285,14 @@ impl Strike<'_> {
                 self.stage = Stage::Over;
             }
             Fault::SkipCall { after, .. }
-            | Fault::LoseInterrupt { after }
             | Fault::Call { after, .. }
             | Fault::Answer { after, .. } => self.left = *after,
+            Fault::LoseInterrupt { after } => {
+                self.left = *after;
+                // As the hypervisor sees it, which maps all memory at its own address.
+                let address = machine.place(domain, INTERRUPTS, 8)?;
+                machine.gdb.watch(Access::Write, address)?;
+            }
             Fault::Control { bytes } => {
                 self.rig.client.disturb(&super::gdb::unhex(bytes)?)?;
                 self.activate()?;
@@ -335,6 +348,7 @@ impl Strike<'_> {
             | Fault::Disk { .. }
             | Fault::Wire { .. }
             | Fault::Link { .. }
+            | Fault::LoseInterrupt { .. }
             | Fault::Control { .. } => return Ok(()),
             Fault::Answer { queue, change, .. } => {
                 let peer = self.rig.judges[self.target.index].domain;
@@ -367,15 +381,6 @@ impl Strike<'_> {
                     self.rig.machine.gdb.set_register(index, *value)?;
                 }
             }
-            Fault::LoseInterrupt { .. } => {
-                let word = EVENT_PAGE
-                    + offset_of!(EventPage, pending) as u64
-                    + u64::from(PORT_IRQ / 64) * 8;
-                if machine.read_word(domain, word)? == 0 || !self.count() {
-                    return Ok(());
-                }
-                self.rig.machine.write(domain, word, &[0; 8])?;
-            }
         }
         self.activate()?;
         for address in self.target.places(&self.plan.fault) {
@@ -386,6 +391,20 @@ impl Strike<'_> {
         }
         self.stage = Stage::Over;
         Ok(())
+    }
+
+    /// The hypervisor has told the driver of something: if it is of an interrupt, and its turn,
+    /// it never did.
+    fn lose_interrupt(&mut self) -> Result<&'static str> {
+        let (domain, machine) = (self.target.domain, &self.rig.machine);
+        let pending = machine.read_word(domain, INTERRUPTS)?;
+        if pending & IRQ == 0 || !self.count() {
+            return Ok("not yet");
+        }
+        self.rig.machine.write(domain, INTERRUPTS, &(pending & !IRQ).to_le_bytes())?;
+        self.activate()?;
+        self.disarm()?;
+        Ok("the fault is activated")
     }
 
     /// Whether this call is the one that is struck.

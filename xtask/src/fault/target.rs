@@ -31,8 +31,8 @@ pub struct Target {
     pub stack_top: u64,
     /// Where it keeps the time of its last `wait`.
     pub last_wait: u64,
-    /// Its hypercalls.
-    calls: Vec<u64>,
+    /// Its hypercalls, with their numbers as far as its code tells.
+    calls: Vec<(u64, Option<u64>)>,
     /// Functions that were seen to run while it serves, by address.
     pub seen: BTreeSet<u64>,
 }
@@ -57,7 +57,8 @@ impl Target {
                 )
             })
         };
-        let calls = program.vmmcalls().map(|instruction| instruction.ip()).collect();
+        let calls = program.vmmcalls().map(|instruction| instruction.ip());
+        let calls = calls.map(|at| (at, program.vmmcall_number(at))).collect();
         Ok(Self {
             name: name.to_owned(),
             kind: rig.judged[index].kind,
@@ -83,14 +84,14 @@ impl Target {
             | Fault::Disk { .. }
             | Fault::Wire { .. }
             | Fault::Link { .. }
+            | Fault::LoseInterrupt { .. }
             | Fault::Control { .. } => Vec::new(),
-            Fault::SkipCall { .. } | Fault::Call { .. } | Fault::Answer { .. } => {
-                self.calls.clone()
+            Fault::SkipCall { call, .. } => {
+                let may_be = self.calls.iter().filter(|(_, nr)| nr.is_none_or(|nr| nr == *call));
+                may_be.map(|(at, _)| *at).collect()
             }
-            // An interrupt ends a `wait`, or is there already when it is called.
-            Fault::LoseInterrupt { .. } => {
-                let behind = self.calls.iter().map(|call| call + VMMCALL.len() as u64);
-                behind.collect()
+            Fault::Call { .. } | Fault::Answer { .. } => {
+                self.calls.iter().map(|(at, _)| *at).collect()
             }
         }
     }

@@ -137,9 +137,12 @@ impl<IO: PhysIo + Send> Kind for AmdVi<IO> {
         for bdf in (0..=u16::MAX).map(Bdf) {
             let at = self.device_table + u64::from(bdf.0) * DEVICE_ENTRY;
             let entry = DeviceEntry([0, 8, 16, 24].map(|offset| self.io.read::<u64>(at + offset)));
+            // All but a few.
+            if entry == blocked {
+                continue;
+            }
             let (domain_id, root) = entry.domain();
             match slots.find(bdf).map(|(slot, _)| self.table(slot)) {
-                _ if entry == blocked => {}
                 Ok(table) if entry == DeviceEntry::interrupts(table) => {}
                 Ok(table) if entry == DeviceEntry::attached(domain_id, root, table) => {
                     visit(Opening::Memory { bdf, domain_id, root });
