@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use fault::mutate::Program;
-use judge_orders::{BLOCK, BLOCK_SYMBOL, Head, Kind, MAGIC, ORDERS, OUTCOME, Orders, Outcome};
+use judge_orders::{BLOCK, BLOCK_SYMBOL, GO, Head, Kind, MAGIC, ORDERS, OUTCOME, Orders, Outcome};
 use ring_proto::{DomainId, PAGE_SIZE};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -97,6 +97,26 @@ impl Judge {
         self.ram.write_all_at(fields, at).context("can't write orders")?;
         self.ram.write_all_at(signal, at + ORDERS_FIELDS as u64).context("can't write orders")?;
         Ok(self.round)
+    }
+
+    /// Lets the last requests of the latest round go.
+    ///
+    /// # Errors
+    ///
+    /// That can't be written.
+    pub fn let_go(&self) -> Result<()> {
+        let bytes = self.round.to_le_bytes();
+        self.ram.write_all_at(&bytes, self.at + GO as u64).context("can't let a round go")
+    }
+
+    /// Whether the moment of the latest round has come.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read.
+    pub fn is_at_moment(&self) -> Result<bool> {
+        let outcome = self.outcome()?;
+        Ok(outcome.round == self.round && outcome.moment_ns != 0)
     }
 
     /// What the judge has seen so far of the round that it is at, or was at last.

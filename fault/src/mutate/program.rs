@@ -3,9 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
-};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use object::elf::PF_X;
 use object::{
     Architecture, Object, ObjectSegment, ObjectSymbol, SegmentFlags, SymbolKind, SymbolSection,

@@ -36,6 +36,8 @@ use crate::{args::Args, outside::JUDGE, round::Round};
 
 /// Between two looks for orders, ns.
 const LOOK: u64 = MS;
+/// The same whether the last requests of a round may go.
+const HELD_LOOK: u64 = MS / 10;
 
 domain_rt::entry!(main);
 
@@ -103,6 +105,9 @@ fn serve(boot: &BootInfo, kind: Kind, mut work: impl Work) -> ! {
             let step = work.step(running);
             again |= step.again;
             deadline = deadline.min(step.deadline).min(running.give_up_ns());
+            if running.is_held() {
+                deadline = deadline.min(now_ns().saturating_add(HELD_LOOK));
+            }
             let over = match (step.done, now_ns() >= running.give_up_ns()) {
                 (true, _) => Some(state::DONE),
                 (false, true) => Some(state::LIMIT),

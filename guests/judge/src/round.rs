@@ -75,7 +75,13 @@ impl Round {
     /// Whether another request is due. For one that was lost, it is.
     fn wants_more(&self, window: u64) -> bool {
         let not_lost = self.seen.submitted.saturating_sub(self.seen.lost);
-        not_lost < self.orders.requests && self.in_flight < window
+        let held = if self.is_held() { self.orders.hold } else { 0 };
+        not_lost < self.orders.requests - held && self.in_flight < window
+    }
+
+    /// Whether the last requests wait for the host.
+    pub(crate) fn is_held(&self) -> bool {
+        self.orders.hold > 0 && !JUDGE.lets_go(self.orders.round)
     }
 
     /// A request was submitted.
@@ -115,13 +121,12 @@ impl Round {
         self.completed();
     }
 
-    /// Writes the moment, once, when as many requests are completed as ordered.
+    /// Tells of the moment, once, when as many requests are completed as ordered.
     pub(crate) fn reach_moment(&mut self) {
         if self.moment_due && self.seen.completed >= self.orders.moment {
             self.moment_due = false;
             self.seen.moment_ns = now_ns();
             JUDGE.tell(&self.seen);
-            JUDGE.reach_moment(self.orders.round);
         }
     }
 

@@ -15,9 +15,8 @@ use system_tests::{
 };
 use xtask::{
     disk,
-    judge::{self, Judge},
+    judge::Judge,
     qemu::PEER_MAC,
-    workspace,
 };
 
 use crate::recovery::{PATIENCE, crash};

@@ -279,9 +279,10 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Keeps the log of a node that can't be used any more.
+    /// Keeps the log of a node that can't be used any more, and what QEMU said last.
     fn keep_log(&self, rig: &rig::Rig, trial: &Trial) -> Result<()> {
         let path = self.effort.scratch.join(format!("trial{}.log", trial.trial));
-        std::fs::write(&path, rig.last_lines(200).join("\n")).context("the node's log")
+        let lines = [rig.last_lines(200), rig.last_messages(20)].concat();
+        std::fs::write(&path, lines.join("\n") + "\n").context("the node's log")
     }
 }

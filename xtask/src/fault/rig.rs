@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use judge_orders::{BLOCK_SYMBOL, MOMENT, Orders, Outcome};
+use judge_orders::{Orders, Outcome};
 use nodectl::control::CrashEntry;
 use nodectl::{Client, names, report};
 use ring_proto::DomainId;
@@ -49,8 +49,6 @@ pub struct Rig {
     pub judged: [Judged; 2],
     /// Their judges, in the same order.
     pub judges: [Judge; 2],
-    /// The word that a judge writes in the middle of a round, as it sees it.
-    pub moment: u64,
     /// What it was made from.
     pub bundle: Node,
     /// Sequence number of the next death.
@@ -109,7 +107,6 @@ impl Rig {
         let machine = Machine::attach(&gdb, &ram, &built.hv, &bundle)?;
         let image = built.images.iter().find(|image| image.name == "judge");
         let elf = &image.context("the node has no judge")?.elf;
-        let moment = judge::symbol(elf, BLOCK_SYMBOL)? + MOMENT as u64;
         let find = |name: &str| {
             let domain = number(&bundle, name)?;
             let block = judge::Judge::find(&ram, elf, domain)?;
@@ -123,7 +120,6 @@ impl Rig {
             client,
             judged,
             judges,
-            moment,
             bundle,
             next_death,
             running,
@@ -156,6 +152,24 @@ impl Rig {
             judge.block.order(*orders)?;
         }
         Ok(())
+    }
+
+    /// Whether the moment of the round has come for the judge at this place.
+    ///
+    /// # Errors
+    ///
+    /// Its memory can't be read.
+    pub fn is_at_moment(&self, index: usize) -> Result<bool> {
+        self.judges[index].block.is_at_moment()
+    }
+
+    /// The moment is over: lets that judge go on.
+    ///
+    /// # Errors
+    ///
+    /// Its memory can't be written.
+    pub fn let_go(&self, index: usize) -> Result<()> {
+        self.judges[index].block.let_go()
     }
 
     /// What both judges saw; `None` while one of them still works.
@@ -237,6 +251,11 @@ impl Rig {
     /// Last lines of the node's log, for a trial that went wrong.
     pub fn last_lines(&self, count: usize) -> Vec<String> {
         self.running.log().last(count)
+    }
+
+    /// Last lines that QEMU itself wrote.
+    pub fn last_messages(&self, count: usize) -> Vec<String> {
+        self.running.qemu_log().last(count)
     }
 }
 

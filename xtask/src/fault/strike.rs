@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a machine that can't be debugged any more may take to end.
 const ENDING: Duration = Duration::from_secs(2);
 /// Pause between two looks at the judges.
-const LOOK: Duration = Duration::from_micros(500);
+const LOOK: Duration = Duration::from_micros(200);
 /// Stops at a place for the sake of other programs, until it is watched no more.
 const STRANGERS: u32 = 8;
 /// Longest instruction.
@@ -38,8 +38,8 @@ const IRQ: u64 = 1 << (PORT_IRQ % 64);
 /// What a round with a fault came to.
 #[derive(Debug)]
 pub struct Round {
-    /// The moment came and it was done.
-    pub injected: bool,
+    /// The moment came and it was done: the node's clock as the driver last saw it.
+    pub injected: Option<u64>,
     /// The node's clock when the fault was activated, as the driver last saw it.
     pub activated: Option<u64>,
     /// Whether the fault may have been activated unseen: other programs came to the same address
@@ -86,7 +86,7 @@ struct Strike<'a> {
 /// The machine can't be worked with any more. What became of the node is no error.
 pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2]) -> Result<Round> {
     let round = Round {
-        injected: false,
+        injected: None,
         activated: None,
         unwatched: false,
         outcomes: None,
@@ -107,13 +107,7 @@ pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2])
 
 impl Strike<'_> {
     fn run(&mut self, orders: [&Orders; 2]) -> Result<()> {
-        if self.rig.machine.gdb.interrupt()? == Wait::Ended {
-            self.round.ended = true;
-            return Ok(());
-        }
-        self.rig.machine.gdb.watch(Access::Write, self.rig.moment)?;
         self.rig.order(orders)?;
-        self.rig.machine.gdb.resume()?;
         let begin = Instant::now();
         loop {
             match self.rig.machine.gdb.wait(LOOK)? {
@@ -123,6 +117,13 @@ impl Strike<'_> {
                 }
                 Wait::Stopped => self.stop()?,
                 Wait::Time => {}
+            }
+            if matches!(self.stage, Stage::Before)
+                && self.rig.is_at_moment(self.target.index)?
+                && !self.moment()?
+            {
+                self.round.ended = true;
+                return Ok(());
             }
             self.look_outside()?;
             if let Some(outcomes) = self.rig.outcomes()? {
@@ -167,16 +168,7 @@ impl Strike<'_> {
         let registers = self.rig.machine.gdb.registers()?;
         let (rip, who) = (registers.rip(), self.rig.machine.current(&registers)?);
         let is_target = who == Some(self.target.domain);
-        let is_judge = who == Some(self.rig.judges[self.target.index].domain);
-        let why = if self.rig.machine.gdb.is_at_watched() && matches!(self.stage, Stage::Before) {
-            if is_judge {
-                self.rig.machine.gdb.forget()?;
-                self.inject()?;
-                "the moment: the fault is injected"
-            } else {
-                "somebody else, at the address of the moment"
-            }
-        } else if self.rig.machine.gdb.is_at_watched()
+        let why = if self.rig.machine.gdb.is_at_watched()
             && matches!(self.plan.fault, Fault::LoseInterrupt { .. })
         {
             self.lose_interrupt()?
@@ -249,10 +241,31 @@ impl Strike<'_> {
         Ok(())
     }
 
-    /// The moment: does what the plan says, or has the machine stop where it is to be done.
+    /// The moment: stops the machine wherever it is, and injects the fault. Returns whether there
+    /// still is a machine.
+    fn moment(&mut self) -> Result<bool> {
+        if self.rig.machine.gdb.interrupt()? == Wait::Ended {
+            return Ok(false);
+        }
+        let registers = self.rig.machine.gdb.registers()?;
+        let who = self.rig.machine.current(&registers)?;
+        self.round.injected = Some(self.clock()?);
+        self.inject()?;
+        self.rig.let_go(self.target.index)?;
+        self.tell(registers.rip(), who, "the moment: the fault is injected");
+        self.rig.machine.gdb.go_on()?;
+        Ok(true)
+    }
+
+    /// The node's clock as the driver last saw it.
+    fn clock(&self) -> Result<u64> {
+        let time = self.rig.machine.read_word(self.target.domain, self.target.last_wait);
+        time.context("the driver's clock")
+    }
+
+    /// Does what the plan says, or has the machine stop where it is to be done.
     fn inject(&mut self) -> Result<()> {
         let (domain, machine) = (self.target.domain, &mut self.rig.machine);
-        self.round.injected = true;
         self.stage = Stage::Armed;
         match &self.plan.fault {
             Fault::Text { at, after, .. } => {
@@ -422,8 +435,8 @@ impl Strike<'_> {
     }
 
     fn activate(&mut self) -> Result<()> {
-        let time = self.rig.machine.read_word(self.target.domain, self.target.last_wait);
-        self.round.activated.get_or_insert(time.context("the driver's clock")?);
+        let time = self.clock()?;
+        self.round.activated.get_or_insert(time);
         Ok(())
     }
 }

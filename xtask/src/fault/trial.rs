@@ -22,6 +22,9 @@ const PACE: u64 = 20_000;
 /// Longest that a round may take on the node's clock: three times the bound of a stall, with a
 /// recovery behind it.
 pub const LIMIT: u64 = 400_000_000;
+/// Requests that wait until the fault is injected, so that it meets some in flight however late
+/// the host sees the moment.
+const HOLD: u64 = 12;
 /// Requests of the round after the repair.
 const AFTER: u64 = 4;
 /// Longest that a neighbour may wait for an answer on the node's clock, ns.
@@ -86,7 +89,8 @@ struct Observed {
 pub fn run(rig: &mut Rig, target: &Target, plan: &Plan, frame: Frame) -> Result<Done> {
     let work = orders(plan.round_seed, REQUESTS);
     let mut both = [&work; 2];
-    let struck = Orders { moment: plan.moment, ..work };
+    let hold = (REQUESTS - plan.moment).min(HOLD);
+    let struck = Orders { moment: plan.moment, hold, ..work };
     both[target.index] = &struck;
     let round = strike(rig, target, plan, both)?;
     let mut seen = Observed {
@@ -180,12 +184,14 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
     let after = seen.after.as_ref().map(own);
     let deaths: Vec<&CrashEntry> =
         seen.deaths.iter().filter(|death| death.domain == target.domain).collect();
-    let moment = round.map_or(0, |outcome| outcome.moment_ns);
+    let moment = round.map_or(0, |outcome| outcome.moment_ns).max(seen.round.injected.unwrap_or(0));
     let manifestation = manifestation(deaths.first().copied(), round, after);
     let activated_ns = match (seen.round.activated, deaths.first()) {
         (Some(time), _) => Some(time.saturating_sub(moment)),
         // Nobody saw it, and it killed the driver: it was active by then.
-        (None, Some(death)) if seen.round.injected => Some(death.times.died.saturating_sub(moment)),
+        (None, Some(death)) if seen.round.injected.is_some() => {
+            Some(death.times.died.saturating_sub(moment))
+        }
         (None, _) => None,
     };
     let active = moment + activated_ns.unwrap_or(0);
@@ -249,7 +255,7 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
         workload: "mixed".to_owned(),
         node: frame.node,
         plan: plan.clone(),
-        injected: seen.round.injected,
+        injected: seen.round.injected.is_some(),
         activated_ns,
         manifestation,
         detection,
@@ -438,7 +444,7 @@ mod tests {
             ..Outcome::default()
         };
         let round = Round {
-            injected: true,
+            injected: Some(1),
             activated: Some(1_200),
             unwatched: false,
             outcomes: Some([done; 2]),

@@ -9,7 +9,7 @@
 //! | 0.. | [`Head`]: written once by the judge, [`Head::magic`] last |
 //! | [`ORDERS`].. | [`Orders`]: written by the host, [`Orders::signal`] last |
 //! | [`OUTCOME`].. | [`Outcome`]: written by the judge, `state` and then `round` last |
-//! | [`MOMENT`].. | number of the round, written by the judge when so many requests were completed as ordered: a host that watches this word stops the machine in the middle of a round |
+//! | [`GO`].. | number of a round, written by the host when it has done in the middle of it what it wanted to |
 //!
 //! The block is all zeros in an image, so that the only one in a machine's
 //! memory that begins with [`MAGIC`] is one that a judge serves.
@@ -30,9 +30,9 @@ pub const BLOCK: usize = 512;
 pub const ORDERS: usize = size_of::<Head>();
 /// Where the outcome is in the block, bytes.
 pub const OUTCOME: usize = ORDERS + size_of::<Orders>();
-/// Where the word is in the block that the judge writes in the middle of a round, bytes.
-pub const MOMENT: usize = BLOCK - 8;
-const _: () = assert!(OUTCOME + size_of::<Outcome>() <= MOMENT);
+/// Where the number of the round is in the block whose last requests may be submitted, bytes.
+pub const GO: usize = BLOCK - 8;
+const _: () = assert!(OUTCOME + size_of::<Outcome>() <= GO);
 
 /// Most requests of a round.
 pub const MAX_REQUESTS: u64 = 1 << 16;
@@ -88,9 +88,12 @@ pub struct Orders {
     /// Requests of the round, at most [`MAX_REQUESTS`]: it lasts until so many were
     /// completed. For a datagram that is lost another is sent.
     pub requests: u64,
-    /// When so many of them were completed the judge writes [`MOMENT`], once;
+    /// When so many of them were completed the judge writes [`Outcome::moment_ns`];
     /// 0 = before the first is submitted, `u64::MAX` = never.
     pub moment: u64,
+    /// So many of them are submitted only when the host has written [`GO`]: it may be slow to see
+    /// the moment, and comes to it before they are all done.
+    pub hold: u64,
     /// Requests in flight, 1 to [`MAX_WINDOW`].
     pub window: u64,
     /// Least time from one submission to the next, ns.
@@ -114,6 +117,7 @@ impl Orders {
         let times = [self.pace_ns, self.limit_ns, self.quiet_ns];
         self.round != 0
             && self.requests <= MAX_REQUESTS
+            && self.hold <= self.requests
             && (1..=MAX_WINDOW).contains(&self.window)
             && self.limit_ns != 0
             && times.iter().all(|&ns| ns <= MAX_NS)
@@ -282,12 +286,10 @@ impl Block {
         (orders.signal == signal && orders.round == !signal).then_some(orders)
     }
 
-    /// This is the moment of `round`.
-    pub fn reach_moment(&self, round: u64) {
-        if let Some(word) = self.0.get(MOMENT / 8) {
-            // What was told before comes first.
-            word.store(round, Ordering::Release);
-        }
+    /// Whether the host lets the last requests of `round` go.
+    #[must_use]
+    pub fn lets_go(&self, round: u64) -> bool {
+        self.0.get(GO / 8).is_some_and(|word| word.load(Ordering::Acquire) == round)
     }
 
     /// Shows what was seen so far.
@@ -342,6 +344,7 @@ mod tests {
         for bad in [
             Orders { round: 0, ..valid() },
             Orders { requests: MAX_REQUESTS + 1, ..valid() },
+            Orders { requests: 3, hold: 4, ..valid() },
             Orders { window: 0, ..valid() },
             Orders { window: MAX_WINDOW + 1, ..valid() },
             Orders { limit_ns: 0, ..valid() },
@@ -352,6 +355,14 @@ mod tests {
         ] {
             assert!(!bad.are_valid(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_host_lets_one_round_go() {
+        let block = Block::new();
+        assert!(!block.lets_go(7));
+        block.0[GO / 8].store(7, Ordering::Relaxed);
+        assert!(block.lets_go(7) && !block.lets_go(8));
     }
 
     #[test]
