@@ -5,7 +5,7 @@ use std::{fs::File, ops::Range, os::unix::fs::FileExt, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use judge_orders::{
-    MAX_REQUESTS, MOMENT_SYMBOL, Orders, Outcome, VERIFY, VERIFY_ALL, VERIFY_BEFORE, state, wrong,
+    MAX_REQUESTS, Orders, Outcome, VERIFY, VERIFY_ALL, VERIFY_BEFORE, state, wrong,
 };
 use nodectl::control::How;
 use system_tests::{
@@ -34,7 +34,6 @@ pub fn g3_judges_see_no_harm_when_drivers_die(bench: &Bench) -> Result<()> {
         bench,
         |_| (),
         |_, client, judges| {
-            judge::symbol(&workspace::node_dir().join("judge.elf"), MOMENT_SYMBOL)?;
             for number in 1..=8 {
                 let orders = Orders { seed: number, moment: 32, ..round(64) };
                 let begin = Instant::now();
