@@ -13,11 +13,7 @@ use system_tests::{
     judges::{Tap, carry_out, finish, is_intact, round, with_judges},
     runner::wait_for,
 };
-use xtask::{
-    disk,
-    judge::Judge,
-    qemu::PEER_MAC,
-};
+use xtask::{disk, judge::Judge, qemu::PEER_MAC};
 
 use crate::recovery::{PATIENCE, crash};
 

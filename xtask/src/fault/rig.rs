@@ -115,18 +115,8 @@ impl Rig {
         };
         let judges = [find(&judged[0].judge)?, find(&judged[1].judge)?];
         let next_death = 0;
-        let mut rig = Self {
-            machine,
-            client,
-            judged,
-            judges,
-            bundle,
-            next_death,
-            running,
-            disk,
-            tap,
-            files,
-        };
+        let mut rig =
+            Self { machine, client, judged, judges, bundle, next_death, running, disk, tap, files };
         rig.machine.gdb.resume()?;
         rig.next_death = rig.client.info()?.next_crash;
         ensure!(rig.next_death == 0, "a domain died before there was a fault");
