@@ -13,7 +13,7 @@ use system_tests::{
     judges::{Tap, carry_out, finish, is_intact, round, with_judges},
     runner::wait_for,
 };
-use xtask::{disk, judge::Judge, qemu::PEER_MAC};
+use xtask::{disk, judge::Judge, qemu::PEER_MAC, workspace};
 
 use crate::recovery::{PATIENCE, crash};
 
