@@ -56,6 +56,16 @@ pub enum Fault {
         /// What it becomes.
         value: u64,
     },
+    /// The driver panics, as ordered; and the allocator of its next generation hands a block out
+    /// that is in use.
+    Reuse {
+        /// Where the call of the allocator returns to that hands the first block out.
+        address: u64,
+        /// How many it hands out, with that one, before it hands one of these out again.
+        blocks: u8,
+        /// Which: this many 65536ths of the way through those that were not given back.
+        fraction: u16,
+    },
     /// The driver's own runtime misbehaves as ordered; the number is that of
     /// `ring_proto::event::Inject`.
     Order {
@@ -115,6 +125,19 @@ pub enum Fault {
         count: u32,
         /// What becomes of them.
         mischief: Mischief,
+    },
+    /// An address in a descriptor of the driver's queue is replaced before the device reads it.
+    Descriptor {
+        /// Number of the device's queue.
+        queue: u16,
+        /// How many chains come before, of those that hold such a buffer.
+        after: u32,
+        /// Which of the chain's buffers: 65536ths.
+        fraction: u16,
+        /// Only one that the device writes, with room for an interrupt message.
+        written: bool,
+        /// The address instead.
+        value: u64,
     },
     /// The NIC has no link for a while.
     Link {
@@ -178,7 +201,8 @@ impl Fault {
             Self::Text { address, .. }
             | Self::Register { address, .. }
             | Self::Store { address, .. }
-            | Self::Stack { address, .. } => Some(address),
+            | Self::Stack { address, .. }
+            | Self::Reuse { address, .. } => Some(address),
             _ => None,
         }
     }

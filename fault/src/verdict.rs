@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::class::Group;
 use crate::record::{Data, Manifestation, Trial};
 use crate::terms::terms;
 
@@ -60,7 +61,11 @@ pub fn judge(trial: &Trial) -> Verdict {
         Manifestation::DeviceError => Verdict::Reported,
         Manifestation::Silent => Verdict::Undetected,
         _ if is_recovered && trial.guest.errors == 0 => Verdict::Recovered,
-        _ if is_recovered && may_corrupt => Verdict::Corrupted,
+        _ if is_recovered && may_corrupt => match trial.group {
+            // The device said so itself, before anybody ended its driver.
+            Group::Device => Verdict::Reported,
+            _ => Verdict::Corrupted,
+        },
         _ => Verdict::Undetected,
     }
 }

@@ -203,7 +203,10 @@ impl Queue {
     }
 
     /// Shows the device what was added; returns whether it wants a notification.
+    ///
+    /// Not inlined: where it returns, fault campaigns change what was shown.
     #[must_use]
+    #[inline(never)]
     pub fn publish(&mut self) -> bool {
         if self.added == self.published {
             return false;

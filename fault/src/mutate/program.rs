@@ -272,6 +272,13 @@ impl Program {
         self.instructions.iter().filter(|instruction| instruction.mnemonic() == Mnemonic::Call)
     }
 
+    /// Where `function`, which is one of this program, returns.
+    pub fn returns(&self, function: &Function) -> impl Iterator<Item = u64> {
+        let instructions = self.instructions_of(function).iter();
+        let returns = instructions.filter(|instruction| instruction.mnemonic() == Mnemonic::Ret);
+        returns.map(Instruction::ip)
+    }
+
     /// `len` bytes of text from `address` on.
     #[must_use]
     pub fn bytes(&self, address: u64, len: u64) -> Option<&[u8]> {

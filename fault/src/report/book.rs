@@ -143,6 +143,7 @@ fn kinds() -> Vec<Fault> {
         Fault::Store { address, register: 0, value },
         Fault::Stack { address, fraction: 0, value },
         Fault::Heap { fraction: 0, value },
+        Fault::Reuse { address, blocks: 1, fraction: 0 },
         Fault::Order { kind: 0 },
         Fault::SkipCall { call: 0, after: 0 },
         Fault::LoseInterrupt { after: 0 },
@@ -151,6 +152,7 @@ fn kinds() -> Vec<Fault> {
         Fault::Control { bytes: text() },
         Fault::Disk { kind: Kind::Read, after: 0, misdeed: Misdeed::Error },
         Fault::Wire { towards: Towards::Peer, after: 0, count: 1, mischief: Mischief::Lose },
+        Fault::Descriptor { queue: 0, after: 0, fraction: 0, written: true, value: 0 },
         Fault::Link { ms: 1 },
     ];
     for fault in &all {
@@ -160,6 +162,7 @@ fn kinds() -> Vec<Fault> {
             | Fault::Store { .. }
             | Fault::Stack { .. }
             | Fault::Heap { .. }
+            | Fault::Reuse { .. }
             | Fault::Order { .. }
             | Fault::SkipCall { .. }
             | Fault::LoseInterrupt { .. }
@@ -168,6 +171,7 @@ fn kinds() -> Vec<Fault> {
             | Fault::Control { .. }
             | Fault::Disk { .. }
             | Fault::Wire { .. }
+            | Fault::Descriptor { .. }
             | Fault::Link { .. } => {}
         }
     }

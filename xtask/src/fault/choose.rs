@@ -33,8 +33,15 @@ const DISK_BEFORE: u32 = 4;
 /// How long the disk withholds an answer: from what nobody minds, past the bound of a stall and
 /// that of the supervisor's check, ms.
 const LATE_MS: std::ops::RangeInclusive<u32> = 10..=200;
+/// Chains that come before the one that is struck, of those that would do.
+const CHAINS_BEFORE: u32 = 3;
 /// Most frames that pass before some are struck, that are struck, and that pass a late one.
 const FRAMES: u32 = 4;
+/// Where the interrupt messages of the platform go (the destination is in bits 12 to 19), bytes of
+/// that, and where they are for the node's one core.
+const MESSAGES: u64 = 0xfee0_0000;
+const MESSAGES_LEN: u64 = 1 << 20;
+const PAGE: u64 = 1 << 12;
 /// How long there is no link, ms.
 const DOWN_MS: std::ops::RangeInclusive<u32> = 1..=100;
 /// Numbers of hypercalls, and a few that are none.
@@ -43,10 +50,8 @@ const CALLS: u64 = 48;
 /// Classes that the campaign can bring about.
 pub fn is_available(class: Class) -> bool {
     match class.group() {
-        Group::Software => class != Class::UseAfterFree,
-        Group::Control => true,
-        Group::Interface => true,
-        Group::Device => device(class, &mut fastrand::Rng::with_seed(0)).is_some(),
+        Group::Software | Group::Control | Group::Interface => true,
+        Group::Device => device(class, "", &mut fastrand::Rng::with_seed(0)).is_some(),
         Group::Recovery => false,
     }
 }
@@ -91,16 +96,38 @@ pub fn fits(class: Class, target: &str) -> bool {
 
 /// Whether a class can strike the driver `target`, of which `judged` tells.
 pub fn strikes(class: Class, judged: &Judged, target: &str) -> bool {
-    judged.driver == target && fits(class, judged.kind)
+    // What a device that is not virtio takes from its driver nobody here knows.
+    let is_ring = matches!(class, Class::WildDma | Class::MsiForgery);
+    judged.driver == target && fits(class, judged.kind) && (judged.is_virtio || !is_ring)
 }
 
 /// What the device does.
-fn device(class: Class, rng: &mut fastrand::Rng) -> Option<(Fault, String)> {
+fn device(class: Class, target: &str, rng: &mut fastrand::Rng) -> Option<(Fault, String)> {
     // Other classes draw no numbers here.
     if class.group() != Group::Device {
         return None;
     }
-    wire(class, rng).or_else(|| disk(class, rng))
+    wire(class, rng).or_else(|| disk(class, rng)).or_else(|| descriptor(class, target, rng))
+}
+
+/// Another address in front of the device.
+fn descriptor(class: Class, target: &str, rng: &mut fastrand::Rng) -> Option<(Fault, String)> {
+    let (value, written) = match class {
+        // As many low addresses as high ones: what is there at all is low.
+        Class::WildDma => (rng.u64(..) >> rng.u32(..u64::BITS), false),
+        Class::MsiForgery => {
+            // Most buffers fill a page: from its first byte on they are a message for each word.
+            let core = if rng.bool() { 0 } else { rng.u64(..MESSAGES_LEN / PAGE) };
+            let word = if rng.bool() { 0 } else { rng.u64(..PAGE / 4) };
+            (MESSAGES + core * PAGE + word * 4, true)
+        }
+        _ => return None,
+    };
+    // A NIC receives by its queue 0, and sends by 1.
+    let queue = if target == "net" && !written { rng.u16(..2) } else { 0 };
+    let (after, fraction) = (rng.u32(..CHAINS_BEFORE), rng.u16(..));
+    let text = format!("{value:#x} is an address in queue {queue} after {after} chains");
+    Some((Fault::Descriptor { queue, after, fraction, written, value }, text))
 }
 
 fn wire(class: Class, rng: &mut fastrand::Rng) -> Option<(Fault, String)> {
@@ -210,7 +237,7 @@ pub fn random(seed: u64, trial: u64) -> fastrand::Rng {
 pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<Plan> {
     let mut moment = rng.u64(1..REQUESTS - LAST_REQUESTS);
     let round_seed = rng.u64(..);
-    let (fault, function, text) = if let Some((fault, text)) = device(class, rng) {
+    let (fault, function, text) = if let Some((fault, text)) = device(class, target.kind, rng) {
         (fault, None, text)
     } else if let Some(kind) = order(class) {
         (Fault::Order { kind: kind as u32 }, None, format!("{kind:?} ordered"))
@@ -259,6 +286,11 @@ pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<
                 let bytes = disturbances(rng);
                 let text = format!("{} bytes on the control line", bytes.len());
                 (Fault::Control { bytes: hex(&bytes) }, None, text)
+            }
+            Class::UseAfterFree => {
+                let (fault, text) = target.allocator.choose(rng)?;
+                let function = fault.address().and_then(|at| target.program.function_at(at));
+                (fault, function.map(|function| function.name.clone()), text)
             }
             _ => {
                 let planned = mutate::plan(class, &target.program, rng, &|at| target.is_live(at))?;

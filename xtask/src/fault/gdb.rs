@@ -21,6 +21,10 @@ const MEMORY: usize = 1024;
 /// Index of RAX in GDB's order of registers: RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, R8 … R15, RIP, RFLAGS in
 /// `org.gnu.gdb.i386.core`.
 pub const RAX: usize = 0;
+/// Of RSI and RDI, the first arguments of a function that is called.
+pub const RSI: usize = 4;
+/// See [`RSI`].
+pub const RDI: usize = 5;
 /// Of the stack pointer.
 pub const RSP: usize = 7;
 /// Of the instruction pointer.

@@ -13,6 +13,8 @@
 //! | [`disk`], [`wire`] | its disk and its wire, which fail when they are to |
 //! | [`target`], [`profile`], [`choose`] | a driver, what of it runs, what a trial does to it |
 //! | [`rings`] | the answers of a driver, as its peer will find them |
+//! | [`monitor`], [`queue`] | QEMU's monitor, and what a driver shows its device |
+//! | [`reuse`] | its allocator, which hands a block out twice |
 //! | [`strike`], [`trial`] | the round with the fault, and the trial around it |
 //! | [`campaign`] | many trials |
 
@@ -21,8 +23,11 @@ pub mod choose;
 pub mod disk;
 pub mod gdb;
 pub mod machine;
+pub mod monitor;
 pub mod node;
 pub mod profile;
+pub mod queue;
+pub mod reuse;
 pub mod rig;
 pub mod rings;
 pub mod strike;
@@ -426,8 +431,10 @@ mod tests {
 
     #[test]
     fn what_is_no_class_is_said() {
-        let error = |text| format!("{:#}", words(text).unwrap_err());
+        let error = |text: &str| format!("{:#}", words(text).unwrap_err());
         assert!(error("panik").contains("no class of faults `panik`"), "{}", error("panik"));
-        assert!(error("use-after-free").contains("can't be brought about yet"));
+        for class in Class::ALL.iter().filter(|class| !choose::is_available(**class)) {
+            assert!(error(class.name()).contains("can't be brought about yet"));
+        }
     }
 }

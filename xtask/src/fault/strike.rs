@@ -10,11 +10,13 @@ use fault::{disk, wire};
 use hv_core::memory::Kind;
 use judge_orders::{Orders, Outcome};
 use ring_proto::DomainId;
-use ring_proto::event::{EventPage, PORT_IRQ};
+use ring_proto::event::{EventPage, Inject, PORT_IRQ};
 use ring_proto::hypercall::Nr;
 use ring_proto::layout::{EVENT_PAGE, HEAP};
 
 use super::gdb::{Access, RAX, RIP, RSP, Registers, Wait};
+use super::queue::{Queue, Wanted};
+use super::reuse::{Blocks, Step};
 use super::rig::Rig;
 use super::rings::Ring;
 use super::target::Target;
@@ -75,6 +77,10 @@ struct Strike<'a> {
     /// The program is not what it was.
     changed: bool,
     strangers: u32,
+    /// What the driver took from its heap.
+    blocks: Blocks,
+    /// The queue in which a chain is struck.
+    queue: Option<Queue>,
     round: Round,
 }
 
@@ -95,7 +101,9 @@ pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2])
     };
     let stage = Stage::Before;
     let (left, shown, changed, strangers) = (0, None, false, 0);
-    let mut strike = Strike { rig, target, plan, stage, left, shown, changed, strangers, round };
+    let (blocks, queue) = (Blocks::default(), None);
+    let mut strike =
+        Strike { rig, target, plan, stage, left, shown, changed, strangers, blocks, queue, round };
     match strike.run(orders) {
         Ok(()) => {}
         // A machine that ended in the midst of it can't be debugged: that is no fault of ours.
@@ -154,6 +162,12 @@ impl Strike<'_> {
         let has_struck = match self.plan.fault {
             Fault::Disk { .. } => self.rig.disk.has_struck(),
             Fault::Wire { .. } => self.rig.tap.has_struck(),
+            Fault::Descriptor { .. } => match &self.queue {
+                Some(queue) if matches!(self.stage, Stage::Armed) => {
+                    queue.is_taken(self.rig.tap.monitor()?)?
+                }
+                _ => false,
+            },
             _ => false,
         };
         if has_struck && matches!(self.stage, Stage::Armed) {
@@ -207,6 +221,26 @@ impl Strike<'_> {
             None
         };
         self.round.stops.push(format!("{name} at {rip:#x}{}: {why}", function.unwrap_or_default()));
+    }
+
+    /// Strikes one of the chains that the driver has shown its device since the last look, if it is
+    /// there: then true.
+    fn shows(&mut self) -> Result<bool> {
+        let (Fault::Descriptor { after, fraction, written, value, .. }, Some(queue)) =
+            (&self.plan.fault, &mut self.queue)
+        else {
+            return Ok(false);
+        };
+        let wanted = Wanted { after: *after, fraction: *fraction, written: *written };
+        let (domain, machine) = (self.target.domain, &mut self.rig.machine);
+        let Some(place) = queue.look(|address| machine.read_word(domain, address), &wanted)? else {
+            return Ok(false);
+        };
+        machine.write(domain, place, &value.to_le_bytes())?;
+        self.round.stops.push(format!("the address at {place:#x} is another: {queue:?}"));
+        // That the device takes it is seen from outside.
+        machine.gdb.clear()?;
+        Ok(true)
     }
 
     /// Another program came to an address that is watched.
@@ -278,9 +312,9 @@ impl Strike<'_> {
                     machine.gdb.watch(Access::Read, address)?;
                 }
             }
+            Fault::Reuse { .. } => order(machine, domain, Inject::Panic as u32)?,
             Fault::Order { kind } => {
-                let place = EVENT_PAGE + offset_of!(EventPage, inject) as u64;
-                machine.write(domain, place, &kind.to_le_bytes())?;
+                order(machine, domain, *kind)?;
                 self.activate()?;
                 self.stage = Stage::Over;
             }
@@ -291,6 +325,14 @@ impl Strike<'_> {
             Fault::Wire { towards, after, count, mischief } => {
                 let armed = wire::Armed { after: *after, count: *count, mischief: *mischief };
                 self.rig.tap.arm(*towards, armed)?;
+            }
+            Fault::Descriptor { queue, .. } => {
+                let queue = Queue::find(self.rig.tap.monitor()?, self.target.kind, *queue)?;
+                self.queue = Some(queue);
+                // Some chains may wait for the device.
+                if self.shows()? {
+                    return Ok(());
+                }
             }
             Fault::Link { ms } => {
                 self.rig.tap.unplug(Duration::from_millis(u64::from(*ms)))?;
@@ -316,7 +358,9 @@ impl Strike<'_> {
         for address in self.target.places(&self.plan.fault) {
             self.rig.machine.gdb.insert(address)?;
         }
-        if !self.rig.machine.gdb.is_free() || self.changed {
+        // An order that brings a life about to strike is no end of the fault.
+        let is_for_next = matches!(self.plan.fault, Fault::Reuse { .. });
+        if (!self.rig.machine.gdb.is_free() && !is_for_next) || self.changed {
             self.rig.machine.gdb.insert(self.rig.machine.death)?;
         }
         Ok(())
@@ -363,6 +407,7 @@ impl Strike<'_> {
             | Fault::Link { .. }
             | Fault::LoseInterrupt { .. }
             | Fault::Control { .. } => return Ok(()),
+            Fault::Descriptor { .. } => return self.shows().map(drop),
             Fault::Answer { queue, change, .. } => {
                 let peer = self.rig.judges[self.target.index].domain;
                 let Some(mut ring) = Ring::read(machine, peer, self.target, *queue)? else {
@@ -374,6 +419,20 @@ impl Strike<'_> {
                     return Ok(());
                 }
                 ring.write(&self.rig.machine)?;
+            }
+            Fault::Reuse { blocks, fraction, .. } => {
+                let allocator = &self.target.allocator;
+                match self.blocks.step(allocator, registers, (*blocks, *fraction)) {
+                    Step::First => {
+                        let mut places = allocator.places().into_iter();
+                        return places.try_for_each(|address| machine.gdb.insert(address));
+                    }
+                    Step::On => return Ok(()),
+                    Step::HandOut(block) => {
+                        machine.gdb.set_register(RAX, block)?;
+                        machine.gdb.clear()?;
+                    }
+                }
             }
             Fault::SkipCall { call, .. } => {
                 if registers.general[RAX] != *call {
@@ -439,6 +498,12 @@ impl Strike<'_> {
         self.round.activated.get_or_insert(time);
         Ok(())
     }
+}
+
+/// Orders a domain's runtime to misbehave.
+fn order(machine: &super::machine::Machine, domain: DomainId, kind: u32) -> Result<()> {
+    let place = EVENT_PAGE + offset_of!(EventPage, inject) as u64;
+    machine.write(domain, place, &kind.to_le_bytes())
 }
 
 /// A word of the domain's heap that is not zero, so many 2^32ths of the way through them all.

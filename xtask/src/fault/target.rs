@@ -8,6 +8,8 @@ use fault::plan::Fault;
 use ring_proto::DomainId;
 
 use super::campaign::Profiles;
+use super::queue;
+use super::reuse::Allocator;
 use super::rig::Rig;
 use crate::build::Built;
 
@@ -33,6 +35,10 @@ pub struct Target {
     pub last_wait: u64,
     /// Its hypercalls, with their numbers as far as its code tells.
     calls: Vec<(u64, Option<u64>)>,
+    /// Where it has shown its device a chain, and not yet told it.
+    pub shows: Vec<u64>,
+    /// Its allocator.
+    pub allocator: Allocator,
     /// Functions that were seen to run while it serves, by address.
     pub seen: BTreeSet<u64>,
 }
@@ -66,6 +72,8 @@ impl Target {
             domain,
             stack_top: symbol("__stack_top")?,
             last_wait: symbol("domain_rt::events::LAST_WAIT")?,
+            shows: queue::shows(&program),
+            allocator: Allocator::find(&program).with_context(|| name.to_owned())?,
             program,
             calls,
             seen: known.get(name).cloned().unwrap_or_default(),
@@ -78,7 +86,8 @@ impl Target {
             Fault::Text { address, .. }
             | Fault::Register { address, .. }
             | Fault::Store { address, .. }
-            | Fault::Stack { address, .. } => vec![*address],
+            | Fault::Stack { address, .. }
+            | Fault::Reuse { address, .. } => vec![*address],
             Fault::Heap { .. }
             | Fault::Order { .. }
             | Fault::Disk { .. }
@@ -90,6 +99,7 @@ impl Target {
                 let may_be = self.calls.iter().filter(|(_, nr)| nr.is_none_or(|nr| nr == *call));
                 may_be.map(|(at, _)| *at).collect()
             }
+            Fault::Descriptor { .. } => self.shows.clone(),
             Fault::Call { .. } | Fault::Answer { .. } => {
                 self.calls.iter().map(|(at, _)| *at).collect()
             }
@@ -135,6 +145,8 @@ pub(super) mod samples {
             stack_top: 0,
             last_wait: 0,
             calls: Vec::new(),
+            shows: vec![0x1000],
+            allocator: Allocator::sample(),
             seen,
         }
     }

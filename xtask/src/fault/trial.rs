@@ -124,6 +124,9 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
         Ok(deaths) => seen.deaths = deaths,
         Err(why) => return failed(rig, seen, "no answer about deaths", &why),
     }
+    if matches!(plan.fault, Fault::Reuse { .. }) {
+        leave_ordered_out(target, seen);
+    }
     let events = rig.client.take_events();
     seen.bad_frames = events.iter().any(|event| matches!(event, Event::BadFrame));
     let died = seen.deaths.iter().any(|death| death.domain == target.domain);
@@ -146,6 +149,7 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
     let flags = match plan.fault {
         // What it wrote may be anywhere, and later trials are not to find it.
         Fault::Disk { kind: Kind::Write, .. } => VERIFY_ALL,
+        Fault::Reuse { .. } | Fault::Descriptor { .. } if target.kind == "blk" => VERIFY_ALL,
         _ => VERIFY | VERIFY_BEFORE,
     };
     let verify = Orders { flags, ..orders(plan.round_seed ^ 1, AFTER) };
@@ -176,6 +180,16 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
         }
         Err(why) => failed(rig, seen, "no answer about deaths", &why),
     }
+}
+
+/// The death that brought the life about which is struck is none of the fault's.
+fn leave_ordered_out(target: &Target, seen: &mut Observed) {
+    let is_ordered =
+        |death: &CrashEntry| death.domain == target.domain && death.reason == Reason::Panic as u32;
+    let Some(place) = seen.deaths.iter().position(is_ordered) else { return };
+    let ordered = seen.deaths.remove(place);
+    // The clock of a driver stands at its last `wait`: in that life it has made none yet.
+    seen.round.activated = seen.round.activated.map(|time| time.max(ordered.times.entered));
 }
 
 fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Trial {
@@ -485,6 +499,23 @@ mod tests {
     }
 
     #[test]
+    fn the_death_before_the_life_that_is_struck_is_not_its_own() {
+        let ordered = |entered| {
+            let times = Timeline { entered, ..Timeline::default() };
+            CrashEntry { times, ..death(1, Reason::Panic) }
+        };
+        let mut quiet = seen(vec![ordered(1_700)]);
+        leave_ordered_out(&samples::blk(), &mut quiet);
+        let trial = told(Class::UseAfterFree, &quiet);
+        assert_eq!((trial.verdict, trial.activated_ns), (Verdict::Harmless, Some(700)));
+        let mut dead = seen(vec![ordered(1_700), death(1, Reason::Panic)]);
+        leave_ordered_out(&samples::blk(), &mut dead);
+        let trial = told(Class::UseAfterFree, &dead);
+        assert_eq!(trial.verdict, Verdict::Recovered);
+        assert_eq!(trial.recovery.map(|recovery| recovery.deaths), Some(1));
+    }
+
+    #[test]
     fn a_time_that_no_record_tells_is_the_latest_it_can_have_been() {
         let mut cut = seen(Vec::new());
         let outcome = of_target(&mut cut);
@@ -565,6 +596,16 @@ mod tests {
         lost.after.as_mut().unwrap()[0].stale = 1;
         let trial = told(Class::Panic, &lost);
         assert_eq!((trial.data, trial.verdict), (Data::Lost, Verdict::DataLost));
+    }
+
+    #[test]
+    fn errors_of_a_device_are_reported_also_if_its_driver_is_ended() {
+        let mut refused = seen(vec![death(1, Reason::IommuFault)]);
+        of_target(&mut refused).errors = 1;
+        assert_eq!(told(Class::WildDma, &refused).verdict, Verdict::Reported);
+        // A driver that goes wrong is no authority.
+        assert_eq!(told(Class::Nop, &refused).verdict, Verdict::Corrupted);
+        assert_eq!(told(Class::Panic, &refused).verdict, Verdict::Undetected);
     }
 
     #[test]

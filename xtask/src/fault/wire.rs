@@ -3,23 +3,23 @@
 //! objects send them to a thread for each direction, and take them back.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fault::wire::{Armed, Towards, Wire};
 use serde_json::{Value, json};
+
+use super::monitor::Monitor;
 
 /// The NIC's end of the wire.
 const NETDEV: &str = "under-test";
 /// Longest frame that QEMU sends (`NET_BUFSIZE`, 4096 + 65536).
 const LONGEST: usize = 4096 + 65536;
-/// How long QEMU may take to answer.
-const ANSWER: Duration = Duration::from_secs(60);
 
 /// One direction.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ struct Way {
 pub struct Tap {
     ways: [Way; 2],
     monitor_path: PathBuf,
-    monitor: Option<BufReader<UnixStream>>,
+    monitor: Option<Monitor>,
     /// Since when the link is down, and for how long.
     down: Option<(Instant, Duration)>,
     /// The direction that is redirected.
@@ -113,13 +113,8 @@ impl Tap {
     ///
     /// It does not answer.
     pub fn attach(&mut self) -> Result<()> {
-        let stream = UnixStream::connect(&self.monitor_path).context("QEMU's monitor")?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        let mut monitor = BufReader::new(stream);
-        let greeting = line(&mut monitor)?;
-        ensure!(greeting.get("QMP").is_some(), "QEMU's monitor says {greeting}");
-        self.monitor = Some(monitor);
-        self.ask("qmp_capabilities", &json!({}))
+        self.monitor = Some(Monitor::connect(&self.monitor_path)?);
+        Ok(())
     }
 
     /// Has mischief wait for frames towards one end.
@@ -192,20 +187,17 @@ impl Tap {
         self.ask("set_link", &json!({ "name": NETDEV, "up": up }))
     }
 
+    /// QEMU's monitor.
+    ///
+    /// # Errors
+    ///
+    /// It is not attached.
+    pub fn monitor(&mut self) -> Result<&mut Monitor> {
+        self.monitor.as_mut().context("QEMU's monitor is not attached")
+    }
+
     fn ask(&mut self, command: &str, arguments: &Value) -> Result<()> {
-        let monitor = self.monitor.as_mut().context("QEMU's monitor is not attached")?;
-        let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(monitor.get_mut(), "{request}").context("QEMU's monitor")?;
-        loop {
-            let answer = line(monitor)?;
-            if answer.get("return").is_some() {
-                return Ok(());
-            }
-            if let Some(error) = answer.get("error") {
-                bail!("QEMU's monitor refuses {command}: {error}");
-            }
-            // An event.
-        }
+        self.monitor()?.ask(command, arguments).map(drop)
     }
 }
 
@@ -223,12 +215,6 @@ impl Drop for Tap {
         }
         let _ = std::fs::remove_file(&self.monitor_path);
     }
-}
-
-fn line(monitor: &mut BufReader<UnixStream>) -> Result<Value> {
-    let mut text = String::new();
-    ensure!(monitor.read_line(&mut text).context("QEMU's monitor")? > 0, "QEMU's monitor left");
-    serde_json::from_str(&text).with_context(|| format!("QEMU's monitor says {text:?}"))
 }
 
 /// Carries frames from one socket to the other, each behind its length in big-endian.
@@ -281,7 +267,7 @@ mod tests {
         let tap = Tap::start(path).unwrap();
         let connect = |name: &str| UnixStream::connect(path(name)).unwrap();
         let (mut out, mut back) = (connect("rx-out"), connect("rx-in"));
-        back.set_read_timeout(Some(ANSWER)).unwrap();
+        back.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let armed = Armed { after: 1, count: 1, mischief: Mischief::Duplicate };
         tap.wire(Towards::Peer).lock().unwrap().arm(Some(armed));
         for byte in 1..=3 {
