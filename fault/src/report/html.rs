@@ -509,6 +509,7 @@ fn parameters(results: &Results, summary: &Summary) -> Vec<(&'static str, String
         ("Time on the host's clock", format!("{:.0} s", summary.wall_seconds)),
         ("Runs, with resumptions", count(effort.runs)),
         ("Nodes booted", count(effort.boots)),
+        ("Trials run again on account of the host", count(effort.set_aside)),
         ("Format of the records", campaign.schema.to_string()),
     ]
 }

@@ -20,6 +20,7 @@ use crate::record::{SCHEMA, Trial};
 const CAMPAIGN: &str = "campaign.json";
 const TRIALS: &str = "trials.jsonl";
 const EFFORT: &str = "effort.json";
+const SET_ASIDE: &str = "set-aside.jsonl";
 
 /// What a campaign cost. It changes from run to run, and decides nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct Effort {
     pub boots: u64,
     /// How often the campaign was begun or taken up again.
     pub runs: u64,
+    /// Trials that were run again, because the host let the node wait when a promise was broken.
+    #[serde(default)]
+    pub set_aside: u64,
 }
 
 /// The last line of a log, cut off.
@@ -165,6 +169,12 @@ pub(super) fn sort(trials: &mut Vec<Trial>) -> Result<()> {
     Ok(())
 }
 
+fn line(trial: &Trial) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(trial)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
 /// Writes a directory anew.
 pub(super) fn create(dir: &Path, results: &Results) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
@@ -173,8 +183,7 @@ pub(super) fn create(dir: &Path, results: &Results) -> Result<()> {
     }
     let mut lines = Vec::new();
     for trial in &results.trials {
-        serde_json::to_writer(&mut lines, trial)?;
-        lines.push(b'\n');
+        lines.extend(line(trial)?);
     }
     super::save(&dir.join(TRIALS), &lines)?;
     save_json(&dir.join(EFFORT), &results.effort)?;
@@ -258,13 +267,26 @@ impl Log {
     pub fn append(&mut self, trial: &Trial) -> Result<()> {
         ensure_belongs(trial, &self.campaign)?;
         ensure!(!self.has(trial.trial), "trial {} was done", trial.trial);
-        let mut line = serde_json::to_vec(trial)?;
-        line.push(b'\n');
+        let line = line(trial)?;
         self.file
             .write_all(&line)
             .with_context(|| format!("can't write {}", self.dir.join(TRIALS).display()))?;
         self.done.insert(trial.trial);
         Ok(())
+    }
+
+    /// Writes a trial down that does not count and is run again.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be written.
+    pub fn set_aside(&mut self, trial: &Trial) -> Result<()> {
+        let path = self.dir.join(SET_ASIDE);
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let written = file.and_then(|mut file| file.write_all(&line(trial)?));
+        written.with_context(|| format!("can't write {}", path.display()))?;
+        self.effort.set_aside += 1;
+        save_json(&self.dir.join(EFFORT), &self.effort)
     }
 
     /// Adds to what the campaign cost. Call it now and then, for a run that is killed loses
@@ -286,6 +308,21 @@ mod tests {
     use super::super::samples;
     use super::*;
 
+    #[test]
+    fn what_is_set_aside_is_kept_and_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let (campaign, trials) = filled(dir.path(), 2);
+        let (mut log, _) = Log::open(dir.path(), &campaign).unwrap();
+        let third = samples::trial(&campaign, 2);
+        log.set_aside(&third).unwrap();
+        assert!(!log.has(2));
+        drop(log);
+        let results = read(dir.path()).unwrap();
+        assert_eq!((results.trials, results.effort.set_aside), (trials, 1));
+        let kept = std::fs::read_to_string(dir.path().join(SET_ASIDE)).unwrap();
+        assert_eq!(serde_json::from_str::<Trial>(&kept).unwrap(), third);
+    }
+
     fn filled(dir: &Path, count: u64) -> (Campaign, Vec<Trial>) {
         let campaign = samples::campaign(Some(100), Shard::WHOLE);
         let trials: Vec<Trial> = (0..count).map(|n| samples::trial(&campaign, n)).collect();
@@ -304,7 +341,7 @@ mod tests {
         assert_eq!(results.campaign, campaign);
         assert_eq!(results.trials, trials);
         assert_eq!(results.torn, None);
-        assert_eq!(results.effort, Effort { wall_seconds: 1.5, boots: 1, runs: 1 });
+        assert_eq!(results.effort, Effort { wall_seconds: 1.5, boots: 1, runs: 1, set_aside: 0 });
     }
 
     #[test]

@@ -81,6 +81,7 @@ fn join(efforts: impl Iterator<Item = Effort>, together: Together) -> Effort {
         },
         boots: sum.boots + part.boots,
         runs: sum.runs + part.runs,
+        set_aside: sum.set_aside + part.set_aside,
     })
 }
 
@@ -174,7 +175,10 @@ mod tests {
             let out = temp.path().join(name);
             let merged = merge(&dirs, &out, together, false).unwrap();
             assert!(merged.missing.is_empty());
-            assert_eq!(merged.results.effort, Effort { wall_seconds: seconds, boots: 4, runs: 4 });
+            assert_eq!(
+                merged.results.effort,
+                Effort { wall_seconds: seconds, boots: 4, runs: 4, set_aside: 0 }
+            );
             for file in ["campaign.json", "trials.jsonl"] {
                 let [merged, whole] = [&out, &whole].map(|dir| fs::read(dir.join(file)).unwrap());
                 assert!(merged == whole, "{file} differs");

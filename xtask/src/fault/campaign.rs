@@ -28,6 +28,11 @@ const PROFILE_ROUNDS: u64 = 3;
 const PROFILE_REQUESTS: u64 = 96;
 /// Nodes that may fail to come up, or to be worked with, one after the other.
 const FAILURES: u32 = 3;
+/// A host that let a node wait for so long, half of what its frontends bear, may be what broke a
+/// promise in a trial.
+const STARVED: Duration = Duration::from_millis(20);
+/// Times that such a trial is run again, on another node. What it comes to then counts.
+const AGAIN: u32 = 2;
 /// Wall seconds between two notes of what the campaign cost so far.
 const SAVE: Duration = Duration::from_secs(10);
 
@@ -194,6 +199,7 @@ impl Shared<'_> {
         let mut ran = 0;
         let mut boots = 0;
         let mut failures = 0;
+        let mut starved = 0;
         let mut pending: Option<u64> = None;
         'boots: while !self.is_over() {
             boots += 1;
@@ -212,8 +218,18 @@ impl Shared<'_> {
                 let (target, plan) = self.plan(&bench, number)?;
                 let frame = Frame { number, seed: self.campaign.seed, node: boots };
                 match trial::run(&mut bench.rig, &bench.targets[target], &plan, frame) {
-                    Ok(Done { trial, trusted, .. }) => {
+                    Ok(Done { trial, trusted, waited, .. }) => {
                         failures = 0;
+                        if trial.verdict > Verdict::Corrupted
+                            && waited >= STARVED
+                            && starved < AGAIN
+                        {
+                            starved += 1;
+                            pending = Some(number);
+                            self.set_aside(&bench.rig, &trial, waited)?;
+                            continue 'boots;
+                        }
+                        starved = 0;
                         ran += 1;
                         self.record(&trial)?;
                         if !trusted {
@@ -277,6 +293,18 @@ impl Shared<'_> {
             log.0.spend(passed.as_secs_f64(), boots)?;
         }
         Ok(())
+    }
+
+    /// A trial that may be the host's doing does not count, but it is told and kept.
+    fn set_aside(&self, rig: &rig::Rig, trial: &Trial, waited: Duration) -> Result<()> {
+        self.say(&format!(
+            "trial {} is run again: {}, while the host let the node wait for {} ms",
+            trial.trial,
+            trial.verdict,
+            waited.as_millis()
+        ));
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).0.set_aside(trial)?;
+        self.keep_log(rig, trial)
     }
 
     /// Keeps the log of a node that can't be used any more, and what QEMU said last.

@@ -10,6 +10,7 @@
 //! | [`gdb`], [`machine`] | the machine from outside: processor, memory, whose an instruction is |
 //! | [`node`] | what a manifest must have for that, who is struck and who judges |
 //! | [`rig`] | the node with all that is needed to test it |
+//! | [`host`] | how long the host let it wait |
 //! | [`disk`], [`wire`] | its disk and its wire, which fail when they are to |
 //! | [`target`], [`profile`], [`choose`] | a driver, what of it runs, what a trial does to it |
 //! | [`rings`] | the answers of a driver, as its peer will find them |
@@ -22,6 +23,7 @@ pub mod campaign;
 pub mod choose;
 pub mod disk;
 pub mod gdb;
+pub mod host;
 pub mod machine;
 pub mod monitor;
 pub mod node;

@@ -13,6 +13,7 @@ use ring_proto::bundle::Node;
 
 use super::disk::Server;
 use super::gdb::Wait;
+use super::host;
 use super::machine::Machine;
 use super::node::{self, Judged};
 use super::wire::Tap;
@@ -213,6 +214,11 @@ impl Rig {
     pub fn audit(&mut self) -> Result<Option<String>> {
         let audit = self.client.audit()?;
         Ok((!report::is_clean(&audit)).then(|| report::audit(&audit)))
+    }
+
+    /// Time that the host let it wait since it was booted; `None`: the host does not tell.
+    pub fn waited(&self) -> Option<Duration> {
+        host::waited(self.running.pid())
     }
 
     /// Whether the machine ends within this time.

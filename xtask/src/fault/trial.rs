@@ -1,5 +1,7 @@
 //! One trial: strike, look, repair, look again, judge.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use fault::disk::Kind;
 use fault::plan::{Fault, Plan};
@@ -48,6 +50,8 @@ pub struct Done {
     pub trial: Trial,
     /// Whether the node can be used for another one.
     pub trusted: bool,
+    /// Time that the host let it wait.
+    pub waited: Duration,
     /// Where the machine was stopped, and what was done there.
     pub stops: Vec<String>,
 }
@@ -87,6 +91,7 @@ struct Observed {
 ///
 /// The machine can't be worked with: nothing can be said of the trial.
 pub fn run(rig: &mut Rig, target: &Target, plan: &Plan, frame: Frame) -> Result<Done> {
+    let waited = rig.waited();
     let work = orders(plan.round_seed, REQUESTS);
     let mut both = [&work; 2];
     let hold = (REQUESTS - plan.moment).min(HOLD);
@@ -105,9 +110,11 @@ pub fn run(rig: &mut Rig, target: &Target, plan: &Plan, frame: Frame) -> Result<
     };
     look(rig, target, plan, &mut seen);
     let trial = describe(target, plan, frame, &seen);
+    let waited =
+        rig.waited().zip(waited).map_or(Duration::ZERO, |(now, then)| now.saturating_sub(then));
     // A node is not used again after anything that should not have been.
     let trusted = seen.trusted && trial.verdict <= Verdict::Corrupted;
-    Ok(Done { trial, trusted, stops: seen.round.stops })
+    Ok(Done { trial, trusted, waited, stops: seen.round.stops })
 }
 
 /// Asks the node what became of it, and repairs it.

@@ -7,7 +7,7 @@ use crate::record::{Data, Detection, Recovery};
 fn summary(trials: Vec<Trial>) -> Summary {
     let mut results = samples::results(0);
     results.campaign.trials = Some(100);
-    results.effort = Effort { wall_seconds: 4.0, boots: 2, runs: 1 };
+    results.effort = Effort { wall_seconds: 4.0, boots: 2, runs: 1, set_aside: 0 };
     results.trials = trials;
     Summary::new(&results)
 }
