@@ -225,6 +225,15 @@ classes! {
         "The supervisor dies while it recovers a driver.", "Bulkhead G7";
 }
 
+impl Class {
+    /// Whether it brings errors about that a guest is to hear of: the device's own, or what a
+    /// rogue driver says.
+    #[must_use]
+    pub fn may_report(self) -> bool {
+        self == Self::IoError || self.may_corrupt()
+    }
+}
+
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

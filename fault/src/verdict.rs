@@ -58,7 +58,9 @@ pub fn judge(trial: &Trial) -> Verdict {
         Manifestation::None if trial.guest.errors > 0 => Verdict::Unexplained,
         Manifestation::None if trial.activated_ns.is_none() => Verdict::NotActivated,
         Manifestation::None => Verdict::Harmless,
-        Manifestation::DeviceError => Verdict::Reported,
+        Manifestation::DeviceError if trial.class.may_report() => Verdict::Reported,
+        // A guest sees no error of a fault that its device knows nothing of (G3).
+        Manifestation::DeviceError => Verdict::Unexplained,
         Manifestation::Silent => Verdict::Undetected,
         _ if is_recovered && trial.guest.errors == 0 => Verdict::Recovered,
         _ if is_recovered && may_corrupt => match trial.group {

@@ -100,6 +100,33 @@ pub fn build(manifest: &Manifest) -> Result<Built> {
     Ok(Built { manifest: manifest.clone(), hv, bundle, images })
 }
 
+/// The same, built from another tree into a target directory of its own.
+///
+/// # Errors
+///
+/// As of [`build`]; cargo's messages are on stderr.
+pub fn build_elsewhere(manifest: &Path, tree: &Path, target: &Path) -> Result<Built> {
+    // Where things are is settled once in a process.
+    let mut command = Command::new(std::env::current_exe().context("this program")?);
+    command.arg("build").arg("--manifest").arg(tree.join(manifest)).current_dir(tree);
+    command.env(workspace::TREE, tree).env("CARGO_TARGET_DIR", target);
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
+    if !status.context("can't build")?.success() {
+        bail!("{} does not build in {}", manifest.display(), tree.display());
+    }
+    let manifest = Manifest::load(&tree.join(manifest))?;
+    let out = target.join("node");
+    let images = manifest.image_names().into_iter().map(|name| {
+        let elf = out.join(format!("{name}.elf"));
+        let file = std::fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
+        let flat = elf::flatten(&file).map_err(|why| anyhow!("image `{name}`: {why}"))?;
+        Ok(BuiltImage { name: name.to_owned(), elf, flat })
+    });
+    let images = images.collect::<Result<_>>()?;
+    let bundle = out.join(format!("{}.bundle", manifest.stem()));
+    Ok(Built { hv: out.join("hv"), bundle, images, manifest })
+}
+
 /// Builds a hypervisor with its feature `selftest`, and says where it is.
 ///
 /// # Errors

@@ -123,7 +123,7 @@ fn show(trial: &mut Trial, random: &mut Random) {
         trial.detection = Some(Detection { by: Detector::Guest, after_ns });
         return;
     }
-    if trial.class.group() == Group::Device {
+    if trial.class.group() == Group::Device && trial.class.may_report() {
         trial.manifestation = Manifestation::DeviceError;
         trial.guest.errors = 1 + random.below(3);
         return;

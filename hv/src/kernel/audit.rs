@@ -72,8 +72,8 @@ impl Node {
         if mapped != granted as usize {
             complain(format_args!("{mapped} grants mapped, {granted} in the granters' books"));
         }
-        self.devices
-            .audit(|domain| self.domains.named(domain).map_or(0, |d| d.info.core), &mut complain);
+        let alive = |domain| self.domains.named(domain).filter(|d| d.is_alive());
+        self.devices.audit(|domain| alive(domain).map(|d| d.info.core), &mut complain);
         let nested =
             self.guests.iter().flat_map(|g| g.nested.tables()).map(|t| (*t, PAGE_SIZE as u64));
         for (base, len) in nested.chain(self.devices.table_memory()) {

@@ -59,6 +59,21 @@ pub fn profiles(built: &Built, dir: &Path, targets: &[String]) -> Result<Profile
     Ok(profiles)
 }
 
+/// What takes turns in a campaign: each class with each target that it can strike.
+///
+/// # Errors
+///
+/// The node is none for a campaign.
+pub fn pairs(built: &Built, classes: &[Class], targets: &[String]) -> Result<Vec<(Class, String)>> {
+    let judged = node::judged(&built.manifest)?;
+    let all =
+        classes.iter().flat_map(|&class| targets.iter().map(move |name| (class, name.clone())));
+    let strikes = |(class, target): &(Class, String)| {
+        judged.iter().any(|one| choose::strikes(*class, one, target))
+    };
+    Ok(all.filter(strikes).collect())
+}
+
 /// A node under test with what is known of its drivers.
 pub struct Bench {
     /// The node.
@@ -78,6 +93,19 @@ impl Bench {
         let find = |name: &String| Target::find(&rig, built, name, known);
         let targets = targets.iter().map(find).collect::<Result<_>>()?;
         Ok(Self { rig, targets })
+    }
+
+    /// What trial `number` does, and the place of the target that it does it to.
+    ///
+    /// # Errors
+    ///
+    /// The target has no place for its class.
+    pub fn plan(&self, pairs: &[(Class, String)], seed: u64, number: u64) -> Result<(usize, Plan)> {
+        let (class, name) = &pairs[usize::try_from(number % pairs.len() as u64)?];
+        let place = self.targets.iter().position(|target| target.name == *name);
+        let place = place.with_context(|| format!("no target {name}"))?;
+        let plan = choose::choose(*class, &self.targets[place], &mut choose::random(seed, number));
+        Ok((place, plan.with_context(|| format!("{name} has no place for `{class}`"))?))
     }
 }
 
@@ -120,13 +148,7 @@ pub fn run(
     effort: &Effort,
     stop: Arc<AtomicBool>,
 ) -> Result<u64> {
-    let judged = node::judged(&built.manifest)?;
-    let pairs: Vec<(Class, String)> = campaign
-        .classes
-        .iter()
-        .flat_map(|&class| campaign.targets.iter().map(move |target| (class, target.clone())))
-        .filter(|(class, target)| judged.iter().any(|one| choose::strikes(*class, one, target)))
-        .collect();
+    let pairs = pairs(built, &campaign.classes, &campaign.targets)?;
     if pairs.is_empty() {
         bail!("there is no class that fits a target");
     }
@@ -215,7 +237,7 @@ impl Shared<'_> {
             };
             self.spend(1, false)?;
             while let Some(number) = pending.take().or_else(|| self.next()) {
-                let (target, plan) = self.plan(&bench, number)?;
+                let (target, plan) = bench.plan(self.pairs, self.campaign.seed, number)?;
                 let frame = Frame { number, seed: self.campaign.seed, node: boots };
                 match trial::run(&mut bench.rig, &bench.targets[target], &plan, frame) {
                     Ok(Done { trial, trusted, waited, .. }) => {
@@ -255,17 +277,6 @@ impl Shared<'_> {
     /// Says something between two looks of the progress bar, also where there is none.
     fn say(&self, what: &str) {
         self.bar.suspend(|| eprintln!("{what}"));
-    }
-
-    fn plan(&self, bench: &Bench, number: u64) -> Result<(usize, Plan)> {
-        let pairs = self.pairs.len() as u64;
-        let (class, name) = &self.pairs[usize::try_from(number % pairs)?];
-        let target = bench.targets.iter().position(|target| target.name == *name);
-        let target = target.with_context(|| format!("no target {name}"))?;
-        let mut rng = choose::random(self.campaign.seed, number);
-        let plan = choose::choose(*class, &bench.targets[target], &mut rng);
-        let plan = plan.with_context(|| format!("{name} has no place for `{class}`"))?;
-        Ok((target, plan))
     }
 
     fn record(&self, trial: &Trial) -> Result<()> {

@@ -18,6 +18,7 @@
 //! | [`reuse`] | its allocator, which hands a block out twice |
 //! | [`strike`], [`trial`] | the round with the fault, and the trial around it |
 //! | [`campaign`] | many trials |
+//! | [`planted`] | campaigns against bugs that were put in |
 
 pub mod campaign;
 pub mod choose;
@@ -27,6 +28,7 @@ pub mod host;
 pub mod machine;
 pub mod monitor;
 pub mod node;
+pub mod planted;
 pub mod profile;
 pub mod queue;
 pub mod reuse;
@@ -61,6 +63,9 @@ use crate::fuzz::duration;
 use crate::manifest::Manifest;
 use crate::qemu::install;
 use crate::workspace;
+
+/// The node under test, unless another one is named.
+const MANIFEST: &str = "nodes/fault.toml";
 
 /// Lines of a log that a replay shows.
 const LAST_LINES: usize = 30;
@@ -108,6 +113,8 @@ enum What {
     },
     /// List the classes of faults
     Classes,
+    /// Plant bugs, one after the other, and see each exposed by a campaign
+    Planted(planted::Options),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -171,6 +178,7 @@ pub fn fault(options: &Options) -> Result<()> {
             println!("- not brought about by `cargo xtask fault` yet");
             Ok(())
         }
+        Some(What::Planted(options)) => planted::planted(options),
     }
 }
 
@@ -217,7 +225,7 @@ fn campaign_of(run: &Run) -> Result<()> {
 
 /// The manifest of the node of our own drivers.
 fn default_node() -> PathBuf {
-    workspace::relative(&workspace::root().join("nodes/fault.toml"))
+    workspace::relative(&workspace::root().join(MANIFEST))
 }
 
 /// A manifest as records name it: from the root of the checkout, if it is below.

@@ -139,17 +139,25 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
     let died = seen.deaths.iter().any(|death| death.domain == target.domain);
     // A driver that died is pristine; one that did not is made so.
     let is_stuck = |both: &[Outcome; 2]| both[target.index].state != state::DONE;
-    if (!died || seen.round.outcomes.as_ref().is_none_or(is_stuck))
-        && let Err(why) = rig.client.restart(&target.name, CONTROL)
-    {
-        seen.trusted = false;
-        seen.notes.push(format!("it can't be restarted: {why}"));
+    if !died || seen.round.outcomes.as_ref().is_none_or(is_stuck) {
+        match renew(rig, target) {
+            Ok(None) => {}
+            Ok(Some(found)) => {
+                seen.trusted = false;
+                seen.hypervisor =
+                    Some(format!("with it down, the audit found violations: {found}"));
+            }
+            Err(why) => {
+                seen.trusted = false;
+                seen.notes.push(format!("it can't be restarted: {why:#}"));
+            }
+        }
     }
     match rig.audit() {
         Ok(None) => {}
         Ok(Some(found)) => {
             seen.trusted = false;
-            seen.hypervisor = Some(format!("the audit found violations: {found}"));
+            seen.hypervisor.get_or_insert(format!("the audit found violations: {found}"));
         }
         Err(why) => return failed(rig, seen, "no audit", &why),
     }
@@ -199,6 +207,15 @@ fn leave_ordered_out(target: &Target, seen: &mut Observed) {
     seen.round.activated = seen.round.activated.map(|time| time.max(ordered.times.entered));
 }
 
+/// Has a driver begin anew, and looks while it is down, what the audit finds: then it has nothing,
+/// whereas its successor has by then what it should have had not a moment before.
+fn renew(rig: &mut Rig, target: &Target) -> Result<Option<String>> {
+    rig.client.hold(&target.name)?;
+    let found = rig.audit()?;
+    rig.client.release(&target.name, CONTROL)?;
+    Ok(found)
+}
+
 fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Trial {
     let own = |both: &[Outcome; 2]| both[target.index];
     let round = seen.round.outcomes.as_ref().map(own);
@@ -240,21 +257,20 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
         let at = first.into_iter().find(|&at| at >= from).unwrap_or(again.ended_ns);
         at.saturating_sub(from)
     };
-    let recovery =
-        match (deaths.last(), round.zip(after.filter(|again| again.state == state::DONE))) {
-            (Some(death), Some((round, again))) => Some(Recovery {
-                after_ns: served(round, again, death.times.detected),
-                deaths: u32::try_from(deaths.len()).unwrap_or(u32::MAX),
-                spare: death.rebuild == Rebuild::Spare as u16,
-            }),
-            // The frontend has cut the connection, and it is there again.
-            (None, Some((round, again)))
-                if manifestation == Manifestation::Protocol && round.state == state::DONE =>
-            {
-                Some(Recovery { after_ns: served(round, again, active), deaths: 0, spare: false })
-            }
-            _ => None,
-        };
+    // What came back by our repair alone has not recovered.
+    let is_done = |outcome: &Outcome| outcome.state == state::DONE;
+    let recovery = match (deaths.last(), round.filter(is_done).zip(after.filter(is_done))) {
+        (Some(death), Some((round, again))) => Some(Recovery {
+            after_ns: served(round, again, death.times.detected),
+            deaths: u32::try_from(deaths.len()).unwrap_or(u32::MAX),
+            spare: death.rebuild == Rebuild::Spare as u16,
+        }),
+        // The frontend has cut the connection, and it is there again.
+        (None, Some((round, again))) if manifestation == Manifestation::Protocol => {
+            Some(Recovery { after_ns: served(round, again, active), deaths: 0, spare: false })
+        }
+        _ => None,
+    };
     let mut notes = seen.notes.clone();
     if unheard > 0 {
         notes.push(format!("the frontend complained {unheard} times and was not heard"));
@@ -627,6 +643,15 @@ mod tests {
     }
 
     #[test]
+    fn errors_are_the_classes_own_or_to_be_looked_into() {
+        let mut failed = seen(Vec::new());
+        of_target(&mut failed).errors = 1;
+        assert_eq!(told(Class::IoError, &failed).verdict, Verdict::Reported);
+        assert_eq!(told(Class::RingStatus, &failed).verdict, Verdict::Reported);
+        assert_eq!(told(Class::Timeout, &failed).verdict, Verdict::Unexplained);
+    }
+
+    #[test]
     fn harm_to_others_is_told_apart() {
         let trial = told(Class::Panic, &seen(vec![death(2, Reason::Watchdog)]));
         assert_eq!(trial.verdict, Verdict::NeighbourHarmed);
@@ -656,5 +681,10 @@ mod tests {
         down.after.as_mut().unwrap()[0].state = state::LIMIT;
         let trial = told(Class::Panic, &down);
         assert_eq!((trial.recovery, trial.verdict), (None, Verdict::Unexplained));
+        // The repair brought it back, and nothing else did.
+        let mut ours = seen(vec![death(1, Reason::Exit)]);
+        of_target(&mut ours).state = state::LIMIT;
+        let trial = told(Class::Panic, &ours);
+        assert_eq!((trial.recovery, trial.verdict), (None, Verdict::Undetected));
     }
 }

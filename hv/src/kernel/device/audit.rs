@@ -10,10 +10,10 @@ use ring_proto::DomainId;
 
 impl Devices {
     /// Complains of everything that is not as it should be. `core_of` tells on
-    /// which core a domain lives.
+    /// which core a domain lives; for one that does not, nothing is let through.
     pub fn audit(
         &self,
-        core_of: impl Fn(DomainId) -> u16,
+        core_of: impl Fn(DomainId) -> Option<u16>,
         complain: &mut dyn FnMut(Arguments<'_>),
     ) {
         let attached = |o: &&super::Owned| o.attached;
@@ -24,6 +24,7 @@ impl Devices {
                     memory += 1;
                     self.owned.iter().filter(attached).any(|o| {
                         o.bdf == bdf
+                            && core_of(o.domain).is_some()
                             && iommu_domain(o.domain) == domain_id
                             && self.tables[o.domain].as_ref().is_some_and(|t| t.root() == root)
                     })
@@ -37,7 +38,7 @@ impl Devices {
                             // An I/O APIC's entries are counted by vectors.
                             None => self.pci.function(bdf).is_none() && index == u16::from(vector),
                         };
-                        right && cpu_apic_id(core_of(b.domain)) == u32::from(apic_id)
+                        right && core_of(b.domain).map(cpu_apic_id) == Some(u32::from(apic_id))
                     })
                 }
                 Opening::Odd(_) => false,
