@@ -21,7 +21,9 @@ const CHUNK: usize = 64 << 10;
 const BUSY: u32 = 256;
 
 /// Does what was ordered, which ends this generation but for `Slow`. To the
-/// compiler some other kinds return.
+/// compiler some other kinds return. A function of its own, as a fault campaign
+/// also has a domain come here from any instruction.
+#[inline(never)]
 pub(crate) fn carry_out(kind: Inject) {
     match kind {
         Inject::Panic => give_up(format_args!("ordered by the operator")),

@@ -20,8 +20,8 @@ mod sites;
 #[cfg(test)]
 mod tests;
 
+pub use iced_x86::FlowControl;
 use iced_x86::{Instruction, InstructionInfoFactory};
-
 pub use program::{Function, Program, Text, Unusable};
 
 use crate::class::Class;

@@ -144,6 +144,36 @@ pub enum Fault {
         /// So many milliseconds of the host's time.
         ms: u32,
     },
+    /// The driver dies as its runtime is ordered to, and while it is recovered from that somebody
+    /// dies of a second fault. Both kinds are numbers of `ring_proto::event::Inject`.
+    Second {
+        /// Of what the driver dies at the moment.
+        first: u32,
+        /// Who dies then.
+        whom: Whom,
+        /// Before which instruction: the first time that it comes there while the driver is being
+        /// recovered.
+        address: u64,
+        /// Of what.
+        kind: u32,
+    },
+}
+
+/// Who dies of a second fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Whom {
+    /// The driver's next generation, before it has served.
+    Driver,
+    /// The spare that has taken over, before it has served.
+    Spare,
+    /// The supervisor, before the driver has served again.
+    Supervisor,
+}
+
+impl Whom {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Driver, Self::Spare, Self::Supervisor];
 }
 
 /// What becomes of answers in a ring. The driver keeps its own count of what it sent, and writes
@@ -194,7 +224,7 @@ pub enum Change {
 }
 
 impl Fault {
-    /// The instruction at which it happens, if it is at one.
+    /// The instruction of the target at which it happens, if it is at one.
     #[must_use]
     pub fn address(&self) -> Option<u64> {
         match *self {
@@ -202,7 +232,8 @@ impl Fault {
             | Self::Register { address, .. }
             | Self::Store { address, .. }
             | Self::Stack { address, .. }
-            | Self::Reuse { address, .. } => Some(address),
+            | Self::Reuse { address, .. }
+            | Self::Second { address, whom: Whom::Driver | Whom::Spare, .. } => Some(address),
             _ => None,
         }
     }

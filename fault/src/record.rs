@@ -120,7 +120,7 @@ terms! {
         Watchdog = "watchdog", "The hypervisor's watchdog.";
         Iommu = "iommu", "The IOMMU.";
         Frontend = "frontend", "A frontend's checks, or its complaint.";
-        Supervisor = "supervisor", "The supervisor.";
+        Supervisor = "supervisor", "The supervisor; of its own death, by its panic or its exception handler.";
         Guest = "guest", "The guest's end-to-end checksums only.";
     }
 }

@@ -11,7 +11,7 @@ use super::samples;
 use super::summary::Summary;
 use crate::class::Class;
 use crate::disk::{Kind, Misdeed};
-use crate::plan::{Change, Fault};
+use crate::plan::{Change, Fault, Whom};
 use crate::record::{Data, Detection, Detector, Manifestation, Recovery, Trial};
 use crate::verdict::Verdict;
 use crate::wire::{Mischief, Towards};
@@ -154,6 +154,7 @@ fn kinds() -> Vec<Fault> {
         Fault::Wire { towards: Towards::Peer, after: 0, count: 1, mischief: Mischief::Lose },
         Fault::Descriptor { queue: 0, after: 0, fraction: 0, written: true, value: 0 },
         Fault::Link { ms: 1 },
+        Fault::Second { first: 1, whom: Whom::Driver, address, kind: 1 },
     ];
     for fault in &all {
         match fault {
@@ -172,7 +173,8 @@ fn kinds() -> Vec<Fault> {
             | Fault::Disk { .. }
             | Fault::Wire { .. }
             | Fault::Descriptor { .. }
-            | Fault::Link { .. } => {}
+            | Fault::Link { .. }
+            | Fault::Second { .. } => {}
         }
     }
     all

@@ -1,5 +1,6 @@
 //! Runs a campaign: nodes side by side, each with one trial after the other.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,23 +9,28 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fault::class::Class;
-use fault::plan::Plan;
+use fault::plan::{Plan, Whom};
 use fault::record::Trial;
 use fault::report::campaign::Campaign;
 use fault::report::log::Log;
 use fault::verdict::Verdict;
 use indicatif::{ProgressBar, ProgressStyle};
+use judge_orders::Orders;
+use serde::{Deserialize, Serialize};
 
 use super::profile::profile;
-use super::rig::Rig;
-use super::target::Target;
+use super::rig::{Kind, Rig};
+use super::second::Instants;
+use super::target::{Target, program};
 use super::trial::{self, Done, Frame};
-use super::{choose, node, rig};
+use super::{choose, instants, node, rig, second};
 use crate::build::Built;
 
 /// Rounds that profile: the more, the more functions are found.
 const PROFILE_ROUNDS: u64 = 3;
-/// Requests of such a round.
+/// Rounds in which a driver dies to show what is executed then.
+const DEATHS: u64 = 2;
+/// Requests of a round that profiles.
 const PROFILE_REQUESTS: u64 = 96;
 /// Nodes that may fail to come up, or to be worked with, one after the other.
 const FAILURES: u32 = 3;
@@ -36,25 +42,59 @@ const AGAIN: u32 = 2;
 /// Wall seconds between two notes of what the campaign cost so far.
 const SAVE: Duration = Duration::from_secs(10);
 
-/// Addresses of functions that run while a driver serves, of each driver by its name.
-pub type Profiles = BTreeMap<String, BTreeSet<u64>>;
+/// Nodes that are tried.
+pub type Nodes = BTreeMap<Kind, Built>;
 
-/// Finds out what drivers execute, on a node that is used for nothing else: all the stops take
+/// What is executed of a driver, and for it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Profile {
+    /// Addresses of functions that run while it serves.
+    pub serving: BTreeSet<u64>,
+    /// What is executed while it is recovered, by whom; as far as the campaign needs it.
+    pub recovery: BTreeMap<Whom, Instants>,
+}
+
+/// That of each driver, by its name.
+pub type Profiles = BTreeMap<String, Profile>;
+
+/// Finds out what drivers execute, on nodes that are used for nothing else: all the stops take
 /// their time, and the watchdog counts it.
 ///
 /// # Errors
 ///
-/// The node does not come up.
-pub fn profiles(built: &Built, dir: &Path, targets: &[String]) -> Result<Profiles> {
-    let mut rig = Rig::boot(built, dir)?;
+/// A node does not come up.
+pub fn profiles(
+    nodes: &Nodes,
+    dir: &Path,
+    targets: &[String],
+    classes: &[Class],
+) -> Result<Profiles> {
     let mut profiles = Profiles::new();
-    for name in targets {
-        let target = Target::find(&rig, built, name, &Profiles::new())?;
-        let mut seen = BTreeSet::new();
-        for round in 0..PROFILE_ROUNDS {
-            profile(&mut rig, &target, &trial::orders(round, PROFILE_REQUESTS), &mut seen)?;
+    for (&kind, built) in nodes {
+        let mut rig = Rig::boot(built, dir)?;
+        let here = || classes.iter().filter(|&&class| Kind::of(class) == kind);
+        for name in targets {
+            let target = Target::find(&rig, built, name, &Profiles::new())?;
+            let known = profiles.entry(name.clone()).or_default();
+            for round in 0..if kind == Kind::Plain { PROFILE_ROUNDS } else { 0 } {
+                let orders = trial::orders(round, PROFILE_REQUESTS);
+                profile(&mut rig, &target, &orders, &mut known.serving)?;
+            }
+            for whom in here().filter_map(|&class| second::whom(class)) {
+                let victim = target.victims.get(&whom).context("nobody to strike")?.domain;
+                let runs = if whom == Whom::Supervisor { victim } else { target.domain };
+                let program = program(built, &rig.bundle.domains[usize::from(runs)].name)?;
+                let mut seen = BTreeSet::new();
+                for round in 0..DEATHS {
+                    let hold = choose::REQUESTS / 2;
+                    let orders = trial::orders(round, choose::REQUESTS);
+                    let orders = Orders { moment: 1, hold, ..orders };
+                    let watched = (whom, victim, &program);
+                    instants::watch(&mut rig, &target, watched, &orders, &mut seen)?;
+                }
+                known.recovery.insert(whom, instants::straight(&program, &seen));
+            }
         }
-        profiles.insert(name.clone(), seen);
     }
     Ok(profiles)
 }
@@ -124,7 +164,7 @@ pub struct Effort {
 struct Shared<'a> {
     campaign: &'a Campaign,
     pairs: &'a [(Class, String)],
-    built: &'a Built,
+    nodes: &'a Nodes,
     known: &'a Profiles,
     effort: &'a Effort,
     next: AtomicU64,
@@ -143,12 +183,13 @@ struct Shared<'a> {
 pub fn run(
     campaign: &Campaign,
     log: Log,
-    built: &Built,
+    nodes: &Nodes,
     known: &Profiles,
     effort: &Effort,
     stop: Arc<AtomicBool>,
 ) -> Result<u64> {
-    let pairs = pairs(built, &campaign.classes, &campaign.targets)?;
+    let plain = nodes.get(&Kind::Plain).context("the plain node is not built")?;
+    let pairs = pairs(plain, &campaign.classes, &campaign.targets)?;
     if pairs.is_empty() {
         bail!("there is no class that fits a target");
     }
@@ -162,7 +203,7 @@ pub fn run(
     let shared = Shared {
         campaign,
         pairs: &pairs,
-        built,
+        nodes,
         known,
         effort,
         next: AtomicU64::new(0),
@@ -215,61 +256,79 @@ impl Shared<'_> {
         }
     }
 
-    /// One job: nodes one after the other.
+    /// One job: nodes one after the other, at most one of each kind at a time. Only one of them
+    /// runs.
     fn work(&self, job: u32) -> Result<u64> {
-        let dir = self.effort.scratch.join(format!("job{job}"));
+        let mut benches: BTreeMap<Kind, Bench> = BTreeMap::new();
+        let mut running = None;
         let mut ran = 0;
         let mut boots = 0;
         let mut failures = 0;
         let mut starved = 0;
         let mut pending: Option<u64> = None;
-        'boots: while !self.is_over() {
-            boots += 1;
-            let mut bench = match Bench::boot(self.built, &dir, &self.campaign.targets, self.known)
+        while let Some(number) = pending.take().filter(|_| !self.is_over()).or_else(|| self.next())
+        {
+            let pairs = self.pairs.len() as u64;
+            let (class, _) = &self.pairs[usize::try_from(number % pairs)?];
+            let kind = Kind::of(*class);
+            if let Some(last) = running.replace(kind).filter(|last| *last != kind)
+                && let Some(bench) = benches.get_mut(&last)
+                && bench.rig.pause().is_err()
             {
-                Ok(bench) => bench,
+                benches.remove(&last);
+            }
+            let bench = match benches.entry(kind) {
+                Entry::Occupied(there) => there.into_mut(),
+                Entry::Vacant(free) => {
+                    boots += 1;
+                    let built = self.nodes.get(&kind);
+                    let built =
+                        built.with_context(|| format!("node `{}` is not built", kind.name()))?;
+                    let dir = self.effort.scratch.join(format!("job{job}-{}", kind.name()));
+                    match Bench::boot(built, &dir, &self.campaign.targets, self.known) {
+                        Ok(bench) => {
+                            self.spend(1, false)?;
+                            free.insert(bench)
+                        }
+                        Err(why) if failures < FAILURES => {
+                            failures += 1;
+                            pending = Some(number);
+                            self.say(&format!("a node does not come up: {why:#}"));
+                            continue;
+                        }
+                        Err(why) => return Err(why).context("no node comes up"),
+                    }
+                }
+            };
+            let (target, plan) = bench.plan(self.pairs, self.campaign.seed, number)?;
+            let frame = Frame { number, seed: self.campaign.seed, node: boots };
+            match trial::run(&mut bench.rig, &bench.targets[target], &plan, frame) {
+                Ok(Done { trial, trusted, waited, .. }) => {
+                    failures = 0;
+                    if trial.verdict > Verdict::Corrupted && waited >= STARVED && starved < AGAIN {
+                        starved += 1;
+                        pending = Some(number);
+                        self.set_aside(&bench.rig, &trial, waited)?;
+                        benches.remove(&kind);
+                        continue;
+                    }
+                    starved = 0;
+                    ran += 1;
+                    self.record(&trial)?;
+                    if !trusted {
+                        self.keep_log(&bench.rig, &trial)?;
+                        benches.remove(&kind);
+                    }
+                }
+                // Nothing was learnt: once more on another node.
                 Err(why) if failures < FAILURES => {
                     failures += 1;
-                    self.say(&format!("a node does not come up: {why:#}"));
-                    continue;
+                    pending = Some(number);
+                    self.say(&format!("trial {number} can't be run: {why:#}"));
+                    benches.remove(&kind);
                 }
-                Err(why) => return Err(why).context("no node comes up"),
-            };
-            self.spend(1, false)?;
-            while let Some(number) = pending.take().or_else(|| self.next()) {
-                let (target, plan) = bench.plan(self.pairs, self.campaign.seed, number)?;
-                let frame = Frame { number, seed: self.campaign.seed, node: boots };
-                match trial::run(&mut bench.rig, &bench.targets[target], &plan, frame) {
-                    Ok(Done { trial, trusted, waited, .. }) => {
-                        failures = 0;
-                        if trial.verdict > Verdict::Corrupted
-                            && waited >= STARVED
-                            && starved < AGAIN
-                        {
-                            starved += 1;
-                            pending = Some(number);
-                            self.set_aside(&bench.rig, &trial, waited)?;
-                            continue 'boots;
-                        }
-                        starved = 0;
-                        ran += 1;
-                        self.record(&trial)?;
-                        if !trusted {
-                            self.keep_log(&bench.rig, &trial)?;
-                            continue 'boots;
-                        }
-                    }
-                    // Nothing was learnt: once more on another node.
-                    Err(why) if failures < FAILURES => {
-                        failures += 1;
-                        pending = Some(number);
-                        self.say(&format!("trial {number} can't be run: {why:#}"));
-                        continue 'boots;
-                    }
-                    Err(why) => return Err(why).with_context(|| format!("trial {number}")),
-                }
+                Err(why) => return Err(why).with_context(|| format!("trial {number}")),
             }
-            break;
         }
         Ok(ran)
     }

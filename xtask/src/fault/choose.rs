@@ -11,9 +11,9 @@ use ring_proto::net::{MAX_FRAME, MIN_FRAME};
 
 use super::gdb::hex;
 use super::node::Judged;
-use super::rings;
 use super::strike::NOTIFY;
 use super::target::Target;
+use super::{rings, second};
 
 /// Requests of a round.
 pub const REQUESTS: u64 = 24;
@@ -52,7 +52,7 @@ pub fn is_available(class: Class) -> bool {
     match class.group() {
         Group::Software | Group::Control | Group::Interface => true,
         Group::Device => device(class, "", &mut fastrand::Rng::with_seed(0)).is_some(),
-        Group::Recovery => false,
+        Group::Recovery => second::whom(class).is_some(),
     }
 }
 
@@ -239,6 +239,8 @@ pub fn choose(class: Class, target: &Target, rng: &mut fastrand::Rng) -> Option<
     let round_seed = rng.u64(..);
     let (fault, function, text) = if let Some((fault, text)) = device(class, target.kind, rng) {
         (fault, None, text)
+    } else if class.group() == Group::Recovery {
+        second::choose(class, target, rng)?
     } else if let Some(kind) = order(class) {
         (Fault::Order { kind: kind as u32 }, None, format!("{kind:?} ordered"))
     } else if let Some(change) = change(class, rng) {

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use fault::mutate::Program;
 use hv_core::memory::{Kind, Space};
 use ring_proto::DomainId;
-use ring_proto::boot::{BootInfo, MAGIC};
+use ring_proto::boot::{BootInfo, MAGIC, STANDBY};
 use ring_proto::bundle::Node;
 use ring_proto::layout::PAGE_TABLES;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -36,6 +36,8 @@ pub struct Machine {
     in_guest: u64,
     /// Where the hypervisor ends a domain's life, before it restores its memory.
     pub death: u64,
+    /// Where it has a spare and its principal exchange their bodies.
+    pub takeover: u64,
     spaces: Vec<Option<Space>>,
 }
 
@@ -53,10 +55,11 @@ impl Machine {
         };
         let in_guest = symbol("kernel::IN_GUEST")?;
         let death = symbol("kernel::death::<impl hv::kernel::Node>::end")?;
+        let takeover = symbol("hv_core::domain::take_over")?;
         let ram = File::options().read(true).write(true).open(ram);
         let ram = ram.context("can't open the machine's memory")?;
         let gdb = Gdb::connect(gdb)?;
-        let mut machine = Self { gdb, ram, in_guest, death, spaces: Vec::new() };
+        let mut machine = Self { gdb, ram, in_guest, death, takeover, spaces: Vec::new() };
         for id in 0..node.domains.len() {
             let space = machine.find(node, DomainId::try_from(id)?)?;
             machine.spaces.push(space);
@@ -64,7 +67,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Where a domain lies: its boot information says whose it is. `None`: it never lived.
+    /// Where a domain lies: its boot information says whose it is. `None`: it never lived. That
+    /// of a spare which has never taken over is told from its principal's by a flag.
     fn find(&self, node: &Node, id: DomainId) -> Result<Option<Space>> {
         let domain = node.domains.get(usize::from(id)).context("no such domain")?;
         let image = node.images.get(usize::from(domain.image)).context("no such image")?;
@@ -77,7 +81,9 @@ impl Machine {
             if self.ram.read_exact_at(boot.as_mut_bytes(), region.hpa).is_err() {
                 continue;
             }
-            if boot.magic == MAGIC && boot.domain == id && boot.heap_len == space.heap_len {
+            let (owner, flag) = domain.spare_of.map_or((id, 0), |principal| (principal, STANDBY));
+            let is_its = boot.domain == owner && boot.flags & STANDBY == flag;
+            if boot.magic == MAGIC && is_its && boot.heap_len == space.heap_len {
                 return Ok(Some(space));
             }
         }
@@ -114,6 +120,11 @@ impl Machine {
     /// The layout of a domain.
     pub fn space(&self, domain: DomainId) -> Option<&Space> {
         self.spaces.get(usize::from(domain)).and_then(Option::as_ref)
+    }
+
+    /// Two domains have exchanged their memory: a spare took over.
+    pub fn exchange(&mut self, one: DomainId, other: DomainId) {
+        self.spaces.swap(usize::from(one), usize::from(other));
     }
 
     /// Reads a domain's memory.

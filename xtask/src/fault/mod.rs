@@ -16,6 +16,7 @@
 //! | [`rings`] | the answers of a driver, as its peer will find them |
 //! | [`monitor`], [`queue`] | QEMU's monitor, and what a driver shows its device |
 //! | [`reuse`] | its allocator, which hands a block out twice |
+//! | [`instants`], [`second`] | what is executed while a driver is recovered, and a fault there |
 //! | [`strike`], [`trial`] | the round with the fault, and the trial around it |
 //! | [`campaign`] | many trials |
 //! | [`planted`] | campaigns against bugs that were put in |
@@ -25,6 +26,7 @@ pub mod choose;
 pub mod disk;
 pub mod gdb;
 pub mod host;
+pub mod instants;
 pub mod machine;
 pub mod monitor;
 pub mod node;
@@ -34,12 +36,14 @@ pub mod queue;
 pub mod reuse;
 pub mod rig;
 pub mod rings;
+pub mod second;
 pub mod strike;
 pub mod target;
 pub mod trial;
 pub mod wire;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,8 +59,9 @@ use fault::report::log::Log;
 use fault::report::merge::Together;
 use nodectl::crashes;
 
-use self::campaign::Profiles;
+use self::campaign::{Nodes, Profiles};
 use self::node::Judged;
+use self::rig::Kind;
 use crate::build::{self, Built};
 use crate::figures;
 use crate::fuzz::duration;
@@ -189,18 +194,18 @@ fn campaign_of(run: &Run) -> Result<()> {
     let targets = targets(&judged, &run.targets)?;
     let classes = fitting(classes, &judged, &targets)?;
     install::ensure()?;
-    let built = build::build(&manifest)?;
+    let nodes = nodes(&manifest, &classes)?;
     let out = run.out.clone().unwrap_or_else(|| workspace::run_dir().join("fault"));
     let campaign = Campaign {
         schema: SCHEMA,
-        program: program(&built)?,
+        program: program(&nodes)?,
         manifest: named(&run.manifest)?,
         seed: run.seed,
         classes,
         workload: run.workload.clone(),
         trials: run.trials.or_else(|| run.time.is_none().then_some(1000)),
         bound_ns: node::bound_ns(&manifest),
-        functions: functions(&built, &targets)?,
+        functions: functions(plain(&nodes)?, &targets)?,
         targets,
         shard: run.shard,
     };
@@ -218,8 +223,8 @@ fn campaign_of(run: &Run) -> Result<()> {
         scratch: out.join("nodes"),
     };
     std::fs::create_dir_all(&effort.scratch).context("the nodes' directory")?;
-    let known = known(&out, &built, &effort.scratch, &campaign.targets)?;
-    campaign::run(&campaign, log, &built, &known, &effort, stop_on_signal()?)?;
+    let known = known(&out, &nodes, &effort.scratch, &campaign)?;
+    campaign::run(&campaign, log, &nodes, &known, &effort, stop_on_signal()?)?;
     tell(&out, run.json.as_deref())
 }
 
@@ -269,13 +274,14 @@ fn fitting(classes: Vec<Class>, judged: &[Judged], targets: &[String]) -> Result
 
 /// What of the drivers runs: as it was found when the campaign began, so that all its trials
 /// are chosen from the same.
-fn known(out: &Path, built: &Built, scratch: &Path, targets: &[String]) -> Result<Profiles> {
+fn known(out: &Path, nodes: &Nodes, scratch: &Path, campaign: &Campaign) -> Result<Profiles> {
     let path = out.join("profiles.json");
     if let Ok(text) = std::fs::read(&path) {
         return serde_json::from_slice(&text).with_context(|| path.display().to_string());
     }
     eprintln!("finding out what the drivers execute …");
-    let found = campaign::profiles(built, &scratch.join("profile"), targets)?;
+    let found =
+        campaign::profiles(nodes, &scratch.join("profile"), &campaign.targets, &campaign.classes)?;
     build::write_atomically(&path, &serde_json::to_vec(&found)?)?;
     Ok(found)
 }
@@ -311,16 +317,18 @@ fn replay(dir: &Path, number: u64, times: u32) -> Result<()> {
     let trial = trial.with_context(|| format!("{} has no trial {number}", dir.display()))?;
     println!("{}", serde_json::to_string_pretty(trial)?);
     install::ensure()?;
-    let manifest = workspace::root().join(&results.campaign.manifest);
-    let built = build::build(&Manifest::load(&manifest)?)?;
-    if program(&built)? != results.campaign.program {
+    let manifest = Manifest::load(&workspace::root().join(&results.campaign.manifest))?;
+    let nodes = nodes(&manifest, &results.campaign.classes)?;
+    let kind = Kind::of(trial.class);
+    let built = nodes.get(&kind).with_context(|| format!("node `{}` is not built", kind.name()))?;
+    if program(&nodes)? != results.campaign.program {
         eprintln!("warning: these are not the programs of the campaign; addresses may mean others");
     }
     let scratch = workspace::run_dir().join(format!("replay{number}"));
     let targets = [trial.target.clone()];
     let mut same = 0;
     for time in 1..=times {
-        let mut bench = campaign::Bench::boot(&built, &scratch, &targets, &Profiles::new())?;
+        let mut bench = campaign::Bench::boot(built, &scratch, &targets, &Profiles::new())?;
         let target = bench.targets.first().context("no target")?;
         let frame = trial::Frame { number, seed: trial.seed, node: 1 };
         let done = trial::run(&mut bench.rig, target, &trial.plan, frame)?;
@@ -343,6 +351,22 @@ fn replay(dir: &Path, number: u64, times: u32) -> Result<()> {
     Ok(())
 }
 
+/// The nodes that these classes are tried on, built; and the plain one, which tells most.
+fn nodes(manifest: &Manifest, classes: &[Class]) -> Result<Nodes> {
+    let mut nodes = Nodes::new();
+    let wanted = classes.iter().map(|&class| Kind::of(class));
+    for kind in std::iter::once(Kind::Plain).chain(wanted) {
+        if let Entry::Vacant(free) = nodes.entry(kind) {
+            free.insert(build::build(&kind.manifest(manifest)?)?);
+        }
+    }
+    Ok(nodes)
+}
+
+fn plain(nodes: &Nodes) -> Result<&Built> {
+    nodes.get(&Kind::Plain).context("the plain node is not built")
+}
+
 /// How many functions the program of each target has.
 fn functions(built: &Built, targets: &[String]) -> Result<BTreeMap<String, u64>> {
     let count =
@@ -351,9 +375,9 @@ fn functions(built: &Built, targets: &[String]) -> Result<BTreeMap<String, u64>>
 }
 
 /// What names the programs under test: a checksum over all that is booted.
-fn program(built: &Built) -> Result<String> {
+fn program(nodes: &Nodes) -> Result<String> {
     let mut sum = crc32fast::Hasher::new();
-    for file in [&built.hv, &built.bundle] {
+    for file in nodes.values().flat_map(|built| [&built.hv, &built.bundle]) {
         sum.update(&std::fs::read(file).with_context(|| file.display().to_string())?);
     }
     Ok(format!("{:08x}", sum.finalize()))
@@ -418,7 +442,7 @@ mod tests {
         assert_eq!(mixed.len(), software.len() + 1, "each once");
         assert_eq!(
             classes(&[]).unwrap().len(),
-            words("software,control,interface,device").unwrap().len()
+            words("software,control,interface,device,recovery").unwrap().len()
         );
     }
 

@@ -2,6 +2,7 @@
 //! is struck and who judges.
 
 use anyhow::{Context, Result, bail, ensure};
+use ring_proto::boot::CAP_SUPERVISOR;
 use ring_proto::bundle::{Connection, Domain};
 use ring_proto::conn::Protocol;
 
@@ -58,7 +59,56 @@ fn of(manifest: &Manifest) -> Result<[Judged; 2]> {
         PEER.0,
         PEER.1
     );
+    let supervisor = of_supervisor(manifest)?;
+    check_wait(&supervisor.name, "`watchdog_ms`", supervisor.watchdog_ms.into())?;
     Ok([one(manifest, Protocol::Blk, "blk")?, one(manifest, Protocol::Net, "net")?])
+}
+
+/// A round is long enough for three of all times that pass until something is detected.
+fn check_wait(name: &str, what: &str, ms: u64) -> Result<()> {
+    ensure!(
+        ms <= LIMIT / MS / 3,
+        "[domain.{name}]: {what} are {ms} ms; a trial can wait for at most {} ms",
+        LIMIT / MS / 3
+    );
+    Ok(())
+}
+
+/// Name of the domain that restarts the others.
+///
+/// # Errors
+///
+/// There is none.
+pub fn supervisor(manifest: &Manifest) -> Result<&str> {
+    Ok(&of_supervisor(manifest)?.name)
+}
+
+fn of_supervisor(manifest: &Manifest) -> Result<&Domain> {
+    let mut all = manifest.domains.iter().map(|domain| &domain.spec);
+    let found = all.find(|spec| spec.capabilities & CAP_SUPERVISOR != 0);
+    found.context("it has no supervisor")
+}
+
+/// The same node, with a spare for each driver that is judged.
+///
+/// # Errors
+///
+/// The manifest can't be read again, or has no section for one of them.
+pub fn with_spares(manifest: &Manifest) -> Result<Manifest> {
+    let path = manifest.path();
+    let mut text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    for driver in judged(manifest)?.map(|judged| judged.driver) {
+        let has_one =
+            |domain: &crate::manifest::Domain| domain.spare && *domain.spec.name == driver;
+        if manifest.domains.iter().any(has_one) {
+            continue;
+        }
+        let section = format!("[domain.{driver}]\n");
+        ensure!(text.contains(&section), "{}: no line [domain.{driver}]", path.display());
+        text = text.replacen(&section, &format!("{section}spare = true\n"), 1);
+    }
+    let path = path.with_file_name(format!("{}-spares.toml", manifest.stem()));
+    Ok(Manifest::parse(&path, text)?)
 }
 
 fn one(manifest: &Manifest, protocol: Protocol, kind: &'static str) -> Result<Judged> {
@@ -93,17 +143,12 @@ fn one(manifest: &Manifest, protocol: Protocol, kind: &'static str) -> Result<Ju
              budget = 0 (no end) and word_s = 0 (each complaint counts), and not automatic = false"
         );
     }
-    // A round is long enough for three of these, one after the other.
     let limit = u64::from(connection.stall_ms) + u64::from(restart.check_ms);
     for (what, ms) in [
         ("`stall_ms` of its connection and `check_ms` together", limit),
         ("`watchdog_ms`", driver.watchdog_ms.into()),
     ] {
-        ensure!(
-            ms <= LIMIT / MS / 3,
-            "[domain.{name}]: {what} are {ms} ms; a trial can wait for at most {} ms",
-            LIMIT / MS / 3
-        );
+        check_wait(name, what, ms)?;
     }
     let volume = connection.volume.as_str();
     if let Some(volume) = manifest.volumes.iter().find(|other| other.label == volume) {
@@ -170,6 +215,21 @@ mod tests {
     }
 
     #[test]
+    fn each_driver_gets_its_spare() {
+        for path in ["nodes/fault.toml", "examples/nvme/node.toml"] {
+            let plain = Manifest::load(&workspace::root().join(path)).unwrap();
+            let spares = with_spares(&plain).unwrap();
+            assert_eq!(judged(&spares).unwrap(), judged(&plain).unwrap());
+            let of = |domain: &crate::manifest::Domain| domain.spec.spare_of;
+            let principals: Vec<u16> = spares.domains.iter().filter_map(of).collect();
+            let name = |id: &u16| &*spares.domains[usize::from(*id)].spec.name;
+            let names: Vec<&str> = principals.iter().map(name).collect();
+            assert_eq!(names, judged(&plain).unwrap().each_ref().map(|judged| &*judged.driver));
+            assert_ne!(spares.stem(), plain.stem(), "its bundle is another file");
+        }
+    }
+
+    #[test]
     fn what_a_manifest_lacks_is_said() {
         let good = text("examples/nvme/node.toml");
         for (from, to, why) in [
@@ -181,6 +241,7 @@ mod tests {
             ("budget = 0", "budget = 9", "[domain.disk] is to die thousands of times"),
             ("stall_ms = 40", "stall_ms = 400", "a trial can wait for at most 133 ms"),
             ("watchdog_ms = 5", "watchdog_ms = 500", "`watchdog_ms` are 500 ms"),
+            ("watchdog_ms = 20\n", "", "[domain.supervisor]: `watchdog_ms` are 500 ms"),
             ("size = \"16MiB\"", "size = \"1MiB\"", "the judge wants at least 8MiB"),
         ] {
             assert!(good.contains(from), "{from}");

@@ -12,17 +12,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use fault::class::Class;
+use fault::class::{Class, Group};
 use fault::record::Trial;
 use fault::report::story;
 use fault::verdict::Verdict;
 use indicatif::{ProgressBar, ProgressStyle};
 use judge_orders::{Outcome, state};
 
-use super::campaign::{self, Bench, Profiles, pairs};
+use super::campaign::{self, Bench, Nodes, Profiles, pairs};
 use super::choose;
 use super::node;
-use super::rig::Rig;
+use super::rig::{Kind, Rig};
 use super::trial::{self, Frame};
 use crate::attacks::{self, Patch};
 use crate::build::{self, Built};
@@ -160,14 +160,18 @@ impl Subject {
     fn new(built: Built, dir: PathBuf, seed: u64, like: Option<&Self>) -> Result<Self> {
         let judged = node::judged(&built.manifest)?;
         let targets: Vec<String> = judged.iter().map(|one| one.driver.clone()).collect();
+        // Faults during a recovery take a look at it, and another node, before the first trial.
+        let tried =
+            |class: &Class| class.group() != Group::Recovery && choose::is_available(*class);
+        let classes: Vec<Class> = Class::ALL.iter().copied().filter(tried).collect();
+        let mut nodes = Nodes::from([(Kind::Plain, built)]);
         // Who looks so closely makes drivers seem to hang, which a bug in the hypervisor may not
         // take well; and it has the same drivers.
-        let known = match like.filter(|like| has_same_images(&like.built, &built)) {
+        let known = match like.filter(|like| has_same_images(&like.built, &nodes[&Kind::Plain])) {
             Some(like) => like.known.clone(),
-            None => campaign::profiles(&built, &dir, &targets)?,
+            None => campaign::profiles(&nodes, &dir, &targets, &classes)?,
         };
-        let classes: Vec<Class> =
-            Class::ALL.iter().copied().filter(|class| choose::is_available(*class)).collect();
+        let built = nodes.remove(&Kind::Plain).context("the node is gone")?;
         let pairs = pairs(&built, &classes, &targets)?;
         let this = Self { built, dir, targets, known, pairs, seed };
         works(&mut this.boot()?.rig).context("without a fault")?;

@@ -1,23 +1,29 @@
 //! A node under test, and what is needed to test it from outside.
 
 use std::ffi::OsString;
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use fault::class::Class;
 use judge_orders::{Orders, Outcome};
 use nodectl::control::CrashEntry;
 use nodectl::{Client, names, report};
 use ring_proto::DomainId;
 use ring_proto::bundle::Node;
+use ring_proto::event::{EventPage, READY, SERVED, STANDBY};
+use ring_proto::layout::EVENT_PAGE;
 
 use super::disk::Server;
 use super::gdb::Wait;
 use super::host;
 use super::machine::Machine;
 use super::node::{self, Judged};
+use super::target::Target;
 use super::wire::Tap;
 use crate::build::Built;
+use crate::manifest::Manifest;
 use crate::qemu::{NodeConfig, RunningNode, Verdict};
 use crate::{bundle, judge};
 
@@ -30,6 +36,42 @@ pub const CONTROL: Duration = Duration::from_secs(60);
 const ROUND: Duration = Duration::from_secs(60);
 /// Pause between two looks at what goes on by itself.
 const PAUSE: Duration = Duration::from_micros(300);
+
+/// A kind of node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// What most trials are tried on: what the manifest says.
+    Plain,
+    /// The drivers that are judged have spares.
+    Spares,
+}
+
+impl Kind {
+    /// What a class is tried on.
+    pub fn of(class: Class) -> Self {
+        if class == Class::SpareFault { Self::Spares } else { Self::Plain }
+    }
+
+    /// Its manifest, if that of the plain node is this.
+    ///
+    /// # Errors
+    ///
+    /// There can't be such a node.
+    pub fn manifest(self, plain: &Manifest) -> Result<Manifest> {
+        match self {
+            Self::Plain => Ok(plain.clone()),
+            Self::Spares => node::with_spares(plain),
+        }
+    }
+
+    /// Its name, for people and directories.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Spares => "spares",
+        }
+    }
+}
 
 /// A judge in a guest.
 #[derive(Debug)]
@@ -103,7 +145,10 @@ impl Rig {
         let bundle = bundle::read(&bytes)?;
         let mut client = Client::connect(running.control(), BOOT)?;
         for judged in &judged {
-            wait_ready(&mut client, &judged.judge)?;
+            wait_running(&mut client, &judged.judge, true)?;
+        }
+        for spare in bundle.domains.iter().filter(|domain| domain.spare_of.is_some()) {
+            wait_running(&mut client, &spare.name, false)?;
         }
         let machine = Machine::attach(&gdb, &ram, &built.hv, &bundle)?;
         let image = built.images.iter().find(|image| image.name == "judge");
@@ -122,6 +167,42 @@ impl Rig {
         rig.next_death = rig.client.info()?.next_crash;
         ensure!(rig.next_death == 0, "a domain died before there was a fault");
         Ok(rig)
+    }
+
+    /// Has the machine run, and waits until the target's spare stands by, if it has one, and finds out which body is whose
+    /// by then: outside of trials nobody sees a spare take over. The target has answered since it
+    /// last died.
+    ///
+    /// # Errors
+    ///
+    /// No spare stands by.
+    pub fn settle(&mut self, target: &Target) -> Result<()> {
+        if self.machine.gdb.is_stopped() {
+            self.set_free()?;
+        }
+        let Some(spare) = target.spare else { return Ok(()) };
+        let begin = Instant::now();
+        loop {
+            let place = EVENT_PAGE + offset_of!(EventPage, ready) as u64;
+            let ready = |domain| self.machine.read_value::<u32>(domain, place);
+            match (ready(target.domain)?, ready(spare)?) {
+                (READY | SERVED, STANDBY) => return Ok(()),
+                (STANDBY, READY | SERVED) => self.machine.exchange(target.domain, spare),
+                _ => {}
+            }
+            ensure!(begin.elapsed() < CONTROL, "no spare of {} stands by", target.name);
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Has the machine stand still, so that it takes no time of the host.
+    ///
+    /// # Errors
+    ///
+    /// It ended, or QEMU does not obey.
+    pub fn pause(&mut self) -> Result<()> {
+        ensure!(self.machine.gdb.interrupt()? == Wait::Stopped, "the machine ended");
+        Ok(())
     }
 
     /// Number of a domain.
@@ -293,11 +374,13 @@ fn arguments(gdb: &Path) -> Vec<OsString> {
     arguments
 }
 
-fn wait_ready(client: &mut Client, name: &str) -> Result<()> {
+/// Waits until a domain runs, and says that it is ready if it is to.
+fn wait_running(client: &mut Client, name: &str, and_ready: bool) -> Result<()> {
     let begin = Instant::now();
     loop {
         let domain = client.domain(name)?.with_context(|| format!("there is no {name}"))?;
-        if domain.ready && names::domain_state(domain.state) == "running" {
+        let is_ready = domain.ready || !and_ready;
+        if is_ready && names::domain_state(domain.state) == "running" {
             return Ok(());
         }
         ensure!(domain.deaths == 0, "{name} died before there was a fault");

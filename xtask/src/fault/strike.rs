@@ -12,13 +12,14 @@ use judge_orders::{Orders, Outcome};
 use ring_proto::DomainId;
 use ring_proto::event::{EventPage, Inject, PORT_IRQ};
 use ring_proto::hypercall::Nr;
-use ring_proto::layout::{EVENT_PAGE, HEAP};
+use ring_proto::layout::{EVENT_PAGE, HEAP, IMAGE_BASE};
 
 use super::gdb::{Access, RAX, RIP, RSP, Registers, Wait};
 use super::queue::{Queue, Wanted};
 use super::reuse::{Blocks, Step};
 use super::rig::Rig;
 use super::rings::Ring;
+use super::second::{self, Second};
 use super::target::Target;
 
 /// Wall time that a round with a fault may take: far off, as the machine bounds it by its own
@@ -30,6 +31,8 @@ const ENDING: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_micros(200);
 /// Stops at a place for the sake of other programs, until it is watched no more.
 const STRANGERS: u32 = 8;
+/// The same where it is watched for the short time of a recovery only.
+const STRANGERS_MEANWHILE: u32 = 64;
 /// Longest instruction.
 const INSTRUCTION: u64 = 15;
 /// The word in which a domain is told of its device's interrupts, and their bit.
@@ -72,6 +75,8 @@ struct Strike<'a> {
     stage: Stage,
     /// Hypercalls or interrupts to come before the one that is struck.
     left: u32,
+    /// The fault after the fault.
+    second: Option<Second>,
     /// How many answers the driver had shown at its last hypercall.
     shown: Option<u32>,
     /// The program is not what it was.
@@ -102,8 +107,21 @@ pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2])
     let stage = Stage::Before;
     let (left, shown, changed, strangers) = (0, None, false, 0);
     let (blocks, queue) = (Blocks::default(), None);
-    let mut strike =
-        Strike { rig, target, plan, stage, left, shown, changed, strangers, blocks, queue, round };
+    let second = Second::of(&plan.fault, target)?;
+    let mut strike = Strike {
+        rig,
+        target,
+        plan,
+        stage,
+        left,
+        second,
+        shown,
+        changed,
+        strangers,
+        blocks,
+        queue,
+        round,
+    };
     match strike.run(orders) {
         Ok(()) => {}
         // A machine that ended in the midst of it can't be debugged: that is no fault of ours.
@@ -115,6 +133,7 @@ pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2])
 
 impl Strike<'_> {
     fn run(&mut self, orders: [&Orders; 2]) -> Result<()> {
+        self.rig.settle(self.target)?;
         self.rig.order(orders)?;
         let begin = Instant::now();
         loop {
@@ -195,11 +214,15 @@ impl Strike<'_> {
             } else {
                 self.stranger(rip)?
             }
+        } else if let Some(step) = self.step(rip, who)? {
+            step
+        } else if self.second.as_ref().is_some_and(|second| second.is_at(rip, who)) {
+            self.strike_again(&registers)?
         } else if rip == self.rig.machine.death && who.is_none() {
             self.put_back()?;
             self.disarm()?;
             "the hypervisor ends a domain"
-        } else if is_target && matches!(self.stage, Stage::Armed) {
+        } else if is_target && self.second.is_none() && matches!(self.stage, Stage::Armed) {
             self.arrive(&registers)?;
             match self.stage {
                 Stage::Over => "the fault is activated",
@@ -246,11 +269,15 @@ impl Strike<'_> {
     /// Another program came to an address that is watched.
     fn stranger(&mut self, rip: u64) -> Result<&'static str> {
         // Answers are known not to be taken only if each of the driver's hypercalls is seen.
-        if rip == self.rig.machine.death || matches!(self.plan.fault, Fault::Answer { .. }) {
+        let is_needed =
+            self.second.as_ref().is_some_and(|second| second.needs(rip, &self.rig.machine));
+        let is_death = rip == self.rig.machine.death;
+        if is_death || is_needed || matches!(self.plan.fault, Fault::Answer { .. }) {
             return Ok("somebody else");
         }
         self.strangers += 1;
-        if self.strangers > STRANGERS {
+        let limit = if self.second.is_some() { STRANGERS_MEANWHILE } else { STRANGERS };
+        if self.strangers > limit {
             self.round.unwatched = true;
             self.rig.machine.gdb.forget()?;
             self.rig.machine.gdb.remove(rip)?;
@@ -262,6 +289,39 @@ impl Strike<'_> {
     fn disarm(&mut self) -> Result<()> {
         self.stage = Stage::Over;
         self.rig.machine.gdb.clear()
+    }
+
+    /// The hypervisor goes a step in the recovery from the first fault, for which a second one may
+    /// wait.
+    fn step(&mut self, rip: u64, who: Option<DomainId>) -> Result<Option<&'static str>> {
+        let (Some(second), Stage::Armed) = (&mut self.second, &self.stage) else { return Ok(None) };
+        let machine = &mut self.rig.machine;
+        let is_target = who == Some(self.target.domain);
+        let (step, what) = if rip == machine.death && who.is_none() {
+            (second::Step::Death, "the hypervisor ends a domain")
+        } else if rip == machine.takeover && who.is_none() {
+            if let Some(spare) = self.target.spare {
+                machine.exchange(self.target.domain, spare);
+            }
+            (second::Step::Takeover, "a spare takes over")
+        } else if rip == IMAGE_BASE && is_target {
+            (second::Step::Birth, "a generation begins")
+        } else {
+            return Ok(None);
+        };
+        second.step(step, machine)?;
+        Ok(Some(what))
+    }
+
+    /// Whoever is to die of the second fault has come to where it strikes.
+    fn strike_again(&mut self, registers: &Registers) -> Result<&'static str> {
+        let Some(second) = &mut self.second else { return Ok("nothing") };
+        let has_struck = second.strike(registers, &mut self.rig.machine)?;
+        if has_struck {
+            self.activate()?;
+        }
+        self.disarm()?;
+        Ok(if has_struck { "the second fault strikes" } else { "too late: the driver serves" })
     }
 
     /// The program is what it was. This comes before the hypervisor restores a driver's memory:
@@ -313,6 +373,8 @@ impl Strike<'_> {
                 }
             }
             Fault::Reuse { .. } => order(machine, domain, Inject::Panic as u32)?,
+            // The second is to come yet.
+            Fault::Second { first, .. } => order(machine, domain, *first)?,
             Fault::Order { kind } => {
                 order(machine, domain, *kind)?;
                 self.activate()?;
@@ -357,6 +419,9 @@ impl Strike<'_> {
         }
         for address in self.target.places(&self.plan.fault) {
             self.rig.machine.gdb.insert(address)?;
+        }
+        if self.second.is_some() {
+            second::watch(&mut self.rig.machine)?;
         }
         // An order that brings a life about to strike is no end of the fault.
         let is_for_next = matches!(self.plan.fault, Fault::Reuse { .. });
@@ -406,7 +471,8 @@ impl Strike<'_> {
             | Fault::Wire { .. }
             | Fault::Link { .. }
             | Fault::LoseInterrupt { .. }
-            | Fault::Control { .. } => return Ok(()),
+            | Fault::Control { .. }
+            | Fault::Second { .. } => return Ok(()),
             Fault::Descriptor { .. } => return self.shows().map(drop),
             Fault::Answer { queue, change, .. } => {
                 let peer = self.rig.judges[self.target.index].domain;

@@ -1,16 +1,18 @@
 //! A driver that is struck: its program, and where faults can be made in it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use fault::mutate::Program;
-use fault::plan::Fault;
+use fault::plan::{Fault, Whom};
 use ring_proto::DomainId;
 
 use super::campaign::Profiles;
+use super::node;
 use super::queue;
 use super::reuse::Allocator;
 use super::rig::Rig;
+use super::second::{Instants, Victim};
 use crate::build::Built;
 
 /// The instruction of a hypercall.
@@ -41,6 +43,12 @@ pub struct Target {
     pub allocator: Allocator,
     /// Functions that were seen to run while it serves, by address.
     pub seen: BTreeSet<u64>,
+    /// What is executed while it is recovered, by whom.
+    pub recovery: BTreeMap<Whom, Instants>,
+    /// Its spare, if it has one.
+    pub spare: Option<DomainId>,
+    /// Who can be struck while it is recovered.
+    pub victims: BTreeMap<Whom, Victim>,
 }
 
 impl Target {
@@ -63,6 +71,15 @@ impl Target {
                 )
             })
         };
+        let spare = rig.bundle.domains.iter().position(|other| other.spare_of == Some(domain));
+        let spare = spare.map(DomainId::try_from).transpose()?;
+        // The spare that has taken over is the driver.
+        let own = Victim::of(domain, &program)?;
+        let supervisor = node::supervisor(&built.manifest)?;
+        let supervisor = Victim::of(rig.domain(supervisor)?, &self::program(built, supervisor)?)?;
+        let mut victims = BTreeMap::from([(Whom::Driver, own), (Whom::Supervisor, supervisor)]);
+        victims.extend(spare.map(|_| (Whom::Spare, own)));
+        let known = known.get(name).cloned().unwrap_or_default();
         let calls = program.vmmcalls().map(|instruction| instruction.ip());
         let calls = calls.map(|at| (at, program.vmmcall_number(at))).collect();
         Ok(Self {
@@ -76,7 +93,10 @@ impl Target {
             allocator: Allocator::find(&program).with_context(|| name.to_owned())?,
             program,
             calls,
-            seen: known.get(name).cloned().unwrap_or_default(),
+            seen: known.serving,
+            recovery: known.recovery,
+            spare,
+            victims,
         })
     }
 
@@ -94,7 +114,9 @@ impl Target {
             | Fault::Wire { .. }
             | Fault::Link { .. }
             | Fault::LoseInterrupt { .. }
-            | Fault::Control { .. } => Vec::new(),
+            | Fault::Control { .. }
+            // Where its second fault strikes is not watched before it can.
+            | Fault::Second { .. } => Vec::new(),
             Fault::SkipCall { call, .. } => {
                 let may_be = self.calls.iter().filter(|(_, nr)| nr.is_none_or(|nr| nr == *call));
                 may_be.map(|(at, _)| *at).collect()
@@ -136,6 +158,10 @@ pub(super) mod samples {
         let elf = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let program = Program::read(&elf).unwrap();
         let seen = program.functions().iter().map(|function| function.address).collect();
+        let instants = super::super::instants::straight(&program, &seen);
+        let recovery = Whom::ALL.map(|whom| (whom, instants.clone())).into();
+        let victim = |domain| Victim { domain, misbehave: 0 };
+        let victims = [(Whom::Driver, 1), (Whom::Spare, 1), (Whom::Supervisor, 0)];
         Target {
             name: "blk".to_owned(),
             kind: "blk",
@@ -148,6 +174,9 @@ pub(super) mod samples {
             shows: vec![0x1000],
             allocator: Allocator::sample(),
             seen,
+            recovery,
+            spare: Some(5),
+            victims: victims.map(|(whom, domain)| (whom, victim(domain))).into(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use fault::class::Group;
 use fault::disk::Kind;
 use fault::plan::{Fault, Plan};
 use fault::record::{Data, Detection, Detector, Guest, Manifestation, Recovery, SCHEMA, Trial};
@@ -13,6 +14,7 @@ use ring_proto::crash::{Reason, Rebuild};
 
 use super::choose::REQUESTS;
 use super::rig::{CONTROL, Rig};
+use super::second;
 use super::strike::{Round, strike};
 use super::target::Target;
 
@@ -223,8 +225,15 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
     let deaths: Vec<&CrashEntry> =
         seen.deaths.iter().filter(|death| death.domain == target.domain).collect();
     let moment = round.map_or(0, |outcome| outcome.moment_ns).max(seen.round.injected.unwrap_or(0));
-    let manifestation = manifestation(deaths.first().copied(), round, after);
-    let activated_ns = match (seen.round.activated, deaths.first()) {
+    let is_well = |outcome: Outcome| outcome.state == state::DONE && outcome.errors == 0;
+    let struck = seen.round.activated.is_some();
+    let told = second::told(&plan.fault, target, struck, round.is_some_and(is_well), &seen.deaths);
+    let manifestation = manifestation(told, round, after);
+    let activated_ns = match (seen.round.activated, told) {
+        // At its start a domain has no clock yet.
+        (Some(_), Some(death)) if plan.class.group() == Group::Recovery => {
+            Some(death.times.died.saturating_sub(moment))
+        }
         (Some(time), _) => Some(time.saturating_sub(moment)),
         // Nobody saw it, and it killed the driver: it was active by then.
         (None, Some(death)) if seen.round.injected.is_some() => {
@@ -241,9 +250,10 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
     };
     // A complaint that nobody acted on.
     let unheard = round.filter(|_| deaths.is_empty()).map_or(0, |round| round.complaints);
-    let detection = if let Some(death) = deaths.first() {
+    let detection = if let Some(death) = told {
         let after_ns = death.times.detected.saturating_sub(active);
-        Some(Detection { by: detector(death, round), after_ns })
+        let is_own = death.domain == target.domain;
+        Some(Detection { by: detector(death, round, is_own), after_ns })
     } else if manifestation == Manifestation::Protocol || unheard > 0 {
         by_the_end(Detector::Frontend)
     } else if seen.bad_frames {
@@ -278,6 +288,9 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
     if seen.round.unwatched {
         notes.push("other programs came to the same address too often to watch it".to_owned());
     }
+    for death in deaths.iter().skip(second::deaths(&plan.fault, struck)) {
+        notes.push(format!("it also died: {}", nodectl::names::reason(death.reason)));
+    }
     let mut looked = [round, after].into_iter().flatten();
     if let Some(bad) = looked.find(|outcome| outcome.first_wrong.what != 0) {
         notes.push(format!("first wrong: {:?}", bad.first_wrong));
@@ -299,7 +312,7 @@ fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> Tria
         recovery,
         guest: guest(round),
         data: data(round, after),
-        neighbours: neighbours(target, seen),
+        neighbours: neighbours(target, plan, seen),
         hypervisor: seen.hypervisor.clone(),
         verdict: Verdict::Unexplained,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
@@ -349,7 +362,7 @@ fn manifestation(
     }
 }
 
-fn detector(death: &CrashEntry, round: Option<Outcome>) -> Detector {
+fn detector(death: &CrashEntry, round: Option<Outcome>, is_own: bool) -> Detector {
     match Reason::from_raw(death.reason) {
         Some(Reason::NestedFault | Reason::Shutdown | Reason::Forbidden) => Detector::Hypervisor,
         Some(Reason::Watchdog) => Detector::Watchdog,
@@ -358,7 +371,8 @@ fn detector(death: &CrashEntry, round: Option<Outcome>) -> Detector {
         Some(Reason::Stalled) if round.is_some_and(|round| round.complaints > 0) => {
             Detector::Frontend
         }
-        _ => Detector::Driver,
+        _ if is_own => Detector::Driver,
+        _ => Detector::Supervisor,
     }
 }
 
@@ -394,8 +408,13 @@ fn data(round: Option<Outcome>, after: Option<Outcome>) -> Data {
 }
 
 /// Harm to those that have nothing to do with the target: the other judge, and whoever died.
-fn neighbours(target: &Target, seen: &Observed) -> Option<String> {
-    let strange = seen.deaths.iter().find(|death| death.domain != target.domain);
+fn neighbours(target: &Target, plan: &Plan, seen: &Observed) -> Option<String> {
+    let struck = seen.round.activated.is_some();
+    let is_expected = |death: &&CrashEntry| second::is_expected(&plan.fault, target, struck, death);
+    // Whoever was struck dies once.
+    let expected = seen.deaths.iter().find(is_expected).map(|death| death.sequence);
+    let mut others = seen.deaths.iter().filter(|death| death.domain != target.domain);
+    let strange = others.find(|death| Some(death.sequence) != expected);
     if let Some(death) = strange {
         return Some(format!("{} died: {}", death.name, nodectl::names::reason(death.reason)));
     }
@@ -430,6 +449,8 @@ mod tests {
 
     use super::super::target::samples;
     use super::*;
+
+    mod second_faults;
 
     fn plan(class: Class) -> Plan {
         Plan {
