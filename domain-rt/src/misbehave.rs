@@ -18,7 +18,7 @@ use crate::{
 /// Bytes that [`exhaust_memory`] takes at a time.
 const CHUNK: usize = 64 << 10;
 /// Turns of [`busy`].
-const BUSY: u32 = 256;
+const BUSY: u32 = 1024;
 
 /// Does what was ordered, which ends this generation but for `Slow`. To the
 /// compiler some other kinds return. A function of its own, as a fault campaign
@@ -87,7 +87,7 @@ fn slow() {
     }
 }
 
-/// Some ten thousand instructions, none of which a hypervisor could notice. Where instructions
+/// Some 65,000 instructions, none of which a hypervisor could notice. Where instructions
 /// are emulated most of these cost nothing, so that a machine full of domains that do this is
 /// no slower than its clock says.
 fn busy() {

@@ -148,7 +148,7 @@ struct Run {
     /// What the guests do meanwhile
     #[arg(long, value_name = "NAME", default_value = "mixed", value_parser = ["mixed"])]
     workload: String,
-    /// Nodes side by side [default: one for each of the host's cores]
+    /// Nodes side by side [default: two for each of the host's cores]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     jobs: Option<u32>,
     /// Directory for the results; a campaign that is there already goes on [default: run/fault]
@@ -218,7 +218,8 @@ fn campaign_of(run: &Run) -> Result<()> {
     }
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let effort = campaign::Effort {
-        jobs: run.jobs.unwrap_or(u32::try_from(cores)?),
+        // A node is idle a third of its time, while its disk and its control line are the host's.
+        jobs: run.jobs.unwrap_or(u32::try_from(2 * cores)?),
         time: run.time,
         scratch: out.join("nodes"),
     };

@@ -141,7 +141,9 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
     let died = seen.deaths.iter().any(|death| death.domain == target.domain);
     // A driver that died is pristine; one that did not is made so.
     let is_stuck = |both: &[Outcome; 2]| both[target.index].state != state::DONE;
+    let mut is_audited = false;
     if !died || seen.round.outcomes.as_ref().is_none_or(is_stuck) {
+        is_audited = true;
         match renew(rig, target) {
             Ok(None) => {}
             Ok(Some(found)) => {
@@ -155,7 +157,7 @@ fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
             }
         }
     }
-    match rig.audit() {
+    match if is_audited { Ok(None) } else { rig.audit() } {
         Ok(None) => {}
         Ok(Some(found)) => {
             seen.trusted = false;
