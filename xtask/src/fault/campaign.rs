@@ -18,11 +18,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use judge_orders::Orders;
 use serde::{Deserialize, Serialize};
 
+use super::account::Frame;
 use super::profile::profile;
 use super::rig::{Kind, Rig};
 use super::second::Instants;
 use super::target::{Target, program};
-use super::trial::{self, Done, Frame};
+use super::trial::{self, Done};
 use super::{choose, instants, node, rig, second};
 use crate::build::Built;
 

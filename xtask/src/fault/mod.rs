@@ -17,10 +17,11 @@
 //! | [`monitor`], [`queue`] | QEMU's monitor, and what a driver shows its device |
 //! | [`reuse`] | its allocator, which hands a block out twice |
 //! | [`instants`], [`second`] | what is executed while a driver is recovered, and a fault there |
-//! | [`strike`], [`trial`] | the round with the fault, and the trial around it |
+//! | [`strike`], [`trial`], [`account`] | the round with the fault, the trial around it, its record |
 //! | [`campaign`] | many trials |
 //! | [`planted`] | campaigns against bugs that were put in |
 
+pub mod account;
 pub mod campaign;
 pub mod choose;
 pub mod disk;
@@ -331,7 +332,7 @@ fn replay(dir: &Path, number: u64, times: u32) -> Result<()> {
     for time in 1..=times {
         let mut bench = campaign::Bench::boot(built, &scratch, &targets, &Profiles::new())?;
         let target = bench.targets.first().context("no target")?;
-        let frame = trial::Frame { number, seed: trial.seed, node: 1 };
+        let frame = account::Frame { number, seed: trial.seed, node: 1 };
         let done = trial::run(&mut bench.rig, target, &trial.plan, frame)?;
         let is_same =
             done.trial.verdict == trial.verdict && done.trial.manifestation == trial.manifestation;

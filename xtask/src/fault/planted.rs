@@ -19,11 +19,12 @@ use fault::verdict::Verdict;
 use indicatif::{ProgressBar, ProgressStyle};
 use judge_orders::{Outcome, state};
 
+use super::account::Frame;
 use super::campaign::{self, Bench, Nodes, Profiles, pairs};
 use super::choose;
 use super::node;
 use super::rig::{Kind, Rig};
-use super::trial::{self, Frame};
+use super::trial;
 use crate::attacks::{self, Patch};
 use crate::build::{self, Built};
 use crate::elf::Flat;
