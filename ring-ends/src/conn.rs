@@ -44,6 +44,10 @@ pub const GENERATION_INTERVAL_NS: u64 = 10_000_000;
 pub const STRIKES_MOST: u32 = 16;
 /// For each such time without a strike one is forgiven, ns.
 pub const FORGIVE_NS: u64 = 60_000_000_000;
+/// Connections and offers that one backend generation cuts off in a row, with
+/// nothing completed between, at which a frontend begins to complain. More than
+/// the one of an orderly end.
+pub const CUTS_MOST: u32 = 3;
 /// Pause before a failed revocation or unmapping is tried again, ns.
 pub const RETRY_NS: u64 = 1_000_000;
 

@@ -14,8 +14,8 @@ pub struct Counters {
     /// Requests that were sent again after a reconnect, and may have been
     /// carried out before (frontend).
     pub replayed: u64,
-    /// Complaints about a backend that completed nothing or broke the protocol
-    /// (frontend).
+    /// Complaints about a backend that completed nothing, broke the protocol or
+    /// cut off again and again (frontend).
     pub complaints: u64,
     /// Notifications sent for ring entries.
     pub notifications_sent: u64,

@@ -1,4 +1,4 @@
-//! When a frontend complains of a backend that breaks the protocol.
+//! When a frontend complains of a backend that breaks the protocol, or cuts it off.
 //!
 //! (Of one that completes nothing: see the tests in blk.rs.) The backend is made
 //! by hand; the one that replaces it is the real one.
@@ -8,11 +8,12 @@ mod sim;
 
 use std::cell::Cell;
 
+use ring_ends::conn::CUTS_MOST;
 use ring_ends::{Counters, Env, Progress};
 use ring_proto::blk::{Request, Response};
 use ring_proto::conn::{BackBody, BackHello, State, VERSION};
 use ring_proto::hypercall::Error;
-use ring_proto::net::{TxRequest, TxResponse};
+use ring_proto::net::{RxRequest, RxResponse, TxRequest, TxResponse};
 use ring_proto::ring::BackRing;
 use ring_proto::shm::SharedMem;
 use ring_proto::{DomainId, GrantRef, Port};
@@ -40,6 +41,19 @@ enum Way {
 
 const WAYS: [Way; 4] = [Way::Ring, Way::Leaving, Way::Version, Way::Body];
 
+/// How a backend that breaks no rule cuts its frontend off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// It closes the connection.
+    Closes,
+    /// It takes the frontend for gone, and waits for another.
+    Resets,
+    /// It refuses the hello.
+    Refuses,
+}
+
+const CUTS: [Cut; 3] = [Cut::Closes, Cut::Resets, Cut::Refuses];
+
 /// A frontend with work for its backend.
 trait Guest {
     /// What an honest backend answers, and one of the other protocol.
@@ -53,8 +67,14 @@ trait Guest {
     fn counters(&self) -> Counters;
     /// Answers what was not asked.
     fn break_ring(&self);
+    /// Answers what was asked.
+    fn complete(&self);
     /// The hypervisor ends the backend's generation.
     fn end(&mut self);
+    /// Connects it with an honest backend, which gets nothing to do.
+    fn connect(&mut self);
+    /// Has that backend finish its work and leave.
+    fn drain(&mut self);
     /// Runs with an honest backend until all work is done.
     fn settle(&mut self);
 }
@@ -94,8 +114,34 @@ impl Guest for blk::World {
         let _ = ring.publish();
     }
 
+    fn complete(&self) {
+        let ring = self.sim.frame(blk::RING);
+        let mut ring = BackRing::<Request, Response>::attach(ring, blk::SLOTS).unwrap();
+        let id = ring.pop().unwrap().expect("a request is out").id;
+        ring.push(&Response { id, status: 0, reserved: [0; 3] }).unwrap();
+        let _ = ring.publish();
+    }
+
     fn end(&mut self) {
         self.end_backend();
+    }
+
+    fn connect(&mut self) {
+        self.start_backend();
+        for _ in 0..10 {
+            self.run_back();
+            self.run_front();
+        }
+        assert!(self.front.is_connected());
+    }
+
+    fn drain(&mut self) {
+        assert!(self.back.as_mut().unwrap().leave());
+        for _ in 0..10 {
+            self.run_back();
+            self.run_front();
+        }
+        assert!(self.back.as_ref().unwrap().has_left());
     }
 
     fn settle(&mut self) {
@@ -138,8 +184,34 @@ impl Guest for net::World {
         let _ = ring.publish();
     }
 
+    fn complete(&self) {
+        let ring = self.sim.frame(net::TX_RING);
+        let mut ring = BackRing::<TxRequest, TxResponse>::attach(ring, net::SLOTS).unwrap();
+        let id = ring.pop().unwrap().expect("a request is out").id;
+        ring.push(&TxResponse { id, status: 0, reserved: [0; 3] }).unwrap();
+        let _ = ring.publish();
+    }
+
     fn end(&mut self) {
         self.end_backend();
+    }
+
+    fn connect(&mut self) {
+        self.start_backend();
+        for _ in 0..10 {
+            self.run_back();
+            self.run_front();
+        }
+        assert!(self.front.is_connected());
+    }
+
+    fn drain(&mut self) {
+        assert!(self.back.as_mut().unwrap().leave());
+        for _ in 0..10 {
+            self.run_back();
+            self.run_front();
+        }
+        assert!(self.back.as_ref().unwrap().has_left());
     }
 
     fn settle(&mut self) {
@@ -318,4 +390,152 @@ fn the_next_generation_is_not_blamed<G: Guest>() {
 fn conn_16_a_new_generation_is_not_blamed_for_the_one_before() {
     the_next_generation_is_not_blamed::<blk::World>();
     the_next_generation_is_not_blamed::<net::World>();
+}
+
+/// Has the backend cut the frontend off, which has work, up to where that has to see it.
+fn cut<G: Guest>(guest: &mut G, how: Cut) {
+    let sim = guest.sim();
+    offer(guest);
+    let page = sim.pages(BACK).own;
+    if how == Cut::Refuses {
+        let seen = sim.pages(BACK).peer.glance().pair;
+        let body = BackBody::Refused { why: "it is Monday".try_into().unwrap() };
+        let hello = BackHello { version: VERSION, features: 0, body };
+        page.publish(&hello, seen.epoch, seen, State::Initialising, State::Closing).unwrap();
+        return;
+    }
+    let [own, _] = G::BODIES;
+    answer(&sim, VERSION, own);
+    let _ = guest.poll(&mut sim.env(FRONT));
+    guest.ask();
+    page.set_state(if how == Cut::Closes { State::Closing } else { State::Initialising });
+}
+
+/// The same, and the frontend sees it.
+fn cut_off(guest: &mut impl Guest, how: Cut) {
+    cut(guest, how);
+    let _ = guest.poll(&mut guest.sim().env(FRONT));
+}
+
+fn cutting_off_again_and_again_is_complained_of<G: Guest>() {
+    for how in CUTS {
+        let mut guest = G::new(BOUND);
+        let sim = guest.sim();
+        for n in 1..=8 {
+            cut_off(&mut guest, how);
+            let due = (n + 1u64).saturating_sub(u64::from(CUTS_MOST));
+            assert_eq!((sim.complaints(), guest.counters().complaints), (due, due), "{how:?} {n}");
+        }
+        assert!(sim.now() < BOUND, "none of them was over a stall");
+        assert_eq!(guest.counters().misbehaviours, 0, "{how:?}");
+        // It waits for an answer when the backend is replaced. The next one is another: it is
+        // not blamed for its first.
+        offer(&mut guest);
+        guest.end();
+        for _ in 1..CUTS_MOST {
+            cut_off(&mut guest, how);
+        }
+        assert_eq!(sim.complaints(), 6, "{how:?}");
+        cut_off(&mut guest, how);
+        assert_eq!(sim.complaints(), 7, "{how:?}");
+        guest.end();
+        guest.settle();
+        for _ in 0..100 {
+            guest.ask();
+            guest.settle();
+        }
+        assert_eq!((sim.complaints(), guest.counters().complaints), (7, 7), "{how:?}");
+    }
+}
+
+#[test]
+fn conn_17_a_blk_backend_that_cuts_off_again_and_again_is_complained_of() {
+    cutting_off_again_and_again_is_complained_of::<blk::World>();
+}
+
+#[test]
+fn conn_17_a_net_backend_that_cuts_off_again_and_again_is_complained_of() {
+    cutting_off_again_and_again_is_complained_of::<net::World>();
+}
+
+fn a_completion_between_begins_anew<G: Guest>() {
+    for how in CUTS {
+        let mut guest = G::new(BOUND);
+        let sim = guest.sim();
+        for _ in 0..4 {
+            // It does one thing before it closes; the frontend finds the answer in the ring.
+            cut(&mut guest, Cut::Closes);
+            guest.complete();
+            let _ = guest.poll(&mut sim.env(FRONT));
+            for _ in 2..CUTS_MOST {
+                cut_off(&mut guest, how);
+            }
+            assert_eq!(sim.complaints(), 0, "{how:?}");
+        }
+        cut_off(&mut guest, how);
+        assert_eq!((sim.complaints(), guest.counters().complaints), (1, 1), "{how:?}");
+    }
+}
+
+#[test]
+fn conn_17_a_backend_that_completes_something_between_is_not_complained_of() {
+    a_completion_between_begins_anew::<blk::World>();
+    a_completion_between_begins_anew::<net::World>();
+}
+
+#[test]
+fn conn_17_a_net_backend_that_only_brings_frames_is_complained_of() {
+    let mut world = <net::World as Guest>::new(BOUND);
+    let sim = world.sim();
+    for n in 1..=8 {
+        cut(&mut world, Cut::Closes);
+        let ring = sim.frame(net::RX_RING);
+        let mut ring = BackRing::<RxRequest, RxResponse>::attach(ring, net::SLOTS).unwrap();
+        let id = ring.pop().unwrap().expect("a buffer is posted").id;
+        ring.push(&RxResponse { id, len: 60, status: 0, flags: 0, reserved: [0; 6] }).unwrap();
+        let _ = ring.publish();
+        let _ = world.poll(&mut sim.env(FRONT));
+        assert_eq!(world.front.rx_ready(), n);
+        assert_eq!(sim.complaints(), (n as u64 + 1).saturating_sub(CUTS_MOST.into()));
+    }
+}
+
+fn the_ends_of_generations_do_not_count<G: Guest>() {
+    let mut guest = G::new(BOUND);
+    let sim = guest.sim();
+    for _ in 0..8 {
+        guest.connect();
+        guest.drain();
+        guest.end();
+        guest.connect();
+        guest.end();
+        let _ = guest.poll(&mut sim.env(FRONT));
+    }
+    assert_eq!((guest.counters().disconnects, guest.counters().requests), (16, 0));
+    assert_eq!(sim.complaints(), 0);
+    // The end is seen before the next generation's number is.
+    for _ in 0..8 {
+        offer(&mut guest);
+        let [own, _] = G::BODIES;
+        answer(&sim, VERSION, own);
+        let _ = guest.poll(&mut sim.env(FRONT));
+        sim.pages(BACK).own.set_state(State::Closed);
+        let _ = guest.poll(&mut sim.env(FRONT));
+    }
+    assert_eq!(sim.complaints(), 0);
+}
+
+#[test]
+fn conn_17_drains_and_deaths_of_backends_are_not_complained_of() {
+    the_ends_of_generations_do_not_count::<blk::World>();
+    the_ends_of_generations_do_not_count::<net::World>();
+}
+
+#[test]
+fn who_is_not_to_complain_does_not_of_one_that_cuts_it_off() {
+    let mut world = <net::World as Guest>::new(0);
+    for _ in 0..8 {
+        cut_off(&mut world, Cut::Closes);
+    }
+    assert_eq!((world.sim.complaints(), world.counters().complaints), (0, 0));
 }

@@ -163,7 +163,7 @@ impl Frontend {
 
     /// Has the frontend complain when no request comes to its end for so many
     /// ns, though some wait and there is a backend, and at once of one that breaks
-    /// the protocol; 0 = never, as at first.
+    /// the protocol or cuts it off again and again; 0 = never, as at first.
     pub fn complain_after(&mut self, ns: u64) {
         self.stall.set_bound(ns);
         self.link.set_complains(ns != 0);
@@ -341,6 +341,7 @@ impl Frontend {
                 {
                     entry.stage = Stage::Done(status);
                     self.done.push_back(index);
+                    self.link.worked();
                     if let Some(range) = self.changing.get_mut(usize::from(index)) {
                         *range = (0, 0);
                     }

@@ -4,9 +4,9 @@ use ring_proto::conn::{
     BackBody, BackHello, FrontHello, HelloError, Pages, Pair, Protocol, QueueHello, State, VERSION,
 };
 use ring_proto::shm::SharedMem;
-use ring_proto::{DomainId, GrantRef, PAGE_SIZE, Port, conn::GrantRange, grant};
+use ring_proto::{DomainId, Generation, GrantRef, PAGE_SIZE, Port, conn::GrantRange, grant};
 
-use super::{BACKOFF_FIRST_NS, BACKOFF_MOST_NS, RETRY_NS, STABLE_NS, next_epoch};
+use super::{BACKOFF_FIRST_NS, BACKOFF_MOST_NS, CUTS_MOST, RETRY_NS, STABLE_NS, next_epoch};
 use crate::{Counters, Env, count};
 
 /// Own memory that is granted page by page with consecutive references.
@@ -92,8 +92,12 @@ pub struct FrontLink {
     granted: bool,
     /// Losses in a row without a new backend generation.
     losses: u32,
+    /// The backend generation that cut this end off last, and how often in a
+    /// row with nothing completed between, up to `CUTS_MOST`.
+    cuts: (Generation, u32),
     refusal: Option<heapless::String<96>>,
-    /// Whether somebody is told of a backend that breaks the protocol.
+    /// Whether somebody is told of a backend that breaks the protocol, or cuts
+    /// this end off again and again.
     complains: bool,
 }
 
@@ -120,12 +124,14 @@ impl FrontLink {
             epoch: 0,
             granted: false,
             losses: 0,
+            cuts: (0, 0),
             refusal: None,
             complains: false,
         }
     }
 
-    /// Whether to complain of a backend that breaks the protocol; no, as at first.
+    /// Whether to complain of a backend that breaks the protocol, or cuts this
+    /// end off again and again; no, as at first.
     pub fn set_complains(&mut self, complains: bool) {
         self.complains = complains;
     }
@@ -201,7 +207,7 @@ impl FrontLink {
                         Ok(BackHello { body: BackBody::Refused { why }, .. }) => Some(why),
                         _ => None,
                     };
-                    self.down(env, counters);
+                    self.cut_off(env, counters);
                     return FrontStep::Lost;
                 }
                 if !seen.is(State::Connected) {
@@ -233,7 +239,7 @@ impl FrontLink {
                 if same && seen.is(State::Closing) {
                     return FrontStep::Left;
                 }
-                self.down(env, counters);
+                self.cut_off(env, counters);
                 FrontStep::Lost
             }
         }
@@ -275,15 +281,43 @@ impl FrontLink {
     /// there is nothing to wait for.
     pub fn misbehaved(&mut self, env: &mut impl Env, counters: &mut Counters) {
         count(&mut counters.misbehaviours);
-        if self.down(env, counters) && self.complains {
-            count(&mut counters.complaints);
-            env.complain(self.port);
+        if self.down(env, counters).is_some() {
+            self.complain(env, counters);
         }
     }
 
     /// Gives up the connection to a backend that left.
     pub fn let_go(&mut self, env: &mut impl Env, counters: &mut Counters) {
-        self.down(env, counters);
+        self.cut_off(env, counters);
+    }
+
+    /// The backend completed a request, so it is not one that only cuts off.
+    pub fn worked(&mut self) {
+        self.cuts = (0, 0);
+    }
+
+    /// The connection or the offer ended, and not over anything that this end
+    /// did or saw. If the backend lives that was its own doing. A drain does it
+    /// once in a generation's life; one that does it again and again serves
+    /// nobody, and while there is no connection no request waits long enough to
+    /// be a stall. So it is complained of (CONN-17). Who drives a backend to
+    /// it gains nothing: complaints are limited in their rate, and a driver that
+    /// is well is restarted on this end's word only so often.
+    fn cut_off(&mut self, env: &mut impl Env, counters: &mut Counters) {
+        let Some(by) = self.down(env, counters) else { return };
+        let before = if self.cuts.0 == by { self.cuts.1 } else { 0 };
+        let times = before.saturating_add(1).min(CUTS_MOST);
+        self.cuts = (by, times);
+        if times == CUTS_MOST {
+            self.complain(env, counters);
+        }
+    }
+
+    fn complain(&self, env: &mut impl Env, counters: &mut Counters) {
+        if self.complains {
+            count(&mut counters.complaints);
+            env.complain(self.port);
+        }
     }
 
     fn own_pair(&self) -> Pair {
@@ -291,11 +325,12 @@ impl FrontLink {
     }
 
     /// First the state, then the revocation: a live backend that reads junk
-    /// from a revoked page can see why. Returns whether the backend's generation
-    /// is the one that it was.
-    fn down(&mut self, env: &mut impl Env, counters: &mut Counters) -> bool {
+    /// from a revoked page can see why. Returns the backend's generation, if it
+    /// is the one that it was and has not ended.
+    fn down(&mut self, env: &mut impl Env, counters: &mut Counters) -> Option<Generation> {
         let now = env.now_ns();
-        let generation = self.pages.peer.glance().pair.generation;
+        let seen = self.pages.peer.glance();
+        let generation = seen.pair.generation;
         self.pages.own.set_state(State::Closing);
         self.granted = !self.revoke(env);
         let known = match self.phase {
@@ -320,7 +355,7 @@ impl FrontLink {
         };
         self.phase = Phase::Down { not_before, generation };
         env.notify(self.port);
-        known == generation
+        (known == generation && !seen.is(State::Closed)).then_some(generation)
     }
 
     /// Whether all grants are withdrawn now.

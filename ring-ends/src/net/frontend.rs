@@ -101,7 +101,7 @@ impl Frontend {
 
     /// Has the frontend complain when no frame is taken off its hands for so many
     /// ns, though some wait and there is a backend, and at once of one that breaks
-    /// the protocol; 0 = never, as at first.
+    /// the protocol or cuts it off again and again; 0 = never, as at first.
     pub fn complain_after(&mut self, ns: u64) {
         self.stall.set_bound(ns);
         self.link.set_complains(ns != 0);
@@ -274,7 +274,13 @@ impl Frontend {
     }
 
     fn reap(&mut self) -> Result<bool, PeerMisbehaved> {
-        Ok(self.tx.reap()? | self.rx.reap()?)
+        let pending = self.tx.pending();
+        let more = self.tx.reap()? | self.rx.reap()?;
+        // As for a stall, frames that come in say nothing of those that are to go out.
+        if self.tx.pending() < pending {
+            self.link.worked();
+        }
+        Ok(more)
     }
 
     fn misbehaved(&mut self, env: &mut impl Env) {
