@@ -72,7 +72,9 @@ impl Complaints {
         else {
             return Verdict::Leave;
         };
-        let complained = core::mem::replace(seen, info.complaints) != info.complaints;
+        // What was said of an earlier generation is over: a new supervisor has seen nothing yet.
+        let complained = core::mem::replace(seen, info.complaints) != info.complaints
+            && info.complained_ns >= info.started_ns;
         if DomainState::from_raw(info.state) != Some(DomainState::Running) {
             *check = None;
             return Verdict::Leave;

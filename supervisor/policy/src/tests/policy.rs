@@ -125,6 +125,23 @@ fn g2_a_driver_that_waits_and_does_no_work_is_replaced_once_somebody_complains()
 }
 
 #[test]
+fn g7_the_next_supervisor_hears_what_is_said_of_this_generation_only() {
+    let mut bench = Bench::new();
+    bench.node.complain(KV, NET);
+    assert_eq!(reason_of(&mut bench, NET, 1, 20), Some((Reason::Operator, true)));
+    bench.run_ms(200);
+    let checks = bench.node.checks.len();
+    next_supervisor(&mut bench);
+    bench.run_ms(1_000);
+    assert_eq!(bench.node.checks.len(), checks, "that generation is gone");
+    assert_eq!(bench.node.domains[usize::from(NET)].generation, 2);
+    // What was said while no supervisor was there is heard.
+    bench.node.complain(KV, NET);
+    next_supervisor(&mut bench);
+    assert_eq!(reason_of(&mut bench, NET, 2, 20), Some((Reason::Operator, true)));
+}
+
+#[test]
 fn g5_no_guest_can_hold_a_driver_down_with_complaints() {
     let mut bench = Bench::new();
     // It is well, so the word of the frontend is taken, but only once.
