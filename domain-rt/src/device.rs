@@ -14,8 +14,8 @@ const PORTS_PER_SLOT: u16 = 16;
 /// A function at one of this domain's device slots.
 #[derive(Clone, Copy, Debug)]
 pub struct Function {
-    slot: usize,
-    boot: &'static DeviceBoot,
+    pub(crate) slot: usize,
+    pub(crate) boot: &'static DeviceBoot,
 }
 
 impl Function {
@@ -82,7 +82,18 @@ impl Bar {
         self.len == 0
     }
 
-    fn register<T>(&self, offset: usize) -> Option<NonNull<T>> {
+    /// `len` bytes of it from `offset` on; `None`: they are not all there.
+    pub(crate) fn part(&self, offset: u64, len: u64) -> Option<Self> {
+        let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: within the BAR's window, or at its end.
+        Some(Self { base: unsafe { self.base.add(offset) }, len })
+    }
+
+    /// The register at `offset`; `None`: it is out of the BAR or not aligned.
+    pub(crate) fn register<T>(&self, offset: usize) -> Option<NonNull<T>> {
         let size = size_of::<T>();
         if offset.checked_add(size)? > self.len || !offset.is_multiple_of(size) {
             return None;
@@ -91,23 +102,41 @@ impl Bar {
         Some(unsafe { self.base.add(offset) }.cast())
     }
 
-    /// Reads a register of 32 bits; all ones, as of a device that is gone, if it is out of the
-    /// BAR or not aligned.
-    pub fn read32(&self, offset: usize) -> u32 {
+    fn read<T>(&self, offset: usize, gone: T) -> T {
         match self.register(offset) {
             // SAFETY: an aligned register of this domain's own device.
             Some(register) => unsafe { register.read_volatile() },
-            None => u32::MAX,
+            None => gone,
         }
     }
 
-    /// Writes a register of 32 bits; nothing happens if it is out of the BAR or not aligned.
-    pub fn write32(&self, offset: usize, value: u32) {
+    fn write<T>(&self, offset: usize, value: T) {
         if let Some(register) = self.register(offset) {
             // SAFETY: an aligned register of this domain's own device. What the device then does
             // to memory the IOMMU bounds.
             unsafe { register.write_volatile(value) };
         }
+    }
+
+    /// Reads a register of 16 bits; all ones, as of a device that is gone, if it is out of the
+    /// BAR or not aligned.
+    pub fn read16(&self, offset: usize) -> u16 {
+        self.read(offset, u16::MAX)
+    }
+
+    /// Writes a register of 16 bits; nothing happens if it is out of the BAR or not aligned.
+    pub fn write16(&self, offset: usize, value: u16) {
+        self.write(offset, value);
+    }
+
+    /// Reads a register of 32 bits, likewise.
+    pub fn read32(&self, offset: usize) -> u32 {
+        self.read(offset, u32::MAX)
+    }
+
+    /// Writes a register of 32 bits, likewise.
+    pub fn write32(&self, offset: usize, value: u32) {
+        self.write(offset, value);
     }
 
     /// Reads a register of 64 bits by its halves, the lower one first.
@@ -142,6 +171,12 @@ mod tests {
             assert_eq!(bar.read32(wrong), u32::MAX, "{wrong}");
         }
         assert_eq!((bar.read32(20), bar.read32(28)), (0, u32::MAX));
+        bar.write16(2, 0xfedc);
+        assert_eq!((bar.read16(2), bar.read16(3), bar.read32(0)), (0xfedc, u16::MAX, 0xfedc_0000));
+        let part = bar.part(8, 4).unwrap();
+        assert_eq!((part.read32(0), part.read32(4)), (0x89ab_cdef, u32::MAX));
+        assert!(bar.part(24, 0).is_some() && bar.part(24, 1).is_none());
+        assert!(bar.part(u64::MAX, 2).is_none());
         // The upper half is not there.
         bar.write64(20, u64::MAX);
         assert_eq!((bar.read32(20), memory[3]), (u32::MAX, 0));

@@ -15,10 +15,9 @@ use super::{
     queue::{Layout, Queue},
 };
 use crate::{
-    device::Function,
+    device::{Bar, Function},
     dma::{self, DmaHal},
     hypercall,
-    start::boot,
     time::{MS, now_ns},
 };
 
@@ -30,8 +29,6 @@ const ACCESS_PLATFORM: u64 = 1 << 33;
 
 /// How long a reset may take.
 const RESET_NS: u64 = 500 * MS;
-/// A vector register's value for "none".
-const NO_VECTOR: u16 = 0xffff;
 
 /// Registers of `virtio_pci_common_cfg` that the transport leaves alone.
 const MSIX_CONFIG: usize = 0x10;
@@ -111,46 +108,13 @@ impl From<VirtioPciError> for Error {
     }
 }
 
-/// A piece of a BAR.
-#[derive(Clone, Copy)]
-struct Registers {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-impl Registers {
-    /// Register of 16 bits, if it lies within.
-    fn register(self, offset: usize) -> Option<NonNull<u16>> {
-        if offset.checked_add(2)? > self.len || !offset.is_multiple_of(2) {
-            return None;
-        }
-        // SAFETY: within the piece, which lies within a mapped BAR.
-        Some(unsafe { self.base.add(offset) }.cast())
-    }
-
-    fn read(self, offset: usize) -> u16 {
-        match self.register(offset) {
-            // SAFETY: a mapped, aligned register of this domain's device.
-            Some(register) => unsafe { register.read_volatile() },
-            None => NO_VECTOR,
-        }
-    }
-
-    fn write(self, offset: usize, value: u16) {
-        if let Some(register) = self.register(offset) {
-            // SAFETY: a mapped, aligned register of this domain's device.
-            unsafe { register.write_volatile(value) };
-        }
-    }
-}
-
 /// A virtio function. The order of use: [`Device::open`], [`Device::negotiate`],
 /// [`Device::queue`] for each queue, [`Device::start`].
 pub struct Device {
     transport: PciTransport,
-    slot: usize,
-    common: Registers,
-    notify: Registers,
+    function: Function,
+    common: Bar,
+    notify: Bar,
     notify_multiplier: usize,
     features: u64,
 }
@@ -191,24 +155,18 @@ impl Device {
 
     /// Finds the device of `slot` as it is.
     pub fn find(slot: usize, kind: DeviceType) -> Result<Self, Error> {
-        let boot = boot();
-        let count = boot.device_count as usize;
-        let device = boot
-            .devices
-            .get(..count)
-            .and_then(|devices| devices.get(slot))
-            .ok_or(Error::NoDevice)?;
-        let config = Config::new(slot, device);
-        let (common, _) = find(&config, CAP_COMMON)?;
-        let (notify, multiplier) = find(&config, CAP_NOTIFY)?;
-        let function = config.function();
-        let transport = PciTransport::new::<DmaHal, _>(&mut PciRoot::new(config), function)?;
+        let function = Function::at(slot).ok_or(Error::NoDevice)?;
+        let config = Config::new(slot, function.boot);
+        let (common, _) = find(&function, &config, CAP_COMMON)?;
+        let (notify, multiplier) = find(&function, &config, CAP_NOTIFY)?;
+        let address = config.function();
+        let transport = PciTransport::new::<DmaHal, _>(&mut PciRoot::new(config), address)?;
         if transport.device_type() != kind {
             return Err(Error::WrongType(transport.device_type()));
         }
         Ok(Self {
             transport,
-            slot,
+            function,
             common,
             notify,
             notify_multiplier: multiplier as usize,
@@ -290,12 +248,12 @@ impl Device {
             return Err(Error::NoQueue(index));
         }
         queue.agree(self.features & EVENT_IDX != 0, self.features & INDIRECT_DESC != 0);
-        self.common.write(QUEUE_SELECT, index);
-        self.common.write(QUEUE_MSIX_VECTOR, vector);
-        if self.common.read(QUEUE_MSIX_VECTOR) != vector {
+        self.common.write16(QUEUE_SELECT, index);
+        self.common.write16(QUEUE_MSIX_VECTOR, vector);
+        if self.common.read16(QUEUE_MSIX_VECTOR) != vector {
             return Err(Error::NoVector);
         }
-        let at = usize::from(self.common.read(QUEUE_NOTIFY_OFF))
+        let at = usize::from(self.common.read16(QUEUE_NOTIFY_OFF))
             .checked_mul(self.notify_multiplier)
             .ok_or(Error::BadCapability)?;
         let bell = self.notify.register(at).ok_or(Error::BadCapability)?;
@@ -308,8 +266,7 @@ impl Device {
 
     /// Routes MSI-X entry `vector` to a port of this domain, still masked.
     pub fn bind(&mut self, vector: u16) -> Result<Port, Error> {
-        let function = Function::at(self.slot).ok_or(Error::NoDevice)?;
-        function.bind(vector).map_err(|error| match error {
+        self.function.bind(vector).map_err(|error| match error {
             hypercall::Error::BadArgument => Error::NoVector,
             error => Error::Hypervisor(error),
         })
@@ -317,8 +274,8 @@ impl Device {
 
     /// Has changes of the configuration signalled by `vector`.
     pub fn set_config_vector(&mut self, vector: u16) -> Result<(), Error> {
-        self.common.write(MSIX_CONFIG, vector);
-        if self.common.read(MSIX_CONFIG) != vector {
+        self.common.write16(MSIX_CONFIG, vector);
+        if self.common.read16(MSIX_CONFIG) != vector {
             return Err(Error::NoVector);
         }
         Ok(())
@@ -353,7 +310,7 @@ pub fn prepare(size: u16) -> Result<Queue, Error> {
 
 /// The registers that the first capability of a kind names, and the word after
 /// the usual fields (the notify capability's multiplier).
-fn find(config: &Config, kind: u8) -> Result<(Registers, u32), Error> {
+fn find(owned: &Function, config: &Config, kind: u8) -> Result<(Bar, u32), Error> {
     let function = config.function();
     let root = PciRoot::new(config.clone());
     for capability in root.capabilities(function).take(48) {
@@ -367,20 +324,9 @@ fn find(config: &Config, kind: u8) -> Result<(Registers, u32), Error> {
         let [bar, ..] = word(4).to_le_bytes();
         let (offset, len) = (u64::from(word(8)), u64::from(word(12)));
         let multiplier = if kind == CAP_NOTIFY { word(16) } else { 0 };
-        let window = config
-            .device
-            .bars
-            .get(usize::from(bar))
-            .filter(|window| window.address != 0)
-            .ok_or(Error::BadCapability)?;
-        let end = offset.checked_add(len).filter(|&end| end <= window.len);
-        if end.is_none() || !offset.is_multiple_of(4) {
-            return Err(Error::BadCapability);
-        }
-        let address = window.address.checked_add(offset).ok_or(Error::BadCapability)?;
-        let base = NonNull::new(address as *mut u8).ok_or(Error::BadCapability)?;
-        let len = usize::try_from(len).map_err(|_| Error::BadCapability)?;
-        return Ok((Registers { base, len }, multiplier));
+        let registers = owned.bar(usize::from(bar)).and_then(|bar| bar.part(offset, len));
+        let registers = registers.filter(|_| offset.is_multiple_of(4));
+        return Ok((registers.ok_or(Error::BadCapability)?, multiplier));
     }
     Err(Error::BadCapability)
 }
