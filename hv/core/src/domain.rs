@@ -44,6 +44,9 @@ pub struct Domain {
     pub life: Life,
     /// Not to be started until released.
     pub held: bool,
+    /// It is a connection's backend, or the spare of one: others depend on it, so
+    /// that it has no end of its work, and its exit is a death like any other.
+    pub serves: bool,
     /// What its memory is laid out for.
     pub body: Body,
     /// What the supervisor sees, but for state and CPU time: [`Domain::info`].
@@ -79,6 +82,8 @@ impl Domain {
         let window = Window::new(config.grant_window_pages);
         let table = Table::new(config.grant_entries);
         Self {
+            // Only drivers have spares.
+            serves: config.spare_of.is_some(),
             config,
             space,
             window,
@@ -157,7 +162,7 @@ impl Domain {
         info.check &= !event::DRAIN;
         info.last_reason = reason as u32;
         info.died_ns = now;
-        if reason == Reason::Exit {
+        if reason == Reason::Exit && !self.serves {
             self.life = Life::Stopped;
         } else {
             self.life = Life::Dead;

@@ -84,7 +84,7 @@ impl Ladder {
     pub fn ended(&mut self, ready: u32, reason: Reason, has: impl Fn(Reset) -> bool) {
         let enabled = core::mem::take(&mut self.enabled);
         let failed = match reason {
-            Reason::Operator | Reason::Exit => return,
+            Reason::Operator => return,
             Reason::Stalled => ready < event::SERVED,
             _ => enabled && ready < event::READY,
         };

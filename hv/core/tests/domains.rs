@@ -103,6 +103,20 @@ fn g6_a_spare_takes_over_memory_and_nothing_else() {
 }
 
 #[test]
+fn who_serves_others_has_no_end_of_its_work() {
+    let mut all = pair();
+    let mut exit = |domain, serves| {
+        let domain: &mut Domain = &mut all[domain];
+        domain.serves |= serves;
+        domain.died(Reason::Exit, 20);
+        (domain.life, domain.info.deaths)
+    };
+    assert_eq!(exit(0, false), (Life::Stopped, 0));
+    assert_eq!(exit(0, true), (Life::Dead, 1));
+    assert_eq!(exit(1, false), (Life::Dead, 1), "a spare");
+}
+
+#[test]
 fn what_a_domain_says_of_itself_only_ever_advances() {
     let mut all = pair();
     assert!(!all[0].advance(STANDBY), "only a spare stands by");

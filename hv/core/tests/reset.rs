@@ -38,10 +38,10 @@ fn only_a_death_over_the_device_climbs() {
         // It never came to its device: nothing is known.
         (false, 0, Reason::Panic, Reset::Function),
         (true, 0, Reason::Operator, Reset::Function),
-        (true, SERVED, Reason::Exit, Reset::Function),
         // The device worked.
         (true, READY, Reason::Panic, Reset::Driver),
         (true, SERVED, Reason::Stalled, Reset::Driver),
+        (true, SERVED, Reason::Exit, Reset::Driver),
     ] {
         let mut ladder = after(1, ALL);
         if enabled {

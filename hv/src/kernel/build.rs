@@ -162,6 +162,7 @@ impl Node {
         };
         let frontend = end(config.frontend, frames, frames + PAGE);
         let backend = end(config.backend, frames + PAGE, frames);
+        self.domains[config.backend].serves = true;
         self.connections.push(Connection {
             number,
             config: config.clone(),

@@ -235,6 +235,7 @@ impl Hv {
         };
         let frontend = end(config.frontend, frames, frames + PAGE);
         let backend = end(config.backend, frames + PAGE, frames);
+        self.domains[config.backend].serves = true;
         self.connections.push(Connection { protocol: config.protocol, frontend, backend });
     }
 

@@ -237,7 +237,8 @@ impl FakeNode {
         }
         let generation: Generation = info.generation;
         info.state = match reason {
-            Reason::Operator | Reason::Exit => DomainState::Stopped as u32,
+            Reason::Operator => DomainState::Stopped as u32,
+            Reason::Exit if !matches!(domain, BLK | NET | SPARE) => DomainState::Stopped as u32,
             _ => DomainState::Dead as u32,
         };
         info.generation += 1;

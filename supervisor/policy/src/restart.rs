@@ -64,8 +64,7 @@ impl History {
 
 /// Whether a death counts for the budget of its domain.
 pub fn is_unplanned(record: &CrashRecord) -> bool {
-    let planned = [Reason::Operator as u32, Reason::Exit as u32];
-    record.ordered == 0 && !planned.contains(&record.report.reason)
+    record.ordered == 0 && record.report.reason != Reason::Operator as u32
 }
 
 /// What to do about a domain.
