@@ -234,11 +234,12 @@ fn offer(guest: &mut impl Guest) {
     panic!("no offer");
 }
 
-/// Answers the frontend's offer by hand.
+/// Answers the frontend's offer by hand. A volume can do all there is.
 fn answer(sim: &Sim, version: u16, body: BackBody) {
     let pages = sim.pages(BACK);
     let seen = pages.peer.glance().pair;
-    let hello = BackHello { version, features: 0, body };
+    let features = if matches!(body, BackBody::Blk { .. }) { blk::volume().features } else { 0 };
+    let hello = BackHello { version, features, body };
     pages.own.publish(&hello, seen.epoch, seen, State::Initialising, State::Connected).unwrap();
 }
 

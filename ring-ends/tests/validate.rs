@@ -5,7 +5,10 @@
 mod sim;
 
 use ring_ends::{Window, blk, net};
-use ring_proto::blk::{MAX_SEGMENTS, Request, Response, Segment, Status};
+use ring_proto::blk::{
+    FEATURE_DISCARD, FEATURE_FLUSH, FEATURE_WRITE_ZEROES, MAX_SEGMENTS, Op, Request, Response,
+    Segment, Status,
+};
 use ring_proto::conn::{
     BackBody, BackHello, FrontHello, GrantRange, Pair, QueueHello, State, VERSION,
 };
@@ -18,8 +21,8 @@ use std::sync::atomic::Ordering::Relaxed;
 type BlkRing = FrontRing<Request, Response>;
 
 /// Answers the frontend's offer by hand.
-fn answer(sim: &Sim, body: BackBody) {
-    let hello = BackHello { version: VERSION, features: 0, body };
+fn answer(sim: &Sim, body: BackBody, features: u32) {
+    let hello = BackHello { version: VERSION, features, body };
     let answers = sim.pages(BACK).peer.glance().pair;
     let own = sim.pages(BACK).own;
     own.publish(&hello, 1, answers, State::Initialising, State::Connected).unwrap();
@@ -92,7 +95,7 @@ fn blk_7_only_answers_to_requests_that_are_out_are_taken() {
         let _ = front.poll(&mut env);
         let ring = sim.frame(sim::blk::RING);
         let mut back = BackRing::<Request, Response>::attach(ring, sim::blk::SLOTS).unwrap();
-        answer(&sim, BackBody::Blk { sectors: 100, block_size: 512, read_only: false });
+        answer(&sim, BackBody::Blk { sectors: 100, block_size: 512, read_only: false }, 0);
         let segments = [Segment { offset: 0, len: 512 }];
         for token in 0..2 {
             let op = ring_proto::blk::Op::Read;
@@ -109,6 +112,109 @@ fn blk_7_only_answers_to_requests_that_are_out_are_taken() {
         let _ = front.poll(&mut env);
         assert_eq!(front.counters().misbehaviours, misbehaviours, "{name}");
         assert_eq!(front.is_connected(), misbehaviours == 0, "{name}");
+    }
+}
+
+/// A frontend with requests submitted, and the ring of a hand-made backend that
+/// offered it a volume.
+fn asked(
+    volume: BackBody,
+    features: u32,
+    requests: &[blk::Io<'_>],
+) -> (Sim, blk::Frontend, BackRing<Request, Response>) {
+    let sim = Sim::new();
+    let mut front = blk::Frontend::new(sim::blk::front_config(&sim)).unwrap();
+    for (token, &io) in (0..).zip(requests) {
+        front.submit(io, token).unwrap();
+    }
+    let ring = connected(&sim, &mut front, volume, features);
+    (sim, front, ring)
+}
+
+/// Answers the offer that the frontend makes as soon as its pause is over.
+fn connected(
+    sim: &Sim,
+    front: &mut blk::Frontend,
+    volume: BackBody,
+    features: u32,
+) -> BackRing<Request, Response> {
+    let mut env = sim.env(FRONT);
+    while let Some(pause) = front.poll(&mut env).deadline {
+        sim.advance(pause.saturating_sub(sim.now()));
+    }
+    let mem = sim.frame(sim::blk::RING);
+    let ring = BackRing::<Request, Response>::attach(mem, sim::blk::SLOTS).unwrap();
+    answer(sim, volume, features);
+    let _ = (front.poll(&mut env), front.poll(&mut env));
+    assert!(front.is_connected());
+    ring
+}
+
+const FEATURES: u32 = FEATURE_FLUSH | FEATURE_DISCARD | FEATURE_WRITE_ZEROES;
+
+/// A request for the first eight sectors, or of them.
+fn eight(op: Op) -> blk::Io<'static> {
+    const DATA: &[Segment] = &[Segment { offset: 0, len: 4096 }];
+    let segments = if matches!(op, Op::Read | Op::Write) { DATA } else { &[] };
+    let sectors = if matches!(op, Op::Discard | Op::WriteZeroes) { 8 } else { 0 };
+    blk::Io { op, sector: 0, sectors, segments }
+}
+
+#[test]
+fn blk_12_a_backend_that_refuses_what_it_offers_misbehaves() {
+    use Status::{Invalid, IoError, Unsupported};
+    let volume = BackBody::Blk { sectors: 100, block_size: 512, read_only: false };
+    for (op, status, is_breach) in [
+        (Op::Read, Invalid, true),
+        (Op::Write, Unsupported, true),
+        (Op::Flush, Unsupported, true),
+        (Op::Discard, Invalid, true),
+        (Op::Discard, Unsupported, false),
+        (Op::WriteZeroes, Unsupported, false),
+        (Op::Read, IoError, false),
+    ] {
+        let (sim, mut front, mut ring) = asked(volume.clone(), FEATURES, &[eight(op)]);
+        for times in 1.. {
+            let id = ring.pop().unwrap().unwrap().id;
+            ring.push(&Response { id, status: status as u8, reserved: [0; 3] }).unwrap();
+            let _ = (ring.publish(), front.poll(&mut sim.env(FRONT)));
+            let counts = front.counters();
+            if let Some(end) = front.next_completion() {
+                // The guest does not wait for ever for a backend that means it.
+                assert_eq!((end.status, times), (status, if is_breach { 6 } else { 1 }), "{op:?}");
+                assert_eq!((counts.misbehaviours, counts.replayed), (times - 1, times - 1));
+                assert!(front.is_connected());
+                break;
+            }
+            assert_eq!((counts.misbehaviours, counts.replayed), (times, times), "{op:?}");
+            assert!(times < 6 && !front.is_connected());
+            ring = connected(&sim, &mut front, volume.clone(), FEATURES);
+        }
+    }
+}
+
+#[test]
+fn blk_12_what_is_not_on_offer_is_not_sent() {
+    use Status::{Invalid, IoError, Unsupported};
+    let volume = |sectors, block_size, read_only| BackBody::Blk { sectors, block_size, read_only };
+    let half = blk::Io { sector: 4, ..eight(Op::Read) };
+    for (volume, features, io, end) in [
+        (volume(8, 4096, false), FEATURES, eight(Op::Write), None),
+        (volume(8, 4096, true), FEATURES, eight(Op::Write), Some(Unsupported)),
+        (volume(8, 4096, true), FEATURES, eight(Op::Discard), Some(Unsupported)),
+        (volume(8, 4096, true), FEATURES, eight(Op::Read), None),
+        (volume(8, 512, false), 0, eight(Op::Flush), Some(Unsupported)),
+        (volume(8, 512, false), FEATURE_FLUSH, eight(Op::Flush), None),
+        (volume(8, 512, false), FEATURE_FLUSH, eight(Op::Discard), Some(Unsupported)),
+        (volume(8, 512, false), FEATURE_DISCARD, eight(Op::WriteZeroes), Some(Unsupported)),
+        (volume(7, 512, false), FEATURES, eight(Op::WriteZeroes), Some(IoError)),
+        (volume(16, 2048, false), FEATURES, half, None),
+        (volume(16, 4096, false), FEATURES, half, Some(Invalid)),
+    ] {
+        let (_sim, mut front, mut ring) = asked(volume, features, &[io]);
+        assert_eq!(ring.pop().unwrap().is_none(), end.is_some(), "{io:?}");
+        assert_eq!(front.next_completion().map(|done| done.status), end, "{io:?}");
+        assert_eq!(front.counters().misbehaviours, 0);
     }
 }
 
@@ -139,7 +245,7 @@ fn net_7_only_answers_to_requests_that_are_out_are_taken() {
         let slots = sim::net::SLOTS;
         let mut tx = BackRing::<TxRequest, TxResponse>::attach(tx, slots).unwrap();
         let mut rx = BackRing::<RxRequest, RxResponse>::attach(rx, slots).unwrap();
-        answer(&sim, BackBody::Net { mac: sim::net::MAC, mtu: 1500 });
+        answer(&sim, BackBody::Net { mac: sim::net::MAC, mtu: 1500 }, 0);
         let _ = front.poll(&mut env);
         front.transmit(&[1; 60], None).unwrap();
         front.kick(&mut env);

@@ -16,6 +16,12 @@ use crate::conn::{FrontLink, FrontStep, Region};
 use crate::stall::Stall;
 use crate::{ConfigError, Counters, Env, Progress, count, index_of, pieces};
 
+/// Times that a request that was refused is sent again, before that is its end
+/// (BLK-12). Before each there is the pause after a loss, in which a backend that is
+/// complained of is replaced; all but the last together are longer than the time for
+/// which a complaint is not heard after another one (SPEC.md, CONN-16).
+const REFUSALS_MOST: u8 = 5;
+
 /// What a frontend is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct FrontendConfig {
@@ -96,6 +102,8 @@ struct Entry {
     token: u64,
     /// Order of submission.
     sequence: u64,
+    /// Times that a backend refused it (BLK-12).
+    refused: u8,
     request: Request,
 }
 
@@ -142,8 +150,8 @@ impl Frontend {
             config.pool,
         );
         let slots = config.slots as usize;
-        let entry =
-            Entry { stage: Stage::Free, token: 0, sequence: 0, request: empty_request(Op::Flush) };
+        let request = empty_request(Op::Flush);
+        let entry = Entry { stage: Stage::Free, token: 0, sequence: 0, refused: 0, request };
         Ok(Self {
             link,
             config,
@@ -229,6 +237,7 @@ impl Frontend {
             stage: Stage::Waiting,
             token,
             sequence: self.sequence,
+            refused: 0,
             request: Request { id, ..request },
         };
         self.waiting.push_back(index);
@@ -245,8 +254,8 @@ impl Frontend {
         let (Some(ring), Some(geometry)) = (&mut self.ring, &self.geometry) else { return };
         while let Some(&index) = self.waiting.front() {
             let Some(entry) = self.entries.get_mut(usize::from(index)) else { break };
-            if !in_range(geometry, &entry.request) {
-                entry.stage = Stage::Done(Status::IoError);
+            if let Err(status) = check_offer(geometry, &entry.request) {
+                entry.stage = Stage::Done(status);
                 self.done.push_back(index);
             } else {
                 let (first, end) = changed(&entry.request);
@@ -339,6 +348,11 @@ impl Frontend {
                 (Some(entry), Some(status))
                     if entry.stage == Stage::Sent && entry.request.id == response.id =>
                 {
+                    if is_refusal(entry.request.op, status) && entry.refused < REFUSALS_MOST {
+                        entry.refused = entry.refused.saturating_add(1);
+                        self.misbehaved(env);
+                        return true;
+                    }
                     entry.stage = Stage::Done(status);
                     self.done.push_back(index);
                     self.link.worked();
@@ -439,10 +453,37 @@ fn end_sector(request: &Request) -> Option<u64> {
     request.sector.checked_add(request.sectors)?.checked_add(bytes / SECTOR)
 }
 
-/// Whether the request's sectors are on the volume.
-fn in_range(geometry: &Geometry, request: &Request) -> bool {
-    let end = end_sector(request);
-    request.op == Op::Flush as u8 || end.is_some_and(|end| end <= geometry.sectors)
+/// Whether a backend that offers this has to carry a request out, whose form was
+/// checked when it was submitted; otherwise how the request ends (BLK-10, BLK-12).
+fn check_offer(geometry: &Geometry, request: &Request) -> Result<(), Status> {
+    let op = Op::from_raw(request.op).ok_or(Status::Invalid)?;
+    let (needs, changes) = match op {
+        Op::Read => (0, false),
+        Op::Write => (0, true),
+        Op::Flush => (FEATURE_FLUSH, false),
+        Op::Discard => (FEATURE_DISCARD, true),
+        Op::WriteZeroes => (FEATURE_WRITE_ZEROES, true),
+    };
+    if geometry.features & needs != needs || (changes && geometry.read_only) {
+        return Err(Status::Unsupported);
+    }
+    if op == Op::Flush {
+        return Ok(());
+    }
+    let unit = u64::from(geometry.block_size) / SECTOR;
+    match end_sector(request) {
+        Some(end) if end > geometry.sectors => Err(Status::IoError),
+        // `check_answer` let no unit of 0 pass.
+        Some(end) if request.sector.is_multiple_of(unit) && end.is_multiple_of(unit) => Ok(()),
+        _ => Err(Status::Invalid),
+    }
+}
+
+/// Whether a backend answers so that must not, as what it said that it offers was
+/// checked: only of a discard or of zeroes may the device itself know nothing.
+fn is_refusal(op: u8, status: Status) -> bool {
+    let may = matches!(Op::from_raw(op), Some(Op::Discard | Op::WriteZeroes));
+    status == Status::Invalid || (status == Status::Unsupported && !may)
 }
 
 /// The sectors that a request changes: first and end; an empty range if none.
