@@ -41,6 +41,7 @@ const T_DISCARD: u32 = 11;
 const T_WRITE_ZEROES: u32 = 13;
 
 const S_OK: u8 = 0;
+const S_IO_ERROR: u8 = 1;
 const S_UNSUPPORTED: u8 = 2;
 /// No status that a device writes: shows that it wrote none.
 const S_NONE: u8 = 0xff;
@@ -285,8 +286,10 @@ impl Disk for VirtioBlk {
         let at = place(slot, SLOT_STATUS);
         let status = match self.slots.read::<u8>(at) {
             Ok(S_OK) => Status::Ok,
+            Ok(S_IO_ERROR) => Status::IoError,
             Ok(S_UNSUPPORTED) => Status::Unsupported,
-            _ => Status::IoError,
+            // It finished the request without a word on how it ended.
+            _ => return Err(Misbehaved),
         };
         Ok(Some(Done { cookie, status }))
     }

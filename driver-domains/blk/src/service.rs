@@ -360,11 +360,7 @@ impl<D: Disk> Service<D> {
             // As many as the request has segments.
             let _ = pieces.push(Piece { address: s.address, len: s.len });
         }
-        let Some(cookie) = self.free_work.pop() else {
-            self.turns.finished(index, cost);
-            client.backend.complete(request.tag, Status::IoError);
-            return;
-        };
+        let Some(cookie) = self.free_work.pop() else { contradiction() };
         let io = Io { op: request.op, sector, sectors, pieces: &pieces, cookie };
         match self.disk.submit(&io) {
             Ok(()) => {
@@ -431,12 +427,20 @@ impl<D: Disk> Service<D> {
     }
 }
 
+/// How a request ends that the disk did not take.
 fn status_of(refused: Refused) -> Status {
     match refused {
         Refused::Unsupported => Status::Unsupported,
         Refused::Invalid => Status::Invalid,
-        Refused::Full => Status::IoError,
+        Refused::Full => contradiction(),
     }
+}
+
+/// Ends this generation over its own books, which say that there is room where there
+/// is none. The next one has the request again; an error would be the guest's.
+#[track_caller]
+fn contradiction() -> ! {
+    give_up(format_args!("no room for a request, though there was some"))
 }
 
 /// The part of a range that one request to the disk may cover, and the rest.

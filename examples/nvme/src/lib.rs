@@ -187,9 +187,9 @@ impl Nvme {
         if fits { Ok(()) } else { Err(Refused::Invalid) }
     }
 
-    /// Puts a command of a request into the queue. There is room.
+    /// Puts a command of a request into the queue. There is room; `false` if its data is nowhere.
     fn send(&mut self, request: u16, mut command: Command, data: Option<(u64, u32)>) -> bool {
-        let Some(id) = self.free_commands.pop() else { return false };
+        let Some(&id) = self.free_commands.last() else { return false };
         if let Some((address, len)) = data {
             let list = usize::from(id).saturating_mul(LIST);
             let Some(list) = self.lists.sub(list, LIST) else { return false };
@@ -197,6 +197,7 @@ impl Nvme {
             let Some(data) = Data::new(address, len, list.address(), put) else { return false };
             command.data = data.0;
         }
+        let _ = self.free_commands.pop();
         if let Some(owner) = self.commands.get_mut(usize::from(id)) {
             *owner = Some(request);
         }
