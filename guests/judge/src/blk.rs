@@ -13,7 +13,7 @@ use domain_rt::{
     time::{NEVER, now_ns},
 };
 use guest_io::connect;
-use judge_orders::{MAX_WINDOW, VERIFY, VERIFY_ALL, VERIFY_BEFORE};
+use judge_orders::{MAX_WINDOW, READ_ONLY, VERIFY, VERIFY_ALL, VERIFY_BEFORE, WRITE_ONLY};
 use ring_ends::{
     Counters, Progress,
     blk::{Completion, Frontend, Io},
@@ -206,6 +206,9 @@ impl Blocks {
         let count = if choice >> 8 & 3 == 0 { LARGE } else { 1 };
         let hot = choice >> 10 & 3 == 0;
         let op = match choice & 15 {
+            _ if round.orders.flags & READ_ONLY != 0 => Op::Read,
+            4..=15 if round.orders.flags & WRITE_ONLY != 0 => Op::Write,
+            0..=3 if round.orders.flags & WRITE_ONLY != 0 => Op::Flush,
             0 => Op::Flush,
             1..=8 => Op::Write,
             _ => Op::Read,
@@ -270,7 +273,7 @@ impl Blocks {
                 Phase::Verify
             }
             Phase::Verify if idle => {
-                let verifies = round.orders.flags != 0;
+                let verifies = round.orders.flags & (VERIFY | VERIFY_ALL | VERIFY_BEFORE) != 0;
                 let unsure = (0..self.model.len()).filter(|&block| self.model.is_unsure(block));
                 self.queue.extend(unsure.filter(|_| verifies).map(|block| (block, 1)));
                 Phase::Repair

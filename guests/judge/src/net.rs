@@ -13,7 +13,7 @@ use domain_rt::{
     time::{MS, NEVER, now_ns},
 };
 use guest_io::connect;
-use judge_orders::{Wrong, wrong};
+use judge_orders::{READ_ONLY, WRITE_ONLY, Wrong, wrong};
 use ring_ends::{Counters, Progress, net::Frontend};
 use smoltcp::wire::EthernetAddress;
 use test_content::{
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Bytes of data of a datagram.
-const LEN: core::ops::RangeInclusive<u64> = 64..=1400;
+const LEN: (u64, u64) = (64, 1400);
 const _: () = assert!(HEADERS + 1400 <= FRAME);
 /// A datagram that the driver took is lost if it is not back after so long: a
 /// hundred times what one takes there and back.
@@ -57,6 +57,8 @@ pub(crate) struct Datagrams {
     peer: EthernetAddress,
     writer: u64,
     seed: u64,
+    /// Of this round's datagrams: least and most bytes of data.
+    lengths: (u64, u64),
     fates: Vec<Fate>,
     /// Those under way and when they were sent, oldest first; some are back already.
     under_way: VecDeque<(u64, u64)>,
@@ -65,7 +67,8 @@ pub(crate) struct Datagrams {
     connects: u64,
     /// As transports do after a loss, one goes first.
     careful: bool,
-    /// When something came back, or the wait for it began, ns.
+    /// When a datagram came back, or the wait for it began, ns. Other frames tell nothing of
+    /// the driver's work: one that sends rubbish still brings those that others send.
     heard: u64,
     /// How long nothing may come back until the driver is complained of, ns.
     patience: u64,
@@ -90,6 +93,7 @@ impl Datagrams {
             peer: EthernetAddress::BROADCAST,
             writer: random::seed(),
             seed: 0,
+            lengths: LEN,
             fates: Vec::new(),
             under_way: VecDeque::new(),
             buffers: 0,
@@ -134,8 +138,8 @@ impl Datagrams {
 
     /// Bytes of data of datagram `number`.
     fn len(&self, number: u64) -> usize {
-        let span = LEN.end() - LEN.start() + 1;
-        (LEN.start() + mix(self.seed ^ number) % span) as usize
+        let (shortest, longest) = self.lengths;
+        (shortest + mix(self.seed ^ number) % (longest - shortest + 1)) as usize
     }
 
     /// Whether a datagram can be sent.
@@ -161,7 +165,6 @@ impl Datagrams {
 
     /// Judges a frame that came.
     fn arrived(&mut self, len: usize, round: &mut Round) {
-        self.heard = now_ns();
         let frame = self.received.get(..len).unwrap_or_default();
         let payload = match self.wire.look(frame) {
             Frame::Other | Frame::Address(_) => return,
@@ -204,6 +207,7 @@ impl Datagrams {
         match self.fates.get_mut(label.place as usize).filter(|_| in_range) {
             Some(fate @ Fate::UnderWay) => {
                 *fate = Fate::Back;
+                self.heard = now_ns();
                 self.careful = false;
                 round.completed();
             }
@@ -265,6 +269,11 @@ impl Work for Datagrams {
 
     fn begin(&mut self, round: &Round) {
         self.seed = round.orders.seed;
+        self.lengths = match round.orders.flags & (READ_ONLY | WRITE_ONLY) {
+            READ_ONLY => (LEN.0, LEN.0),
+            WRITE_ONLY => (LEN.1, LEN.1),
+            _ => LEN,
+        };
         self.fates.clear();
         self.under_way.clear();
         self.connects = self.front.counters().connects;

@@ -49,8 +49,12 @@ pub const VERIFY_ALL: u64 = 1 << 1;
 /// The same with what the round before wrote: after the driver began a new life in
 /// between, it is the disk that is judged, and no driver's memory.
 pub const VERIFY_BEFORE: u64 = 1 << 2;
+/// Blocks are read only, and datagrams are as short as can be.
+pub const READ_ONLY: u64 = 1 << 3;
+/// Blocks are written only, with many flushes between, and datagrams are as long as can be.
+pub const WRITE_ONLY: u64 = 1 << 4;
 /// All of them.
-const FLAGS: u64 = VERIFY | VERIFY_ALL | VERIFY_BEFORE;
+const FLAGS: u64 = VERIFY | VERIFY_ALL | VERIFY_BEFORE | READ_ONLY | WRITE_ONLY;
 
 /// What a judge is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +107,8 @@ pub struct Orders {
     /// Time without requests at the end of the round, in which answers to nothing
     /// may come, ns.
     pub quiet_ns: u64,
-    /// [`VERIFY`], [`VERIFY_ALL`], [`VERIFY_BEFORE`].
+    /// [`VERIFY`], [`VERIFY_ALL`], [`VERIFY_BEFORE`]; [`READ_ONLY`] or [`WRITE_ONLY`], or both
+    /// kinds of work.
     pub flags: u64,
     /// `!round`: written after all others, so that orders that are half written
     /// are not taken for orders.
@@ -122,6 +127,7 @@ impl Orders {
             && self.limit_ns != 0
             && times.iter().all(|&ns| ns <= MAX_NS)
             && self.flags & !FLAGS == 0
+            && self.flags & (READ_ONLY | WRITE_ONLY) != READ_ONLY | WRITE_ONLY
     }
 }
 
@@ -339,7 +345,7 @@ mod tests {
     #[test]
     fn nonsense_is_seen() {
         assert!(valid().are_valid());
-        let longest = Orders { limit_ns: MAX_NS, flags: FLAGS, ..valid() };
+        let longest = Orders { limit_ns: MAX_NS, flags: FLAGS & !READ_ONLY, ..valid() };
         assert!(longest.are_valid());
         for bad in [
             Orders { round: 0, ..valid() },
@@ -351,7 +357,8 @@ mod tests {
             Orders { limit_ns: MAX_NS + 1, ..valid() },
             Orders { pace_ns: u64::MAX, ..valid() },
             Orders { quiet_ns: u64::MAX, ..valid() },
-            Orders { flags: FLAGS + 1, ..valid() },
+            Orders { flags: 1 << 5, ..valid() },
+            Orders { flags: READ_ONLY | WRITE_ONLY, ..valid() },
         ] {
             assert!(!bad.are_valid(), "{bad:?}");
         }
