@@ -15,6 +15,7 @@
 //! | [`attacks`], [`without`] | attacks on a node, and their tests without the defence |
 //! | [`sim`](mod@sim) | deterministic simulation, and bugs planted for it |
 //! | [`models`], [`mutants`] | tests in which every interleaving is explored, and what they must find |
+//! | [`mod@say`] | lines on the terminal |
 //! | [`figures`] | what measuring commands print and write |
 
 pub mod attacks;
@@ -36,6 +37,7 @@ pub mod models;
 pub mod mutants;
 pub mod qemu;
 pub mod run;
+pub mod say;
 pub mod sim;
 pub mod size;
 pub mod sizes;

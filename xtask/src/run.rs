@@ -1,6 +1,6 @@
 //! `cargo xtask run`: a node for people and scripts to talk to.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,7 @@ use signal_hook::iterator::Signals;
 use crate::disk::Disk;
 use crate::manifest::{self, Manifest};
 use crate::qemu::{Accel, Iommu, NodeConfig, OnLine, RunningNode, Verdict, install};
+use crate::say::say;
 use crate::{build, size, workspace};
 
 /// How long the node may take until its service answers.
@@ -189,11 +190,6 @@ fn stop_on_signals(node: &Arc<RunningNode>) -> Result<Arc<AtomicU32>> {
         }
     });
     Ok(count)
-}
-
-/// Prints a line of our own. (`println!` would panic if nobody reads any more.)
-fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Prints the node's lines, each domain's tag in a colour of its own.

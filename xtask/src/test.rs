@@ -1,6 +1,6 @@
 //! `cargo xtask test`: all tests, host and system, with one summary at the end.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::manifest::{self, Manifest};
 use crate::models::MODELS;
 use crate::qemu::install;
+use crate::say::say;
 use crate::without;
 use crate::workspace::{self, Metadata};
 use crate::{build, fuzz};
@@ -183,11 +184,6 @@ impl Tally {
             self.failures.push(name.to_owned());
         }
     }
-}
-
-/// Prints a line. (`println!` would panic if nobody reads any more.)
-fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -25,6 +25,7 @@ use anyhow::{Context, Result, bail};
 use crate::attacks::{Attacks, Patch};
 use crate::mutants::{self, Mutant};
 use crate::qemu::install;
+use crate::say::say;
 use crate::{build, workspace};
 
 /// What the error of a system test begins with if the attack was under way.
@@ -284,11 +285,6 @@ fn remove_others(tree: &Path, dir: &Path, wanted: &HashSet<PathBuf>) -> std::io:
         }
     }
     Ok(())
-}
-
-/// Prints a line. (`println!` would panic if nobody reads any more.)
-fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::manifest::{Manifest, Plugged};
-use crate::qemu::{NodeConfig, Verdict, install, with_path, with_peer};
+use crate::qemu::{NodeConfig, Place, Verdict, install, with_path, with_peer};
 use crate::{build, figures, workspace};
 
 /// ns of virtual time from a sent frame to its arrival.
@@ -254,17 +254,11 @@ fn show(config: &NodeConfig) -> String {
 #[must_use]
 pub fn real_disk_devices(disk: &Path, plugged: &Plugged) -> Vec<OsString> {
     let options = "if=none,id=disk,format=raw,cache=unsafe,file.locking=on,file.filename=";
-    devices_over(vec!["-drive".into(), with_path(options, disk)], plugged)
-}
-
-/// The same NICs, and a disk over the drive `disk` that `drive` makes; others than virtio if the
-/// manifest wants that.
-#[must_use]
-pub fn devices_over(drive: Vec<OsString>, plugged: &Plugged) -> Vec<OsString> {
-    with_peer(drive, plugged, WIRE_NS)
+    let drive = vec!["-drive".into(), with_path(options, disk)];
+    with_peer(drive, plugged, WIRE_NS, Place::Root)
 }
 
 /// A disk without a medium, a NIC, and the peer's NIC on the same hub.
 fn devices(dir: &Path) -> Result<Vec<OsString>> {
-    Ok(with_peer(disk::arguments(dir)?, &Plugged::default(), WIRE_NS))
+    Ok(with_peer(disk::arguments(dir)?, &Plugged::default(), WIRE_NS, Place::Root))
 }
