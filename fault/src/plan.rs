@@ -91,7 +91,7 @@ pub enum Fault {
         /// RAX, RDI, RSI, RDX, RCX, R8; the number and the arguments instead.
         registers: [u64; 6],
     },
-    /// Answers that the driver has shown since its last hypercall, so that its peer has not taken
+    /// Answers that the driver has shown since it last gave way, so that its peer has not taken
     /// them yet, are altered in their ring, as if the driver had written them so.
     Answer {
         /// Which queue of the connection: blk has one; net sends with 0 and receives with 1.
@@ -142,6 +142,12 @@ pub enum Fault {
     /// The NIC has no link for a while.
     Link {
         /// So many milliseconds of the host's time.
+        ms: u32,
+    },
+    /// The driver's device is pulled out of its slot, and another one of its kind put there. If
+    /// the driver is held by then, as it has no device, somebody releases it.
+    Pull {
+        /// So many milliseconds of the host's time between them.
         ms: u32,
     },
     /// The driver dies as its runtime is ordered to, and while it is recovered from that somebody

@@ -10,6 +10,7 @@ use crate::class::{Class, Group};
 use crate::plan::Plan;
 use crate::terms::terms;
 use crate::verdict::Verdict;
+use crate::workload::Workload;
 
 /// Version of the format.
 pub const SCHEMA: u32 = 1;
@@ -29,8 +30,8 @@ pub struct Trial {
     pub group: Group,
     /// The domain that it strikes.
     pub target: String,
-    /// The workload, such as `mixed`.
-    pub workload: String,
+    /// What the guests did.
+    pub workload: Workload,
     /// Boots of a node that this run of the campaign had made, from 1.
     pub node: u32,
     /// What was done, and when.
@@ -54,6 +55,9 @@ pub struct Trial {
     pub neighbours: Option<String>,
     /// What harm the hypervisor took, in words: it panicked, the audit failed, it does not answer.
     pub hypervisor: Option<String>,
+    /// What QEMU said when it failed an assertion of its own.
+    #[serde(default)]
+    pub machine: Option<String>,
     /// The judgement of all this.
     pub verdict: Verdict,
     /// Why it is what it is, if the verdict alone does not say.

@@ -14,6 +14,7 @@ terms! {
         Recovered = "recovered", "It was detected, the driver recovered, and nothing was lost.";
         Reported = "reported", "The guest got errors, which the class brings about by its definition.";
         Corrupted = "corrupted", "The guest got wrong data through the driver or device, of a class that does that.";
+        MachineFailed = "machine-failed", "QEMU failed an assertion of its own over what a device was given: nothing can be said of the trial.";
         Undetected = "undetected", "The driver did not work, nobody noticed within the bound, or it did not come back.";
         DataLost = "data-lost", "Acknowledged data was lost or corrupted by a class that must not do that.";
         NeighbourHarmed = "neighbour-harmed", "A domain was harmed that has nothing to do with the target.";
@@ -29,17 +30,21 @@ impl Verdict {
         self <= Self::Reported
     }
 
-    /// Whether a promise was broken, or might have been: neither clean nor the corruption of
-    /// data that the class stands for, which the architecture does not promise to prevent.
+    /// Whether a promise was broken, or might have been: neither clean, nor the corruption of
+    /// data that the class stands for, which the architecture does not promise to prevent, nor the
+    /// end of a machine that is but emulated.
     #[must_use]
     pub fn falls_short(self) -> bool {
-        self > Self::Corrupted
+        self > Self::MachineFailed
     }
 }
 
 /// Judges what was observed; all of the record but [`Trial::verdict`] counts.
 #[must_use]
 pub fn judge(trial: &Trial) -> Verdict {
+    if trial.machine.is_some() {
+        return Verdict::MachineFailed;
+    }
     if trial.hypervisor.is_some() {
         return Verdict::HypervisorFailed;
     }

@@ -305,7 +305,6 @@ fn decode(address: u64, code: &[u8]) -> Option<Vec<Instruction>> {
     (!instructions.iter().any(Instruction::is_invalid)).then_some(instructions)
 }
 
-/// Whether `path` is `suffix`, or ends with it as whole parts of a path.
 /// A name without the number that link-time optimisation gives to what was local to a crate:
 /// `events::LAST_WAIT` of `events::LAST_WAIT.0`.
 fn plain(name: &str) -> &str {
@@ -315,6 +314,7 @@ fn plain(name: &str) -> &str {
     }
 }
 
+/// Whether `path` is `suffix`, or ends with it as whole parts of a path.
 fn is_path_end(path: &str, suffix: &str) -> bool {
     path.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with("::"))
 }

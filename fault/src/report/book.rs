@@ -15,6 +15,7 @@ use crate::plan::{Change, Fault, Whom};
 use crate::record::{Data, Detection, Detector, Manifestation, Recovery, Trial};
 use crate::verdict::Verdict;
 use crate::wire::{Mischief, Towards};
+use crate::workload::Workload;
 
 const CHAPTER: &str = include_str!("../../../docs/src/faults.md");
 
@@ -85,6 +86,7 @@ fn full() -> Trial {
         data: Data::Intact,
         neighbours: Some(String::new()),
         hypervisor: Some(String::new()),
+        machine: Some(String::new()),
         note: Some(String::new()),
         ..samples::quiet(Class::Nop)(0)
     }
@@ -121,6 +123,7 @@ fn the_book_explains_every_term() {
     check!("### `manifestation`", Manifestation);
     check!("### `detection.by`", Detector);
     check!("### `data`", Data);
+    check!("### `workload`", Workload);
 }
 
 #[test]
@@ -154,6 +157,7 @@ fn kinds() -> Vec<Fault> {
         Fault::Wire { towards: Towards::Peer, after: 0, count: 1, mischief: Mischief::Lose },
         Fault::Descriptor { queue: 0, after: 0, fraction: 0, written: true, value: 0 },
         Fault::Link { ms: 1 },
+        Fault::Pull { ms: 1 },
         Fault::Second { first: 1, whom: Whom::Driver, address, kind: 1 },
     ];
     for fault in &all {
@@ -174,6 +178,7 @@ fn kinds() -> Vec<Fault> {
             | Fault::Wire { .. }
             | Fault::Descriptor { .. }
             | Fault::Link { .. }
+            | Fault::Pull { .. }
             | Fault::Second { .. } => {}
         }
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::class::Class;
 use crate::record::SCHEMA;
+use crate::workload::Workload;
 
 /// What decides, with a trial's number, all that is done in a trial. A campaign goes on, and
 /// shards are joined, if all of it agrees but the shard.
@@ -28,8 +29,8 @@ pub struct Campaign {
     pub classes: Vec<Class>,
     /// Domains that they strike.
     pub targets: Vec<String>,
-    /// Workload, such as `mixed`.
-    pub workload: String,
+    /// What the guests do.
+    pub workload: Workload,
     /// Trials of all shards together; `None`: as many as there is time for.
     pub trials: Option<u64>,
     /// A fault that shows must be detected within this time, in nanoseconds on the node's clock.
@@ -209,6 +210,7 @@ mod tests {
         for name in fields.keys().filter(|name| *name != "shard") {
             let mut changed = fields.clone();
             changed[name] = match &fields[name] {
+                Value::String(text) if text == "mixed" => Value::from("read"),
                 Value::Number(number) => Value::from(number.as_u64().unwrap() + 1),
                 Value::String(text) => Value::from(format!("{text}2")),
                 Value::Array(_) => Value::Array(Vec::new()),

@@ -107,6 +107,7 @@ pub fn tiles(summary: &Summary) -> Vec<Tile> {
         must_be_none(summary.acknowledged_data_lost, "acknowledged data lost", "bad"),
         must_be_none(summary.unexplained, "unexplained", "warn"),
         must_be_none(summary.undetected, "not detected or not recovered", "warn"),
+        must_be_none(summary.machine_failures, "ended by QEMU's own assertions", "warn"),
     ];
     let software = &summary.software;
     if software.activated > 0 {

@@ -228,7 +228,7 @@ pub fn render(results: &Results, summary: &Summary, dir: &Path) -> Result<String
 fn look(verdict: Verdict) -> (&'static str, &'static str) {
     match verdict {
         _ if verdict.is_clean() => ("", ""),
-        Verdict::Corrupted => ("warned", "▲"),
+        Verdict::Corrupted | Verdict::MachineFailed => ("warned", "▲"),
         _ => ("short", "✖"),
     }
 }
@@ -501,7 +501,7 @@ fn parameters(results: &Results, summary: &Summary) -> Vec<(&'static str, String
         ("Program", campaign.program.clone()),
         ("Seed", campaign.seed.to_string()),
         ("Targets", campaign.targets.join(", ")),
-        ("Workload", campaign.workload.clone()),
+        ("Workload", campaign.workload.to_string()),
         ("Classes", names.join(", ")),
         ("Trials of all shards", planned),
         ("Shard, counted from 0", campaign.shard.to_string()),

@@ -6,8 +6,9 @@
 //!
 //! - *failure*: `undetected`, `data-lost`, `neighbour-harmed`, `hypervisor-failed`;
 //! - *error*: `unexplained`, for nobody knows whether it failed;
-//! - *skipped*: `corrupted`. The class stands for the corruption of data and nothing promises
+//! - *skipped*: `corrupted`, `machine-failed`. The class stands for the corruption of data and nothing promises
 //!   to prevent it, so it must not turn a build red, and must not be hidden among what passed.
+//!   Nor may `machine-failed`, the end of an emulator.
 //!
 //! A suite whose class had no trial has one case, skipped: that nothing ran is no success.
 
@@ -79,7 +80,7 @@ fn case(class: Class, name: String, status: TestCaseStatus) -> TestCase {
 
 fn status(trial: &Trial, dir: &Path) -> TestCaseStatus {
     let mut status = match trial.verdict {
-        Verdict::Corrupted => TestCaseStatus::skipped(),
+        Verdict::Corrupted | Verdict::MachineFailed => TestCaseStatus::skipped(),
         Verdict::Unexplained => TestCaseStatus::non_success(NonSuccessKind::Error),
         _ => TestCaseStatus::non_success(NonSuccessKind::Failure),
     };
@@ -152,6 +153,7 @@ mod tests {
         let wanted = [
             (Verdict::Harmless, None),
             (Verdict::Corrupted, Some("skipped")),
+            (Verdict::MachineFailed, Some("skipped")),
             (Verdict::Undetected, Some("failure")),
             (Verdict::DataLost, Some("failure")),
             (Verdict::NeighbourHarmed, Some("failure")),

@@ -138,6 +138,7 @@ mod tests {
     use super::super::log::Log;
     use super::super::{samples, write};
     use super::*;
+    use crate::workload::Workload;
 
     const TRIALS: u64 = 403;
 
@@ -253,7 +254,7 @@ mod tests {
         assert_eq!(message, "trial 1 is there twice, with different records");
 
         let campaign = samples::campaign(Some(TRIALS), Shard::new(0, 4).unwrap());
-        let campaign = Campaign { workload: "read".to_owned(), ..campaign };
+        let campaign = Campaign { workload: Workload::Read, ..campaign };
         let path = temp.path().join("read");
         Log::open(&path, &campaign).unwrap();
         let message = error(merge(&[dirs[0].clone(), path], &out, Together::InTurn, true));

@@ -8,6 +8,7 @@ use crate::class::{Class, Group};
 use crate::plan::{Fault, Plan};
 use crate::record::{Data, Detection, Detector, Guest, Manifestation, Recovery, SCHEMA, Trial};
 use crate::verdict::{Verdict, judge};
+use crate::workload::Workload;
 
 /// Functions with all that names in Rust have.
 const FUNCTIONS: [&str; 6] = [
@@ -27,7 +28,7 @@ pub(super) fn campaign(trials: Option<u64>, shard: Shard) -> Campaign {
         seed: 7,
         classes: Class::ALL.to_vec(),
         targets: vec!["blk".to_owned(), "net".to_owned()],
-        workload: "mixed".to_owned(),
+        workload: Workload::Mixed,
         trials,
         bound_ns: 1_000_000_000,
         functions: BTreeMap::from([("blk".to_owned(), 612), ("net".to_owned(), 701)]),
@@ -87,7 +88,7 @@ pub(super) fn trial(campaign: &Campaign, number: u64) -> Trial {
         class,
         group: class.group(),
         target,
-        workload: campaign.workload.clone(),
+        workload: campaign.workload,
         node: 1,
         plan,
         injected: true,
@@ -99,6 +100,7 @@ pub(super) fn trial(campaign: &Campaign, number: u64) -> Trial {
         data: Data::Intact,
         neighbours: None,
         hypervisor: None,
+        machine: None,
         verdict: Verdict::NotActivated,
         note: None,
     };

@@ -68,6 +68,7 @@ pub fn remarks(trial: &Trial) -> Vec<String> {
         |label: &str, text: &Option<String>| text.as_ref().map(|text| format!("{label}: {text}"));
     let all = [
         remark("hypervisor", &trial.hypervisor),
+        remark("QEMU", &trial.machine),
         remark("neighbours", &trial.neighbours),
         trial.note.clone(),
     ];

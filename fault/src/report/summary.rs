@@ -13,6 +13,7 @@ use super::numbers::{Rate, Times};
 use crate::class::{Class, Group};
 use crate::record::{Detector, Manifestation, SCHEMA, Trial};
 use crate::verdict::Verdict;
+use crate::workload::Workload;
 
 /// Trials by verdict; those that there were.
 pub type Verdicts = BTreeMap<Verdict, u64>;
@@ -29,7 +30,7 @@ pub struct Summary {
     /// The campaign's seed.
     pub seed: u64,
     /// Its workload.
-    pub workload: String,
+    pub workload: Workload,
     /// Which part of the trials this is.
     pub shard: Shard,
     /// Trials that were run.
@@ -53,6 +54,8 @@ pub struct Summary {
     pub unexplained: u64,
     /// Trials whose verdict is `undetected`.
     pub undetected: u64,
+    /// Trials whose verdict is `machine-failed`.
+    pub machine_failures: u64,
     /// What the campaign took, on the host's clock.
     pub wall_seconds: f64,
     /// Trials by that time; `None` if it is not known.
@@ -185,7 +188,7 @@ impl Summary {
             schema: SCHEMA,
             program: campaign.program.clone(),
             seed: campaign.seed,
-            workload: campaign.workload.clone(),
+            workload: campaign.workload,
             shard: campaign.shard,
             trials: ran,
             planned,
@@ -197,6 +200,7 @@ impl Summary {
             acknowledged_data_lost: is(&|trial| trial.is_corrupt() && !trial.class.may_corrupt()),
             unexplained: is(&|trial| trial.verdict == Verdict::Unexplained),
             undetected: is(&|trial| trial.verdict == Verdict::Undetected),
+            machine_failures: is(&|trial| trial.verdict == Verdict::MachineFailed),
             wall_seconds: effort.wall_seconds,
             trials_per_second: (effort.wall_seconds > 0.0)
                 .then(|| ran as f64 / effort.wall_seconds),
@@ -244,6 +248,7 @@ impl Summary {
             ("acknowledged_data_lost", self.acknowledged_data_lost),
             ("unexplained", self.unexplained),
             ("undetected", self.undetected),
+            ("machine_failures", self.machine_failures),
         ];
         for (metric, count) in counts {
             add("fault", metric, count as f64, "count", "none");

@@ -98,6 +98,9 @@ fn totals(summary: &Summary) -> String {
     line("acknowledged data lost", count(summary.acknowledged_data_lost));
     line("undetected", count(summary.undetected));
     line("unexplained", count(summary.unexplained));
+    if summary.machine_failures > 0 {
+        line("ended by QEMU itself", count(summary.machine_failures));
+    }
     let software = &summary.software;
     if software.activated > 0 {
         line(

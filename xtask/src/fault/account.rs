@@ -4,6 +4,7 @@ use fault::class::Group;
 use fault::plan::Plan;
 use fault::record::{Data, Detection, Detector, Guest, Manifestation, Recovery, SCHEMA, Trial};
 use fault::verdict::{self, Verdict};
+use fault::workload::Workload;
 use judge_orders::{Outcome, state};
 use nodectl::control::CrashEntry;
 use ring_proto::crash::{Reason, Rebuild};
@@ -22,6 +23,8 @@ pub struct Frame {
     pub number: u64,
     /// The campaign's seed.
     pub seed: u64,
+    /// What the guests do.
+    pub workload: Workload,
     /// Boots so far.
     pub node: u32,
 }
@@ -39,6 +42,8 @@ pub struct Observed {
     pub after: Option<[Outcome; 2]>,
     /// What harm the hypervisor took.
     pub hypervisor: Option<String>,
+    /// What QEMU said when it failed an assertion of its own.
+    pub machine: Option<String>,
     /// The supervisor told of frames that are none.
     pub bad_frames: bool,
     /// What else is worth saying.
@@ -142,7 +147,7 @@ pub fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> 
         class: plan.class,
         group: plan.class.group(),
         target: target.name.clone(),
-        workload: "mixed".to_owned(),
+        workload: frame.workload,
         node: frame.node,
         plan: plan.clone(),
         injected: seen.round.injected.is_some(),
@@ -154,6 +159,7 @@ pub fn describe(target: &Target, plan: &Plan, frame: Frame, seen: &Observed) -> 
         data: data(round, after),
         neighbours: neighbours(target, plan, seen),
         hypervisor: seen.hypervisor.clone(),
+        machine: seen.machine.clone(),
         verdict: Verdict::Unexplained,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
     };
@@ -358,6 +364,7 @@ mod tests {
             deaths,
             after,
             hypervisor: None,
+            machine: None,
             bad_frames: false,
             notes: Vec::new(),
             trusted: true,
@@ -365,7 +372,7 @@ mod tests {
     }
 
     fn told(class: Class, seen: &Observed) -> Trial {
-        let frame = Frame { number: 3, seed: 1, node: 1 };
+        let frame = Frame { number: 3, seed: 1, workload: Workload::Mixed, node: 1 };
         describe(&samples::blk(), &plan(class), frame, seen)
     }
 
@@ -533,6 +540,8 @@ mod tests {
         let mut failed = seen(Vec::new());
         failed.hypervisor = Some("it panicked".to_owned());
         assert_eq!(told(Class::Panic, &failed).verdict, Verdict::HypervisorFailed);
+        failed.machine = Some("iov.c: Assertion failed".to_owned());
+        assert_eq!(told(Class::Panic, &failed).verdict, Verdict::MachineFailed);
     }
 
     #[test]

@@ -72,8 +72,11 @@ pub fn profiles(
 ) -> Result<Profiles> {
     let mut profiles = Profiles::new();
     for (&kind, built) in nodes {
-        let mut rig = Rig::boot(built, dir)?;
         let here = || classes.iter().filter(|&&class| Kind::of(class) == kind);
+        if kind != Kind::Plain && !here().any(|&class| second::whom(class).is_some()) {
+            continue;
+        }
+        let mut rig = Rig::boot(built, kind, dir)?;
         for name in targets {
             let target = Target::find(&rig, built, name, &Profiles::new())?;
             let known = profiles.entry(name.clone()).or_default();
@@ -129,8 +132,14 @@ impl Bench {
     /// # Errors
     ///
     /// It does not come up.
-    pub fn boot(built: &Built, dir: &Path, targets: &[String], known: &Profiles) -> Result<Self> {
-        let rig = Rig::boot(built, dir)?;
+    pub fn boot(
+        built: &Built,
+        kind: Kind,
+        dir: &Path,
+        targets: &[String],
+        known: &Profiles,
+    ) -> Result<Self> {
+        let rig = Rig::boot(built, kind, dir)?;
         let find = |name: &String| Target::find(&rig, built, name, known);
         let targets = targets.iter().map(find).collect::<Result<_>>()?;
         Ok(Self { rig, targets })
@@ -274,7 +283,7 @@ impl Shared<'_> {
             let kind = Kind::of(*class);
             if let Some(last) = running.replace(kind).filter(|last| *last != kind)
                 && let Some(bench) = benches.get_mut(&last)
-                && bench.rig.pause().is_err()
+                && bench.rig.rest().is_err()
             {
                 benches.remove(&last);
             }
@@ -286,7 +295,7 @@ impl Shared<'_> {
                     let built =
                         built.with_context(|| format!("node `{}` is not built", kind.name()))?;
                     let dir = self.effort.scratch.join(format!("job{job}-{}", kind.name()));
-                    match Bench::boot(built, &dir, &self.campaign.targets, self.known) {
+                    match Bench::boot(built, kind, &dir, &self.campaign.targets, self.known) {
                         Ok(bench) => {
                             self.spend(1, false)?;
                             free.insert(bench)
@@ -302,7 +311,8 @@ impl Shared<'_> {
                 }
             };
             let (target, plan) = bench.plan(self.pairs, self.campaign.seed, number)?;
-            let frame = Frame { number, seed: self.campaign.seed, node: boots };
+            let Campaign { seed, workload, .. } = *self.campaign;
+            let frame = Frame { number, seed, workload, node: boots };
             match trial::run(&mut bench.rig, &bench.targets[target], &plan, frame) {
                 Ok(Done { trial, trusted, waited, .. }) => {
                     failures = 0;

@@ -6,7 +6,6 @@
 //! executed: all instructions up to a branch are, if the first one is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,8 +13,8 @@ use fault::mutate::{FlowControl, Program};
 use fault::plan::Whom;
 use judge_orders::Orders;
 use ring_proto::DomainId;
-use ring_proto::event::{EventPage, Inject};
-use ring_proto::layout::{EVENT_PAGE, IMAGE_BASE};
+use ring_proto::event::Inject;
+use ring_proto::layout::IMAGE_BASE;
 
 use super::gdb::{RSP, Wait};
 use super::rig::Rig;
@@ -61,9 +60,7 @@ pub fn watch(
                 if rig.is_at_moment(target.index)? {
                     rig.pause()?;
                     second::watch(&mut rig.machine)?;
-                    let place = EVENT_PAGE + offset_of!(EventPage, inject) as u64;
-                    let order = (Inject::Panic as u32).to_le_bytes();
-                    rig.machine.write(target.domain, place, &order)?;
+                    rig.machine.order(target.domain, Inject::Panic as u32)?;
                     is_ordered = true;
                     rig.let_go(target.index)?;
                     rig.machine.gdb.go_on()?;

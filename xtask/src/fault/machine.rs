@@ -9,6 +9,7 @@
 //! stop is says the hypervisor's own note `IN_GUEST`.
 
 use std::fs::File;
+use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -18,7 +19,8 @@ use hv_core::memory::{Kind, Space};
 use ring_proto::DomainId;
 use ring_proto::boot::{BootInfo, MAGIC, STANDBY};
 use ring_proto::bundle::Node;
-use ring_proto::layout::PAGE_TABLES;
+use ring_proto::event::EventPage;
+use ring_proto::layout::{EVENT_PAGE, HEAP, PAGE_TABLES};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::gdb::{Gdb, Registers};
@@ -145,6 +147,42 @@ impl Machine {
         let mut word = [0; 8];
         self.read(domain, address, &mut word)?;
         Ok(u64::from_le_bytes(word))
+    }
+
+    /// How far a domain says that it is (`EventPage::ready`).
+    ///
+    /// # Errors
+    ///
+    /// It has no event page.
+    pub fn ready(&self, domain: DomainId) -> Result<u32> {
+        self.read_value(domain, EVENT_PAGE + offset_of!(EventPage, ready) as u64)
+    }
+
+    /// Orders a domain's runtime to misbehave; `kind` is a number of `event::Inject`.
+    ///
+    /// # Errors
+    ///
+    /// It has no event page.
+    pub fn order(&self, domain: DomainId, kind: u32) -> Result<()> {
+        let place = EVENT_PAGE + offset_of!(EventPage, inject) as u64;
+        self.write(domain, place, &kind.to_le_bytes())
+    }
+
+    /// A word of a domain's heap that is not zero, so many 2^32ths of the way through them all.
+    /// What a domain did not write since it began is zero, so the hypervisor restores each of
+    /// these.
+    ///
+    /// # Errors
+    ///
+    /// Its heap can't be read.
+    pub fn word_in_use(&self, domain: DomainId, fraction: u32) -> Result<Option<u64>> {
+        let heap = self.space(domain).and_then(|space| space.find(Kind::Heap));
+        let mut bytes = vec![0; usize::try_from(heap.map_or(0, |region| region.len))?];
+        self.read(domain, HEAP, &mut bytes)?;
+        let words = bytes.as_chunks::<8>().0;
+        let used = || (HEAP..).step_by(8).zip(words).filter(|(_, word)| **word != [0; 8]);
+        let chosen = (used().count() as u64 * u64::from(fraction)) >> 32;
+        Ok(used().nth(usize::try_from(chosen)?).map(|(address, _)| address))
     }
 
     /// Reads a value out of a domain's memory.

@@ -38,6 +38,7 @@ pub mod reuse;
 pub mod rig;
 pub mod rings;
 pub mod second;
+pub mod slot;
 pub mod strike;
 pub mod target;
 pub mod trial;
@@ -58,6 +59,7 @@ use fault::report;
 use fault::report::campaign::{Campaign, Shard};
 use fault::report::log::Log;
 use fault::report::merge::Together;
+use fault::workload::Workload;
 use nodectl::crashes;
 
 use self::campaign::{Nodes, Profiles};
@@ -146,9 +148,9 @@ struct Run {
     /// Run the trials only whose number leaves I when divided by N
     #[arg(long, value_name = "I/N", default_value_t = Shard::WHOLE)]
     shard: Shard,
-    /// What the guests do meanwhile
-    #[arg(long, value_name = "NAME", default_value = "mixed", value_parser = ["mixed"])]
-    workload: String,
+    /// What the guests do meanwhile: mixed, read or write
+    #[arg(long, value_name = "NAME", default_value_t = Workload::Mixed)]
+    workload: Workload,
     /// Nodes side by side [default: two for each of the host's cores]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     jobs: Option<u32>,
@@ -178,10 +180,8 @@ pub fn fault(options: &Options) -> Result<()> {
         Some(What::Report { dir }) => tell(dir, None),
         Some(What::Classes) => {
             for class in Class::ALL {
-                let is = if choose::is_available(*class) { ' ' } else { '-' };
-                println!("{is} {:<10} {:<22} {}", class.group(), class, class.definition());
+                println!("{:<10} {:<22} {}", class.group(), class, class.definition());
             }
-            println!("- not brought about by `cargo xtask fault` yet");
             Ok(())
         }
         Some(What::Planted(options)) => planted::planted(options),
@@ -203,7 +203,7 @@ fn campaign_of(run: &Run) -> Result<()> {
         manifest: named(&run.manifest)?,
         seed: run.seed,
         classes,
-        workload: run.workload.clone(),
+        workload: run.workload,
         trials: run.trials.or_else(|| run.time.is_none().then_some(1000)),
         bound_ns: node::bound_ns(&manifest),
         functions: functions(plain(&nodes)?, &targets)?,
@@ -219,7 +219,7 @@ fn campaign_of(run: &Run) -> Result<()> {
     }
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let effort = campaign::Effort {
-        // A node is idle a third of its time, while its disk and its control line are the host's.
+        // A node is idle at times, while its disk and its control line are the host's.
         jobs: run.jobs.unwrap_or(u32::try_from(2 * cores)?),
         time: run.time,
         scratch: out.join("nodes"),
@@ -330,9 +330,9 @@ fn replay(dir: &Path, number: u64, times: u32) -> Result<()> {
     let targets = [trial.target.clone()];
     let mut same = 0;
     for time in 1..=times {
-        let mut bench = campaign::Bench::boot(built, &scratch, &targets, &Profiles::new())?;
+        let mut bench = campaign::Bench::boot(built, kind, &scratch, &targets, &Profiles::new())?;
         let target = bench.targets.first().context("no target")?;
-        let frame = account::Frame { number, seed: trial.seed, node: 1 };
+        let frame = account::Frame { number, seed: trial.seed, workload: trial.workload, node: 1 };
         let done = trial::run(&mut bench.rig, target, &trial.plan, frame)?;
         let is_same =
             done.trial.verdict == trial.verdict && done.trial.manifestation == trial.manifestation;
@@ -386,7 +386,7 @@ fn program(nodes: &Nodes) -> Result<String> {
 }
 
 fn classes(words: &[String]) -> Result<Vec<Class>> {
-    let all = || Class::ALL.iter().copied().filter(|class| choose::is_available(*class));
+    let all = || Class::ALL.iter().copied();
     if words.is_empty() {
         return Ok(all().collect());
     }
@@ -398,14 +398,12 @@ fn classes(words: &[String]) -> Result<Vec<Class>> {
                 let class: Class = word.parse().map_err(|why| {
                     anyhow::anyhow!("{why}; `cargo xtask fault classes` lists them")
                 })?;
-                ensure!(choose::is_available(class), "`{class}` can't be brought about yet");
                 chosen.push(class);
             }
         }
     }
     chosen.sort_unstable();
     chosen.dedup();
-    ensure!(!chosen.is_empty(), "no class of these can be brought about yet");
     Ok(chosen)
 }
 
@@ -469,8 +467,5 @@ mod tests {
     fn what_is_no_class_is_said() {
         let error = |text: &str| format!("{:#}", words(text).unwrap_err());
         assert!(error("panik").contains("no class of faults `panik`"), "{}", error("panik"));
-        for class in Class::ALL.iter().filter(|class| !choose::is_available(**class)) {
-            assert!(error(class.name()).contains("can't be brought about yet"));
-        }
     }
 }

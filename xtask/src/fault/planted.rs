@@ -8,7 +8,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,12 +15,12 @@ use fault::class::{Class, Group};
 use fault::record::Trial;
 use fault::report::story;
 use fault::verdict::Verdict;
+use fault::workload::Workload;
 use indicatif::{ProgressBar, ProgressStyle};
 use judge_orders::{Outcome, state};
 
 use super::account::Frame;
 use super::campaign::{self, Bench, Nodes, Profiles, pairs};
-use super::choose;
 use super::node;
 use super::rig::{Kind, Rig};
 use super::trial;
@@ -31,6 +30,7 @@ use crate::elf::Flat;
 use crate::figures::{self, Figure};
 use crate::manifest::Manifest;
 use crate::qemu::install;
+use crate::say::say;
 use crate::{without, workspace};
 
 const PATCHES: &str = "tests/planted";
@@ -161,9 +161,10 @@ impl Subject {
     fn new(built: Built, dir: PathBuf, seed: u64, like: Option<&Self>) -> Result<Self> {
         let judged = node::judged(&built.manifest)?;
         let targets: Vec<String> = judged.iter().map(|one| one.driver.clone()).collect();
-        // Faults during a recovery take a look at it, and another node, before the first trial.
+        // Faults during a recovery take a look at it before the first trial, and those of another
+        // kind of node take another node.
         let tried =
-            |class: &Class| class.group() != Group::Recovery && choose::is_available(*class);
+            |class: &Class| class.group() != Group::Recovery && Kind::of(*class) == Kind::Plain;
         let classes: Vec<Class> = Class::ALL.iter().copied().filter(tried).collect();
         let mut nodes = Nodes::from([(Kind::Plain, built)]);
         // Who looks so closely makes drivers seem to hang, which a bug in the hypervisor may not
@@ -180,13 +181,13 @@ impl Subject {
     }
 
     fn boot(&self) -> Result<Bench> {
-        Bench::boot(&self.built, &self.dir, &self.targets, &self.known)
+        Bench::boot(&self.built, Kind::Plain, &self.dir, &self.targets, &self.known)
     }
 
     /// Runs trial `number` on `bench`.
     fn run(&self, bench: &mut Bench, number: u64, node: u32) -> Result<trial::Done> {
         let (target, plan) = bench.plan(&self.pairs, self.seed, number)?;
-        let frame = Frame { number, seed: self.seed, node };
+        let frame = Frame { number, seed: self.seed, workload: Workload::Mixed, node };
         trial::run(&mut bench.rig, &bench.targets[target], &plan, frame)
     }
 
@@ -301,11 +302,6 @@ fn is_spotless(seen: &Outcome) -> bool {
     let bad = [seen.errors, seen.wrong, seen.stale, seen.damaged];
     let odd = [seen.disconnects, seen.complaints, seen.misbehaviours];
     seen.state == state::DONE && bad.into_iter().chain(odd).all(|count| count == 0)
-}
-
-/// Prints a line. (`println!` would panic if nobody reads any more.)
-fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 #[cfg(test)]

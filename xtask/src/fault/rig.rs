@@ -1,7 +1,6 @@
 //! A node under test, and what is needed to test it from outside.
 
 use std::ffi::OsString;
-use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,20 +11,21 @@ use nodectl::control::CrashEntry;
 use nodectl::{Client, names, report};
 use ring_proto::DomainId;
 use ring_proto::bundle::Node;
-use ring_proto::event::{EventPage, READY, SERVED, STANDBY};
-use ring_proto::layout::EVENT_PAGE;
+use ring_proto::event::{READY, SERVED, STANDBY};
 
 use super::disk::Server;
 use super::gdb::Wait;
 use super::host;
 use super::machine::Machine;
 use super::node::{self, Judged};
+use super::slot::Slot;
 use super::target::Target;
 use super::wire::Tap;
+use crate::bench::WIRE_NS;
 use crate::build::Built;
 use crate::manifest::Manifest;
-use crate::qemu::{NodeConfig, RunningNode, Verdict};
-use crate::{bundle, judge};
+use crate::qemu::{Iommu, NodeConfig, Place, RunningNode, Verdict};
+use crate::{bundle, judge, qemu};
 
 // Wall time says nothing on a busy machine, so limits are far off.
 /// For the node to come up.
@@ -34,6 +34,8 @@ const BOOT: Duration = Duration::from_secs(300);
 pub const CONTROL: Duration = Duration::from_secs(60);
 /// For a round without a fault.
 const ROUND: Duration = Duration::from_secs(60);
+/// For QEMU to end that has failed an assertion.
+const ABORT: Duration = Duration::from_secs(2);
 /// Pause between two looks at what goes on by itself.
 const PAUSE: Duration = Duration::from_micros(300);
 
@@ -44,12 +46,19 @@ pub enum Kind {
     Plain,
     /// The drivers that are judged have spares.
     Spares,
+    /// Each device is behind a root port of its own, out of which it can be pulled, under VT-d:
+    /// QEMU's AMD-Vi knows no devices behind ports.
+    Ports,
 }
 
 impl Kind {
     /// What a class is tried on.
     pub fn of(class: Class) -> Self {
-        if class == Class::SpareFault { Self::Spares } else { Self::Plain }
+        match class {
+            Class::SpareFault => Self::Spares,
+            Class::DeviceGone => Self::Ports,
+            _ => Self::Plain,
+        }
     }
 
     /// Its manifest, if that of the plain node is this.
@@ -59,7 +68,7 @@ impl Kind {
     /// There can't be such a node.
     pub fn manifest(self, plain: &Manifest) -> Result<Manifest> {
         match self {
-            Self::Plain => Ok(plain.clone()),
+            Self::Plain | Self::Ports => Ok(plain.clone()),
             Self::Spares => node::with_spares(plain),
         }
     }
@@ -69,6 +78,7 @@ impl Kind {
         match self {
             Self::Plain => "plain",
             Self::Spares => "spares",
+            Self::Ports => "ports",
         }
     }
 }
@@ -101,6 +111,8 @@ pub struct Rig {
     pub disk: Server,
     /// Its wire.
     pub tap: Tap,
+    /// The slots of what its drivers drive, if it can be pulled, in the order of [`Self::judged`].
+    slots: Option<[Slot; 2]>,
     /// Files that go when the node does.
     files: [PathBuf; 4],
 }
@@ -111,7 +123,7 @@ impl Rig {
     /// # Errors
     ///
     /// It does not come up.
-    pub fn boot(built: &Built, dir: &Path) -> Result<Self> {
+    pub fn boot(built: &Built, kind: Kind, dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         let unique = format!("bulkhead-{}-{name}", std::process::id());
@@ -122,6 +134,11 @@ impl Rig {
         let image = memory_folder(dir).join(format!("{unique}.disk"));
         let mut tap = Tap::start(socket)?;
         let judged = node::judged(&built.manifest)?;
+        let plugged = &built.manifest.plugged;
+        let place = if kind == Kind::Ports { Place::Ports } else { Place::Root };
+        let devices = qemu::under_test(plugged, WIRE_NS, place);
+        let [disk, nic] = devices;
+        let slots = (place == Place::Ports).then(|| [Slot::new(0, disk), Slot::new(1, nic)]);
         let config = NodeConfig {
             smp: Some(1),
             icount: true,
@@ -129,7 +146,8 @@ impl Rig {
             disk: image.clone(),
             ram: Some(ram.clone()),
             memory: 128 << 20,
-            devices: Some(crate::bench::devices_over(drive(&nbd), &built.manifest.plugged)),
+            iommu: if kind == Kind::Ports { Iommu::Intel } else { Iommu::Amd },
+            devices: Some(qemu::with_peer(drive(&nbd), plugged, WIRE_NS, place)),
             extra_args: [arguments(&gdb), tap.arguments()].concat(),
             ..NodeConfig::new(built.manifest.path(), dir)
         };
@@ -161,41 +179,62 @@ impl Rig {
         };
         let judges = [find(&judged[0].judge)?, find(&judged[1].judge)?];
         let next_death = 0;
-        let mut rig =
-            Self { machine, client, judged, judges, bundle, next_death, running, disk, tap, files };
+        let mut rig = Self {
+            machine,
+            client,
+            judged,
+            judges,
+            bundle,
+            next_death,
+            running,
+            disk,
+            tap,
+            slots,
+            files,
+        };
         rig.machine.gdb.resume()?;
         rig.next_death = rig.client.info()?.next_crash;
         ensure!(rig.next_death == 0, "a domain died before there was a fault");
         Ok(rig)
     }
 
-    /// Has the machine run, and waits until the target's spare stands by, if it has one, and finds out which body is whose
-    /// by then: outside of trials nobody sees a spare take over. The target has answered since it
-    /// last died.
+    /// Has the machine run, and waits until the target's spare stands by, if it has one. Which
+    /// body is whose is known then: outside of trials nobody sees a spare take over. The target
+    /// has answered since it last died.
     ///
     /// # Errors
     ///
     /// No spare stands by.
     pub fn settle(&mut self, target: &Target) -> Result<()> {
         if self.machine.gdb.is_stopped() {
+            self.running.freeze(false);
             self.set_free()?;
         }
         let Some(spare) = target.spare else { return Ok(()) };
-        let begin = Instant::now();
-        loop {
-            let place = EVENT_PAGE + offset_of!(EventPage, ready) as u64;
-            let ready = |domain| self.machine.read_value::<u32>(domain, place);
-            match (ready(target.domain)?, ready(spare)?) {
-                (READY | SERVED, STANDBY) => return Ok(()),
-                (STANDBY, READY | SERVED) => self.machine.exchange(target.domain, spare),
-                _ => {}
+        let machine = &mut self.machine;
+        let found = until(CONTROL, PAUSE, || {
+            let ready = (machine.ready(target.domain)?, machine.ready(spare)?);
+            if matches!(ready, (STANDBY, READY | SERVED)) {
+                machine.exchange(target.domain, spare);
+                return Ok(Some(()));
             }
-            ensure!(begin.elapsed() < CONTROL, "no spare of {} stands by", target.name);
-            std::thread::sleep(PAUSE);
-        }
+            Ok(matches!(ready, (READY | SERVED, STANDBY)).then_some(()))
+        })?;
+        found.with_context(|| format!("no spare of {} stands by", target.name))
     }
 
-    /// Has the machine stand still, so that it takes no time of the host.
+    /// Has the machine stand still until [`Self::settle`], so that it takes no time of the host.
+    ///
+    /// # Errors
+    ///
+    /// It ended, or QEMU does not obey.
+    pub fn rest(&mut self) -> Result<()> {
+        self.pause()?;
+        self.running.freeze(true);
+        Ok(())
+    }
+
+    /// Has the machine stand still, for the debugger.
     ///
     /// # Errors
     ///
@@ -261,17 +300,51 @@ impl Rig {
     /// It does not come to an end.
     pub fn round(&mut self, orders: &Orders) -> Result<[Outcome; 2]> {
         self.order([orders, orders])?;
-        let begin = Instant::now();
-        loop {
-            if let Some(outcomes) = self.outcomes()? {
-                return Ok(outcomes);
+        let outcomes = until(ROUND, PAUSE, || {
+            let outcomes = self.outcomes()?;
+            match self.ended() {
+                Some(verdict) if outcomes.is_none() => bail!("{verdict}"),
+                _ => Ok(outcomes),
             }
-            if let Some(verdict) = self.running.wait(Some(Duration::ZERO)) {
-                bail!("{verdict}");
-            }
-            ensure!(begin.elapsed() < ROUND, "a round does not come to its end");
-            std::thread::sleep(PAUSE);
+        })?;
+        outcomes.context("a round does not come to its end")
+    }
+
+    /// Pulls what driver `index` drives, for a while of the host's time.
+    ///
+    /// # Errors
+    ///
+    /// It can't be pulled on this kind of node, or QEMU does not obey.
+    pub fn pull(&mut self, index: usize, time: Duration) -> Result<()> {
+        let slots = self.slots.as_mut().context("devices are soldered to this node")?;
+        slots[index].pull(self.tap.monitor()?, time)
+    }
+
+    /// Puts back what was pulled, if it is time, or at once. Returns whether all is there.
+    ///
+    /// # Errors
+    ///
+    /// QEMU does not obey.
+    pub fn put_back(&mut self, at_once: bool) -> Result<bool> {
+        for slot in self.slots.iter_mut().flatten() {
+            slot.look(self.tap.monitor()?, at_once)?;
         }
+        Ok(!self.slots.iter().flatten().any(Slot::is_empty))
+    }
+
+    /// Releases a driver if it is held, as it is whose device was gone. Returns whether it was.
+    ///
+    /// # Errors
+    ///
+    /// The supervisor does not answer, or can't have it begin.
+    pub fn release_held(&mut self, index: usize) -> Result<bool> {
+        let name = &self.judged[index].driver;
+        let domain = self.client.domain(name)?.with_context(|| format!("there is no {name}"))?;
+        let is_held = names::domain_state(domain.state) == "held";
+        if is_held {
+            self.client.release(name, CONTROL)?;
+        }
+        Ok(is_held)
     }
 
     /// Deaths since the last call.
@@ -310,6 +383,15 @@ impl Rig {
     /// How the machine ended, if it did.
     pub fn ended(&self) -> Option<Verdict> {
         self.running.wait(Some(Duration::ZERO))
+    }
+
+    /// What QEMU said last, if it failed an assertion of its own. Then it ends as a process does,
+    /// not as a machine.
+    pub fn aborted(&self) -> Option<String> {
+        match self.running.wait(Some(ABORT)) {
+            Some(Verdict::Aborted) => Some(self.last_messages(1).concat()),
+            _ => None,
+        }
     }
 
     /// Takes all breakpoints away and lets the machine run, so that it can be talked to.
@@ -360,15 +442,16 @@ fn memory_folder(otherwise: &Path) -> &Path {
     if shared.is_dir() { shared } else { otherwise }
 }
 
-/// The disk that is served at `socket`. The host keeps what is written as long as the node lives.
+/// The disk that is served at `socket`. The host keeps what is written as long as the node lives,
+/// and the drive stays when its device is pulled.
 fn drive(socket: &Path) -> Vec<OsString> {
-    let options = "if=none,id=disk,driver=nbd,cache=unsafe,server.type=unix,server.path=";
-    vec!["-drive".into(), crate::qemu::with_path(options, socket)]
+    let options = "driver=nbd,node-name=disk,cache.no-flush=on,server.type=unix,server.path=";
+    vec!["-blockdev".into(), qemu::with_path(options, socket)]
 }
 
 /// QEMU's gdbstub; and idle time goes on as the host's, as what the disk does takes its time.
 fn arguments(gdb: &Path) -> Vec<OsString> {
-    let socket = crate::qemu::with_path("socket,id=gdb,server=on,wait=off,path=", gdb);
+    let socket = qemu::with_path("socket,id=gdb,server=on,wait=off,path=", gdb);
     let mut arguments: Vec<OsString> = ["-icount", "sleep=on", "-chardev"].map(Into::into).into();
     arguments.extend([socket, "-gdb".into(), "chardev:gdb".into()]);
     arguments
@@ -376,15 +459,28 @@ fn arguments(gdb: &Path) -> Vec<OsString> {
 
 /// Waits until a domain runs, and says that it is ready if it is to.
 fn wait_running(client: &mut Client, name: &str, and_ready: bool) -> Result<()> {
+    let runs = until(BOOT, Duration::from_millis(20), || {
+        let domain = client.domain(name)?.with_context(|| format!("there is no {name}"))?;
+        ensure!(domain.deaths == 0, "{name} died before there was a fault");
+        let is_ready = domain.ready || !and_ready;
+        Ok((is_ready && names::domain_state(domain.state) == "running").then_some(()))
+    })?;
+    runs.with_context(|| format!("{name} does not serve"))
+}
+
+/// Looks until something is found, with a `pause` between two looks; `None`: it was not within
+/// `limit`.
+fn until<T>(
+    limit: Duration,
+    pause: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
     let begin = Instant::now();
     loop {
-        let domain = client.domain(name)?.with_context(|| format!("there is no {name}"))?;
-        let is_ready = domain.ready || !and_ready;
-        if is_ready && names::domain_state(domain.state) == "running" {
-            return Ok(());
+        let found = look()?;
+        if found.is_some() || begin.elapsed() >= limit {
+            return Ok(found);
         }
-        ensure!(domain.deaths == 0, "{name} died before there was a fault");
-        ensure!(begin.elapsed() < BOOT, "{name} does not serve");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
     }
 }

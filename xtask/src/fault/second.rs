@@ -7,7 +7,6 @@
 //! midst of a reset of the device, between two hypercalls of the supervisor.
 
 use std::collections::BTreeMap;
-use std::mem::offset_of;
 
 use anyhow::{Context, Result, ensure};
 use fault::class::Class;
@@ -15,8 +14,8 @@ use fault::mutate::Program;
 use fault::plan::{Fault, Whom};
 use nodectl::control::CrashEntry;
 use ring_proto::DomainId;
-use ring_proto::event::{EventPage, Inject, SERVED};
-use ring_proto::layout::{EVENT_PAGE, IMAGE_BASE};
+use ring_proto::event::{Inject, SERVED};
+use ring_proto::layout::IMAGE_BASE;
 
 use super::gdb::{RDI, RIP, RSP, Registers};
 use super::machine::Machine;
@@ -135,12 +134,8 @@ impl Progress {
     pub fn is_recovering(&self, machine: &Machine, driver: DomainId) -> Result<bool> {
         // Until somebody is in its place, its page is that of the dead.
         let is_back = matches!(self.steps.last(), Some(Step::Birth | Step::Takeover));
-        let page = EVENT_PAGE + offset_of!(EventPage, ready) as u64;
-        let mut ready = [0; 4];
-        if is_back {
-            machine.read(driver, page, &mut ready)?;
-        }
-        Ok(self.steps.contains(&Step::Death) && u32::from_le_bytes(ready) != SERVED)
+        let has_served = is_back && machine.ready(driver)? == SERVED;
+        Ok(self.steps.contains(&Step::Death) && !has_served)
     }
 }
 

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fault::plan::{Fault, Plan};
 use fault::{disk, wire};
-use hv_core::memory::Kind;
 use judge_orders::{Orders, Outcome};
 use ring_proto::DomainId;
 use ring_proto::event::{EventPage, Inject, PORT_IRQ};
 use ring_proto::hypercall::Nr;
-use ring_proto::layout::{EVENT_PAGE, HEAP, IMAGE_BASE};
+use ring_proto::layout::{EVENT_PAGE, IMAGE_BASE};
 
 use super::gdb::{Access, RAX, RIP, RSP, Registers, Wait};
 use super::queue::{Queue, Wanted};
@@ -29,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ENDING: Duration = Duration::from_secs(2);
 /// Pause between two looks at the judges.
 const LOOK: Duration = Duration::from_micros(200);
+/// Pause between two questions whether a driver is held whose device is there again. Each is
+/// work for the supervisor and for QEMU, which has its serial line byte by byte.
+const ASK: Duration = Duration::from_millis(15);
 /// Stops at a place for the sake of other programs, until it is watched no more.
 const STRANGERS: u32 = 8;
 /// The same where it is watched for the short time of a recovery only.
@@ -77,7 +79,7 @@ struct Strike<'a> {
     left: u32,
     /// The fault after the fault.
     second: Option<Second>,
-    /// How many answers the driver had shown at its last hypercall.
+    /// How many answers the driver had shown when it last gave way.
     shown: Option<u32>,
     /// The program is not what it was.
     changed: bool,
@@ -86,6 +88,8 @@ struct Strike<'a> {
     blocks: Blocks,
     /// The queue in which a chain is struck.
     queue: Option<Queue>,
+    /// When the supervisor was asked last whether the driver is held.
+    looked: Instant,
     round: Round,
 }
 
@@ -120,6 +124,7 @@ pub fn strike(rig: &mut Rig, target: &Target, plan: &Plan, orders: [&Orders; 2])
         strangers,
         blocks,
         queue,
+        looked: Instant::now(),
         round,
     };
     match strike.run(orders) {
@@ -162,6 +167,7 @@ impl Strike<'_> {
             }
         }
         self.look_outside()?;
+        self.rig.put_back(true)?;
         self.rig.disk.arm(None);
         self.rig.tap.disarm()?;
         if self.rig.machine.gdb.is_free() && !self.changed {
@@ -181,6 +187,10 @@ impl Strike<'_> {
         let has_struck = match self.plan.fault {
             Fault::Disk { .. } => self.rig.disk.has_struck(),
             Fault::Wire { .. } => self.rig.tap.has_struck(),
+            Fault::Pull { .. } => {
+                self.bring_back()?;
+                false
+            }
             Fault::Descriptor { .. } => match &self.queue {
                 Some(queue) if matches!(self.stage, Stage::Armed) => {
                     queue.is_taken(self.rig.tap.monitor()?)?
@@ -192,6 +202,23 @@ impl Strike<'_> {
         if has_struck && matches!(self.stage, Stage::Armed) {
             self.activate()?;
             self.stage = Stage::Over;
+        }
+        Ok(())
+    }
+
+    /// Does what people do whose device was pulled: puts it back, and releases the driver if it
+    /// is held by then. One that is not may be so later, if it has not yet missed its device.
+    fn bring_back(&mut self) -> Result<()> {
+        let is_struck = matches!(self.stage, Stage::Over);
+        if !is_struck || self.looked.elapsed() < ASK || !self.rig.put_back(false)? {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        // One that does not come back then is for the judges to miss.
+        match self.rig.release_held(self.target.index) {
+            Ok(false) => {}
+            Ok(true) => self.tell_outside("its device is there again, and it is released"),
+            Err(why) => self.tell_outside(&format!("it can't be released: {why:#}")),
         }
         Ok(())
     }
@@ -246,6 +273,11 @@ impl Strike<'_> {
         self.round.stops.push(format!("{name} at {rip:#x}{}: {why}", function.unwrap_or_default()));
     }
 
+    /// The same of what is done while the machine runs.
+    fn tell_outside(&mut self, what: &str) {
+        self.round.stops.push(format!("outside: {what}"));
+    }
+
     /// Strikes one of the chains that the driver has shown its device since the last look, if it is
     /// there: then true.
     fn shows(&mut self) -> Result<bool> {
@@ -268,7 +300,7 @@ impl Strike<'_> {
 
     /// Another program came to an address that is watched.
     fn stranger(&mut self, rip: u64) -> Result<&'static str> {
-        // Answers are known not to be taken only if each of the driver's hypercalls is seen.
+        // Answers are known not to be taken only if the driver is seen whenever it gives way.
         let is_needed =
             self.second.as_ref().is_some_and(|second| second.needs(rip, &self.rig.machine));
         let is_death = rip == self.rig.machine.death;
@@ -367,16 +399,16 @@ impl Strike<'_> {
                 self.changed = true;
             }
             Fault::Heap { fraction, value } => {
-                if let Some(address) = word_in_use(machine, domain, *fraction)? {
+                if let Some(address) = machine.word_in_use(domain, *fraction)? {
                     machine.write(domain, address, &value.to_le_bytes())?;
                     machine.gdb.watch(Access::Read, address)?;
                 }
             }
-            Fault::Reuse { .. } => order(machine, domain, Inject::Panic as u32)?,
+            Fault::Reuse { .. } => machine.order(domain, Inject::Panic as u32)?,
             // The second is to come yet.
-            Fault::Second { first, .. } => order(machine, domain, *first)?,
+            Fault::Second { first, .. } => machine.order(domain, *first)?,
             Fault::Order { kind } => {
-                order(machine, domain, *kind)?;
+                machine.order(domain, *kind)?;
                 self.activate()?;
                 self.stage = Stage::Over;
             }
@@ -398,6 +430,11 @@ impl Strike<'_> {
             }
             Fault::Link { ms } => {
                 self.rig.tap.unplug(Duration::from_millis(u64::from(*ms)))?;
+                self.activate()?;
+                self.stage = Stage::Over;
+            }
+            Fault::Pull { ms } => {
+                self.rig.pull(self.target.index, Duration::from_millis(u64::from(*ms)))?;
                 self.activate()?;
                 self.stage = Stage::Over;
             }
@@ -470,6 +507,7 @@ impl Strike<'_> {
             | Fault::Disk { .. }
             | Fault::Wire { .. }
             | Fault::Link { .. }
+            | Fault::Pull { .. }
             | Fault::LoseInterrupt { .. }
             | Fault::Control { .. }
             | Fault::Second { .. } => return Ok(()),
@@ -564,28 +602,6 @@ impl Strike<'_> {
         self.round.activated.get_or_insert(time);
         Ok(())
     }
-}
-
-/// Orders a domain's runtime to misbehave.
-fn order(machine: &super::machine::Machine, domain: DomainId, kind: u32) -> Result<()> {
-    let place = EVENT_PAGE + offset_of!(EventPage, inject) as u64;
-    machine.write(domain, place, &kind.to_le_bytes())
-}
-
-/// A word of the domain's heap that is not zero, so many 2^32ths of the way through them all.
-/// What a domain did not write since it began is zero, so the hypervisor restores each of these.
-fn word_in_use(
-    machine: &super::machine::Machine,
-    domain: DomainId,
-    fraction: u32,
-) -> Result<Option<u64>> {
-    let len = machine.space(domain).and_then(|space| space.find(Kind::Heap)).map_or(0, |r| r.len);
-    let mut heap = vec![0; usize::try_from(len)?];
-    machine.read(domain, HEAP, &mut heap)?;
-    let words = heap.as_chunks::<8>().0;
-    let used = || (HEAP..).step_by(8).zip(words).filter(|(_, word)| **word != [0; 8]);
-    let chosen = (used().count() as u64 * u64::from(fraction)) >> 32;
-    Ok(used().nth(usize::try_from(chosen)?).map(|(address, _)| address))
 }
 
 /// Number of [`Nr::Notify`], which [`Fault::SkipCall`] skips.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use fault::mutate::Program;
 use fault::plan::{Fault, Whom};
 use ring_proto::DomainId;
+use ring_proto::hypercall::Nr;
 
 use super::campaign::Profiles;
 use super::node;
@@ -17,6 +18,10 @@ use crate::build::Built;
 
 /// The instruction of a hypercall.
 pub const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
+
+/// Hypercalls of a driver that serves at which another domain may get its core: after these its
+/// answers may have been taken.
+const GIVING_WAY: [u64; 3] = [Nr::Wait as u64, Nr::Notify as u64, Nr::Yield as u64];
 
 /// A driver.
 #[derive(Debug)]
@@ -113,6 +118,7 @@ impl Target {
             | Fault::Disk { .. }
             | Fault::Wire { .. }
             | Fault::Link { .. }
+            | Fault::Pull { .. }
             | Fault::LoseInterrupt { .. }
             | Fault::Control { .. }
             // Where its second fault strikes is not watched before it can.
@@ -122,8 +128,11 @@ impl Target {
                 may_be.map(|(at, _)| *at).collect()
             }
             Fault::Descriptor { .. } => self.shows.clone(),
-            Fault::Call { .. } | Fault::Answer { .. } => {
-                self.calls.iter().map(|(at, _)| *at).collect()
+            Fault::Call { .. } => self.calls.iter().map(|(at, _)| *at).collect(),
+            Fault::Answer { .. } => {
+                let may_be = |nr: &u64| GIVING_WAY.contains(nr);
+                let calls = self.calls.iter().filter(|(_, nr)| nr.as_ref().is_none_or(may_be));
+                calls.map(|(at, _)| *at).collect()
             }
         }
     }

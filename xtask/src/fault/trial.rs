@@ -7,7 +7,10 @@ use fault::disk::Kind;
 use fault::plan::{Fault, Plan};
 use fault::record::Trial;
 use fault::verdict::Verdict;
-use judge_orders::{Orders, Outcome, VERIFY, VERIFY_ALL, VERIFY_BEFORE, state};
+use fault::workload::Workload;
+use judge_orders::{
+    Orders, Outcome, READ_ONLY, VERIFY, VERIFY_ALL, VERIFY_BEFORE, WRITE_ONLY, state,
+};
 use nodectl::control::{CrashEntry, Event};
 use ring_proto::crash::Reason;
 
@@ -65,7 +68,13 @@ pub fn orders(seed: u64, requests: u64) -> Orders {
 /// The machine can't be worked with: nothing can be said of the trial.
 pub fn run(rig: &mut Rig, target: &Target, plan: &Plan, frame: Frame) -> Result<Done> {
     let waited = rig.waited();
+    let kind = match frame.workload {
+        Workload::Mixed => 0,
+        Workload::Read => READ_ONLY,
+        Workload::Write => WRITE_ONLY,
+    };
     let work = orders(plan.round_seed, REQUESTS);
+    let work = Orders { flags: work.flags | kind, ..work };
     let mut both = [&work; 2];
     let hold = (REQUESTS - plan.moment).min(HOLD);
     let struck = Orders { moment: plan.moment, hold, ..work };
@@ -77,6 +86,7 @@ pub fn run(rig: &mut Rig, target: &Target, plan: &Plan, frame: Frame) -> Result<
         deaths: Vec::new(),
         after: None,
         hypervisor: None,
+        machine: None,
         bad_frames: false,
         notes: Vec::new(),
         trusted: true,
@@ -94,6 +104,10 @@ pub fn run(rig: &mut Rig, target: &Target, plan: &Plan, frame: Frame) -> Result<
 fn look(rig: &mut Rig, target: &Target, plan: &Plan, seen: &mut Observed) {
     let failed = |rig: &Rig, seen: &mut Observed, what: &str, why: &anyhow::Error| {
         seen.trusted = false;
+        seen.machine = rig.aborted();
+        if seen.machine.is_some() {
+            return;
+        }
         let end = rig.ended().map(|verdict| format!(": {verdict}"));
         seen.hypervisor = Some(format!("{what}{}: {why:#}", end.unwrap_or_default()));
     };

@@ -34,7 +34,7 @@ pub use accel::Accel;
 pub use command::Iommu;
 pub(crate) use command::with_path;
 pub use devices::PEER_MAC;
-pub(crate) use devices::with_peer;
+pub(crate) use devices::{Place, plugged, port, under_test, with_peer};
 pub use log::Log;
 pub use node::{RunningNode, Verdict};
 

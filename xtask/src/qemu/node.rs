@@ -47,6 +47,8 @@ pub enum Verdict {
     Stopped,
     /// We killed QEMU: a power cut.
     Killed,
+    /// QEMU failed an assertion of its own, and said so.
+    Aborted,
     /// Anything else, such as a triple fault, which looks like success to QEMU.
     Unknown(String),
 }
@@ -58,6 +60,7 @@ impl fmt::Display for Verdict {
             Self::HypervisorPanic => f.write_str("the hypervisor panicked"),
             Self::Stopped => f.write_str("the node was stopped"),
             Self::Killed => f.write_str("the node was killed"),
+            Self::Aborted => f.write_str("QEMU failed an assertion of its own"),
             Self::Unknown(how) => write!(f, "the node ended for an unknown reason ({how})"),
         }
     }
@@ -262,6 +265,14 @@ impl RunningNode {
         self.wait(None).unwrap_or_else(|| Verdict::Unknown("it does not end".to_owned()))
     }
 
+    /// Has QEMU itself stand still, or go on. A machine that is paused is not enough to have it
+    /// take no time: its main loop may go on looking at clocks.
+    pub fn freeze(&self, still: bool) {
+        let signal = if still { Signal::STOP } else { Signal::CONT };
+        // It fails only if QEMU has ended already, which whoever needs it sees.
+        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+
     fn ask(&self, signal: Signal, asked: u8) {
         self.asked.fetch_max(asked, Ordering::SeqCst);
         // It fails only if QEMU has ended already, which is what is wanted.
@@ -288,6 +299,9 @@ impl Drop for RunningNode {
     }
 }
 
+/// The signal by which a process ends that calls `abort`.
+const ABORT: i32 = 6;
+
 fn judge(status: ExitStatus, asked: u8) -> Verdict {
     match (status.code(), status.signal(), asked) {
         (Some(EXIT_ORDERLY), _, _) => Verdict::Orderly,
@@ -298,6 +312,7 @@ fn judge(status: ExitStatus, asked: u8) -> Verdict {
             Verdict::Unknown("QEMU ended with 0: a reset, or a triple fault".to_owned())
         }
         (Some(code), _, _) => Verdict::Unknown(format!("QEMU ended with {code}")),
+        (None, Some(ABORT), _) => Verdict::Aborted,
         (None, Some(signal), _) => Verdict::Unknown(format!("QEMU ended by signal {signal}")),
         (None, None, _) => Verdict::Unknown("QEMU ended".to_owned()),
     }
@@ -314,6 +329,7 @@ mod tests {
         assert_eq!(judge(35 << 8, ASKED_TO_STOP), Verdict::HypervisorPanic);
         assert_eq!(judge(0, ASKED_TO_STOP), Verdict::Stopped);
         assert_eq!(judge(9, KILLED), Verdict::Killed);
+        assert_eq!(judge(ABORT, NOT_ASKED), Verdict::Aborted);
         assert!(matches!(judge(0, NOT_ASKED), Verdict::Unknown(_)));
         assert!(matches!(judge(9, NOT_ASKED), Verdict::Unknown(_)));
         assert!(matches!(judge(1 << 8, NOT_ASKED), Verdict::Unknown(_)));

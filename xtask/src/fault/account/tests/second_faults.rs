@@ -16,7 +16,12 @@ fn second(whom: Whom, struck: bool, deaths: Vec<CrashEntry>) -> Trial {
     seen.round.activated = struck.then_some(0);
     let fault = Fault::Second { first: 1, whom, address: 1, kind: 4 };
     let plan = Plan { fault, ..plan(class) };
-    describe(&samples::blk(), &plan, Frame { number: 3, seed: 1, node: 1 }, &seen)
+    describe(
+        &samples::blk(),
+        &plan,
+        Frame { number: 3, seed: 1, workload: Workload::Mixed, node: 1 },
+        &seen,
+    )
 }
 
 #[test]
@@ -62,7 +67,12 @@ fn a_first_fault_that_is_not_recovered_from_is_told() {
     (stuck.round.activated, of_target(&mut stuck).errors) = (None, 1);
     let fault = Fault::Second { first: 1, whom: Whom::Driver, address: 1, kind: 4 };
     let plan = Plan { fault, ..plan(Class::SecondFault) };
-    let trial = describe(&samples::blk(), &plan, Frame { number: 3, seed: 1, node: 1 }, &stuck);
+    let trial = describe(
+        &samples::blk(),
+        &plan,
+        Frame { number: 3, seed: 1, workload: Workload::Mixed, node: 1 },
+        &stuck,
+    );
     assert_eq!(trial.manifestation, Manifestation::Panic);
     assert_eq!(trial.verdict, Verdict::Undetected);
 }
