@@ -196,22 +196,23 @@ pub fn start(domain: DomainId) -> Result<(), Error> {
     plain(Nr::Start, [u64::from(domain), 0, 0, 0, 0]).map(drop)
 }
 
-/// Ends a running domain: at an operator's order, or because it does no work
-/// ([`Reason::Stalled`]).
-pub fn stop(domain: DomainId, reason: Reason) -> Result<(), Error> {
+/// Ends a generation of a running domain: at an operator's order, or because it does no
+/// work ([`Reason::Stalled`]).
+pub fn stop(domain: DomainId, generation: Generation, reason: Reason) -> Result<(), Error> {
     let reason = if reason == Reason::Operator { 0 } else { reason as u64 };
-    plain(Nr::Stop, [u64::from(domain), reason, 0, 0, 0]).map(drop)
+    plain(Nr::Stop, [u64::from(domain), u64::from(generation), reason, 0, 0]).map(drop)
 }
 
-/// Stops a domain if it is alive, then starts it.
-pub fn restart(domain: DomainId) -> Result<(), Error> {
-    plain(Nr::Restart, [u64::from(domain), 0, 0, 0, 0]).map(drop)
+/// Stops a domain if it is alive in that generation, then starts it.
+pub fn restart(domain: DomainId, generation: Generation) -> Result<(), Error> {
+    plain(Nr::Restart, [u64::from(domain), u64::from(generation), 0, 0, 0]).map(drop)
 }
 
-/// Has a domain check itself, or also finish its work and take no more; returns
-/// the check's number.
-pub fn check(domain: DomainId, drain: bool) -> Result<u32, Error> {
-    let number = plain(Nr::Check, [u64::from(domain), drain.into(), 0, 0, 0])?;
+/// Has a generation of a domain check itself, or also finish its work and take no more;
+/// returns the check's number.
+pub fn check(domain: DomainId, generation: Generation, drain: bool) -> Result<u32, Error> {
+    let args = [u64::from(domain), u64::from(generation), drain.into(), 0, 0];
+    let number = plain(Nr::Check, args)?;
     // Numbers of checks are words.
     Ok(u32::try_from(number).unwrap_or(0))
 }
@@ -265,9 +266,9 @@ pub fn crash_read(sequence: u64) -> Result<CrashRecord, Error> {
     Ok(record)
 }
 
-/// Has a domain misbehave.
-pub fn inject(domain: DomainId, kind: Inject) -> Result<(), Error> {
-    plain(Nr::Inject, [u64::from(domain), kind as u64, 0, 0, 0]).map(drop)
+/// Has a generation of a domain misbehave.
+pub fn inject(domain: DomainId, generation: Generation, kind: Inject) -> Result<(), Error> {
+    plain(Nr::Inject, [u64::from(domain), u64::from(generation), kind as u64, 0, 0]).map(drop)
 }
 
 /// Fills `out` with console text from `cursor` on, of all domains or of one

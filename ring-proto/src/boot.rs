@@ -8,7 +8,7 @@ use crate::{MAX_DOMAIN_CONNECTIONS, MAX_DOMAIN_DEVICES};
 /// Value of [`BootInfo::magic`]: "BULKHEAD" in ASCII, little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"BULKHEAD");
 /// Value of [`BootInfo::abi`]: version of the hypercall ABI.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// Bit of [`BootInfo::flags`]: this is a warm spare. All else in here is as its
 /// principal's, and none of the devices and connections is mapped before

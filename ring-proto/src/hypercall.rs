@@ -75,11 +75,12 @@ numbered! {
         DomainList = 32,
         /// `(domain)`: build and run a domain that is stopped or dead.
         Start = 33,
-        /// `(domain, reason)`: end a running domain. The reason is
-        /// [`crate::crash::Reason::Stalled`], which counts as a death, or 0 for an
-        /// operator's order.
+        /// `(domain, generation, reason)`: end that generation of a running domain. The
+        /// reason is [`crate::crash::Reason::Stalled`], which counts as a death, or 0 for
+        /// an operator's order. [`Error::NotFound`]: the domain has another generation by
+        /// now, here and wherever a generation is named.
         Stop = 34,
-        /// `(domain)`: stop if alive, then start.
+        /// `(domain, generation)`: stop if alive, then start.
         Restart = 35,
         /// `(domain)`: mark as held: not startable until released.
         Hold = 36,
@@ -90,7 +91,8 @@ numbered! {
         /// `(sequence, address, length)`: a [`crate::crash::CrashRecord`]; the
         /// oldest kept one not below `sequence`.
         CrashRead = 39,
-        /// `(domain, kind)`: have a domain misbehave, see [`crate::event::Inject`].
+        /// `(domain, generation, kind)`: have a domain misbehave, see
+        /// [`crate::event::Inject`].
         Inject = 40,
         /// `(cursor, address, length, domain, generation)`: console bytes from
         /// `cursor` on as [`LogHeader`] + text; returns the new cursor. `domain` is
@@ -104,9 +106,9 @@ numbered! {
         NodeInfo = 43,
         /// `(0)`: power the node off in good order.
         Shutdown = 44,
-        /// `(domain, drain 0|1)`: have a domain check itself, or also finish its
-        /// work and take no more; returns the check's number. Its
-        /// answer appears in [`DomainInfo::health`].
+        /// `(domain, generation, drain 0|1)`: have a domain check itself, or also finish
+        /// its work and take no more; returns the check's number. Its answer appears in
+        /// [`DomainInfo::health`].
         Check = 45,
         /// `(domain, offset, address, length ≤ 2048)`: part of the file that updates a
         /// domain ([`crate::bundle::IMAGE_MAGIC`]), at most where the parts before it
@@ -137,7 +139,7 @@ numbered! {
         BadAddress = 3,
         /// Caller: lacks the capability.
         NotPermitted = 4,
-        /// Caller: names a domain, device, port or grant that is not there.
+        /// Caller: names a domain, generation, device, port or grant that is not there.
         NotFound = 5,
         /// Peer: its domain is not alive.
         PeerDead = 6,

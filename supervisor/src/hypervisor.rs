@@ -7,7 +7,7 @@ use ring_proto::{
     event::Inject,
     hypercall::{ConnectionInfo, DomainInfo, Error, NodeInfo},
 };
-use supervisor_policy::Node;
+use supervisor_policy::{Life, Node};
 
 /// The real node.
 #[derive(Debug)]
@@ -34,16 +34,16 @@ impl Node for Hypervisor {
         hypercall::start(domain)
     }
 
-    fn stop(&mut self, domain: DomainId, reason: Reason) -> Result<(), Error> {
-        hypercall::stop(domain, reason)
+    fn stop(&mut self, (domain, generation): Life, reason: Reason) -> Result<(), Error> {
+        hypercall::stop(domain, generation, reason)
     }
 
-    fn restart(&mut self, domain: DomainId) -> Result<(), Error> {
-        hypercall::restart(domain)
+    fn restart(&mut self, (domain, generation): Life) -> Result<(), Error> {
+        hypercall::restart(domain, generation)
     }
 
-    fn check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error> {
-        hypercall::check(domain, drain)
+    fn check(&mut self, (domain, generation): Life, drain: bool) -> Result<u32, Error> {
+        hypercall::check(domain, generation, drain)
     }
 
     fn hold(&mut self, domain: DomainId) -> Result<(), Error> {
@@ -54,8 +54,8 @@ impl Node for Hypervisor {
         hypercall::release(domain)
     }
 
-    fn inject(&mut self, domain: DomainId, kind: Inject) -> Result<(), Error> {
-        hypercall::inject(domain, kind)
+    fn inject(&mut self, (domain, generation): Life, kind: Inject) -> Result<(), Error> {
+        hypercall::inject(domain, generation, kind)
     }
 
     fn crash_read(&mut self, sequence: u64) -> Result<Option<CrashRecord>, Error> {

@@ -15,7 +15,7 @@ use ring_proto::{
 };
 use zerocopy::{FromZeros, transmute};
 
-use super::{Answer, Node, restore::copy_text};
+use super::{Answer, Node, Orders, restore::copy_text};
 use crate::{iommu, time, vt::Vcpu};
 
 impl Node {
@@ -69,6 +69,8 @@ impl Node {
             self.events(domain).map_or(0, |page| page.in_flight.load(Ordering::Relaxed));
         self.sched.stop(domain);
         self.devices.life_ended(domain, self.domains[domain].info.ready, reason);
+        // They were for this generation, not for the next.
+        self.guests[domain].orders = Orders::default();
         let ended = self.domains[domain].died(reason, detected);
         // Before its grants turn into scratch pages: a peer that reads junk
         // there must be able to see that it is junk (SPEC.md, CONN-8).
@@ -174,8 +176,7 @@ impl Node {
     }
 
     /// Has a domain ended and perhaps begun anew, on its own core.
-    pub(super) fn order(&mut self, domain: u64, end: Option<Reason>, start: bool) -> Answer {
-        let domain = self.checked(domain)?;
+    pub(super) fn order(&mut self, domain: DomainId, end: Option<Reason>, start: bool) -> Answer {
         if start && self.domains[domain].held {
             return Err(Error::BadState);
         }

@@ -96,23 +96,28 @@ impl Node {
                 done
             }
             Nr::DomainList => self.domain_list(caller, a, b),
-            Nr::Start => self.order(a, None, true),
-            Nr::Stop => match b {
-                0 => self.order(a, Some(Reason::Operator), false),
-                _ if b == Reason::Stalled as u64 => self.order(a, Some(Reason::Stalled), false),
-                _ => Err(Error::BadArgument),
-            },
-            Nr::Restart => self.order(a, Some(Reason::Operator), true),
+            Nr::Start => self.checked(a).and_then(|d| self.order(d, None, true)),
+            Nr::Stop => {
+                let reason = match c {
+                    0 => Ok(Reason::Operator),
+                    _ if c == Reason::Stalled as u64 => Ok(Reason::Stalled),
+                    _ => Err(Error::BadArgument),
+                };
+                reason.and_then(|r| self.order(self.checked_life(a, b)?, Some(r), false))
+            }
+            Nr::Restart => {
+                self.checked_life(a, b).and_then(|d| self.order(d, Some(Reason::Operator), true))
+            }
             Nr::Hold => self.hold(a, true),
             Nr::Release => self.hold(a, false),
             Nr::ConnectionList => self.connection_list(caller, a, b),
             Nr::CrashRead => self.crash_read(caller, a, b, c),
-            Nr::Inject => self.inject(a, b),
+            Nr::Inject => self.inject(a, b, c),
             Nr::LogRead => self.log_read(caller, a, b, c, (d, e)),
             Nr::Audit => self.checked(a).map(|d| self.audit(d)),
             Nr::NodeInfo => self.node_info(caller, a, now),
             Nr::Shutdown => crate::power_off(EXIT_ORDERLY),
-            Nr::Check => self.order_check(a, b),
+            Nr::Check => self.order_check(a, b, c),
             Nr::ImageWrite => self.image_write(caller, args),
             Nr::ImageCommit => self.image_commit(caller, a, b, c),
             Nr::ImageJudge => self.image_judge(a, b),
@@ -121,6 +126,14 @@ impl Node {
 
     pub(super) fn checked(&self, domain: u64) -> Result<DomainId, Error> {
         self.domains.check(domain).ok_or(Error::NotFound)
+    }
+
+    /// The domain, if that is still its generation: who gives an order has seen the
+    /// node as it was.
+    fn checked_life(&self, domain: u64, generation: u64) -> Result<DomainId, Error> {
+        let domain = self.checked(domain)?;
+        let present = u64::from(self.domains[domain].info.generation) == generation;
+        present.then_some(domain).ok_or(Error::NotFound)
     }
 
     pub(super) fn read_caller(
@@ -246,8 +259,8 @@ impl Node {
         Ok(0)
     }
 
-    fn order_check(&mut self, domain: u64, drain: u64) -> Answer {
-        let domain = self.checked(domain)?;
+    fn order_check(&mut self, domain: u64, generation: u64, drain: u64) -> Answer {
+        let domain = self.checked_life(domain, generation)?;
         let page = self.events(domain)?;
         let info = &mut self.domains[domain].info;
         let number = (info.check.wrapping_add(1) & !event::DRAIN).max(1);
@@ -343,8 +356,8 @@ impl Node {
         Ok(record.sequence)
     }
 
-    fn inject(&mut self, domain: u64, kind: u64) -> Answer {
-        let domain = self.checked(domain)?;
+    fn inject(&mut self, domain: u64, generation: u64, kind: u64) -> Answer {
+        let domain = self.checked_life(domain, generation)?;
         let kind = u32::try_from(kind).ok().and_then(Inject::from_raw).ok_or(Error::BadArgument)?;
         self.events(domain)?.inject.store(kind as u32, SeqCst);
         self.guests[domain].injected = true;

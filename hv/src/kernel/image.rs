@@ -61,7 +61,7 @@ impl Node {
             return Err(Error::BadArgument);
         }
         match self.images[domain].judge(domain, keep == 1)? {
-            Some(loser) => self.order(loser.into(), Some(Reason::Operator), true),
+            Some(loser) => self.order(loser, Some(Reason::Operator), true),
             None => Ok(0),
         }
     }

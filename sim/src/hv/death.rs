@@ -8,7 +8,7 @@ use ring_proto::hypercall::Error;
 use ring_proto::{DomainId, boot, conn};
 use zerocopy::FromZeros;
 
-use super::{Answer, Hv};
+use super::{Answer, Hv, Orders};
 use crate::report::trace;
 
 impl Hv {
@@ -23,6 +23,7 @@ impl Hv {
             _ => self.now,
         };
         self.sched.stop(domain);
+        self.guests[domain].orders = Orders::default();
         let ended = self.domains[domain].died(reason, self.now);
         trace!("{name}: generation {ended} ended: {reason:?}");
         self.show_closed(domain);

@@ -31,7 +31,7 @@ use ring_proto::conn::Role;
 use ring_proto::crash::{Reason, Timeline};
 use ring_proto::event::{self, EventPage, Inject};
 use ring_proto::hypercall::{DomainInfo, Error};
-use ring_proto::{DomainId, PAGE_SIZE, Port, boot, bundle, layout};
+use ring_proto::{DomainId, Generation, PAGE_SIZE, Port, boot, bundle, layout};
 
 use crate::ram::{BASE, Ram};
 use crate::report::trace;
@@ -317,8 +317,8 @@ impl Hv {
     }
 
     /// `inject`.
-    pub(crate) fn inject(&mut self, domain: DomainId, kind: Inject) -> Answer {
-        let domain = self.checked(domain)?;
+    pub(crate) fn inject(&mut self, life: (DomainId, Generation), kind: Inject) -> Answer {
+        let domain = self.checked_life(life)?;
         if !self.is_running(domain) {
             return Err(Error::BadState);
         }
@@ -330,8 +330,12 @@ impl Hv {
     }
 
     /// `check`.
-    pub(crate) fn order_check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error> {
-        let domain = self.checked(domain)?;
+    pub(crate) fn order_check(
+        &mut self,
+        life: (DomainId, Generation),
+        drain: bool,
+    ) -> Result<u32, Error> {
+        let domain = self.checked_life(life)?;
         if !self.is_running(domain) {
             return Err(Error::BadState);
         }
@@ -353,6 +357,16 @@ impl Hv {
 
     pub(crate) fn checked(&self, domain: DomainId) -> Result<DomainId, Error> {
         self.domains.check(domain.into()).ok_or(Error::NotFound)
+    }
+
+    /// The domain, if that is still its generation.
+    pub(crate) fn checked_life(
+        &self,
+        (domain, generation): (DomainId, Generation),
+    ) -> Result<DomainId, Error> {
+        let domain = self.checked(domain)?;
+        let present = self.domains[domain].info.generation == generation;
+        present.then_some(domain).ok_or(Error::NotFound)
     }
 
     /// Carries out what others asked of this core's domains. What a core has

@@ -7,7 +7,7 @@ use ring_proto::event::Inject;
 use ring_proto::hypercall::{ConnectionInfo, DomainInfo, Error, NodeInfo};
 use ring_proto::{DomainId, Generation};
 use std::sync::atomic::Ordering::SeqCst;
-use supervisor_policy::{Node, Supervisor};
+use supervisor_policy::{Life, Node, Supervisor};
 use zerocopy::FromZeros;
 
 use super::Turn;
@@ -117,16 +117,18 @@ impl Node for Calls<'_, '_> {
         self.call().order(domain, None, true).map(|_| ())
     }
 
-    fn stop(&mut self, domain: DomainId, reason: Reason) -> Result<(), Error> {
-        self.call().order(domain, Some(reason), false).map(|_| ())
+    fn stop(&mut self, life: Life, reason: Reason) -> Result<(), Error> {
+        let hv = self.call();
+        hv.checked_life(life).and_then(|d| hv.order(d, Some(reason), false)).map(|_| ())
     }
 
-    fn restart(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.call().order(domain, Some(Reason::Operator), true).map(|_| ())
+    fn restart(&mut self, life: Life) -> Result<(), Error> {
+        let hv = self.call();
+        hv.checked_life(life).and_then(|d| hv.order(d, Some(Reason::Operator), true)).map(|_| ())
     }
 
-    fn check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error> {
-        self.call().order_check(domain, drain)
+    fn check(&mut self, life: Life, drain: bool) -> Result<u32, Error> {
+        self.call().order_check(life, drain)
     }
 
     fn hold(&mut self, domain: DomainId) -> Result<(), Error> {
@@ -137,8 +139,8 @@ impl Node for Calls<'_, '_> {
         self.call().hold(domain, false).map(|_| ())
     }
 
-    fn inject(&mut self, domain: DomainId, kind: Inject) -> Result<(), Error> {
-        self.call().inject(domain, kind).map(|_| ())
+    fn inject(&mut self, life: Life, kind: Inject) -> Result<(), Error> {
+        self.call().inject(life, kind).map(|_| ())
     }
 
     fn crash_read(&mut self, sequence: u64) -> Result<Option<CrashRecord>, Error> {

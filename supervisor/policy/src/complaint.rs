@@ -13,7 +13,7 @@ use ring_proto::{
     hypercall::{ConnectionInfo, DomainInfo, DomainState},
 };
 
-use crate::Node;
+use crate::node::{Node, life};
 
 /// What to do with a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl Complaints {
             if !complained {
                 return Verdict::Leave;
             }
-            let Ok(number) = node.check(info.id, false) else { return Verdict::Leave };
+            let Ok(number) = node.check(life(info), false) else { return Verdict::Leave };
             let deadline_ns = now.saturating_add(u64::from(info.check_ms) * 1_000_000);
             let (generation, frontend) = (info.generation, info.complainant);
             *check = Some(Check { generation, number, deadline_ns, frontend });

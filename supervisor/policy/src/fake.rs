@@ -14,7 +14,7 @@ use ring_proto::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use crate::Node;
+use crate::node::{Life, Node, life};
 
 const MS: u64 = 1_000_000;
 
@@ -76,6 +76,10 @@ pub struct FakeNode {
     pub off: bool,
     /// Checksum of the image that is staged.
     pub new_crc: u32,
+    /// Restarts that are ordered are carried out right after the next look at the
+    /// domains, which then sees what is over; else at once.
+    pub restarts_after_look: bool,
+    ordered: Option<Life>,
     /// There is a spare of blk.
     spare: bool,
     /// Violations that the audit finds in each domain.
@@ -148,6 +152,8 @@ impl FakeNode {
             judged: Vec::new(),
             off: false,
             new_crc: NEW_CRC,
+            restarts_after_look: false,
+            ordered: None,
             spare: false,
             violations: 0,
             held: vec![false; names.len()],
@@ -327,6 +333,23 @@ impl FakeNode {
         self.domains.get_mut(usize::from(domain)).ok_or(Error::NotFound)
     }
 
+    /// The domain, if it is in that life.
+    fn in_life(&mut self, (domain, generation): Life) -> Result<DomainId, Error> {
+        let present = self.get(domain)?.generation == generation;
+        present.then_some(domain).ok_or(Error::NotFound)
+    }
+
+    fn carry_out_restart(&mut self, life: Life) {
+        if let Ok(domain) = self.in_life(life) {
+            self.die(domain, Reason::Operator);
+            if domain != SUPERVISOR {
+                // In the same turn of its core.
+                self.starts.push((domain, self.now));
+                self.begin(domain);
+            }
+        }
+    }
+
     fn end_state(&self, domain: DomainId) -> u32 {
         let info = &self.domains[usize::from(domain)];
         let habits = &self.habits[usize::from(domain)];
@@ -352,6 +375,9 @@ impl Node for FakeNode {
     fn domains(&mut self, out: &mut [DomainInfo]) -> Result<usize, Error> {
         self.step();
         out[..self.domains.len()].copy_from_slice(&self.domains);
+        if let Some(life) = self.ordered.take() {
+            self.carry_out_restart(life);
+        }
         Ok(self.domains.len())
     }
 
@@ -394,26 +420,26 @@ impl Node for FakeNode {
         Ok(())
     }
 
-    fn stop(&mut self, domain: DomainId, reason: Reason) -> Result<(), Error> {
-        self.get(domain)?;
+    fn stop(&mut self, life: Life, reason: Reason) -> Result<(), Error> {
+        let domain = self.in_life(life)?;
         // The domain's own core does it, in its turn.
         self.dies_at[usize::from(domain)] = Some((self.now + MS / 20, reason));
         Ok(())
     }
 
-    fn restart(&mut self, domain: DomainId) -> Result<(), Error> {
-        self.get(domain)?;
-        self.die(domain, Reason::Operator);
-        if domain != SUPERVISOR {
-            // In the same turn of its core.
-            self.starts.push((domain, self.now));
-            self.begin(domain);
+    fn restart(&mut self, life: Life) -> Result<(), Error> {
+        self.in_life(life)?;
+        if self.restarts_after_look {
+            self.ordered = Some(life);
+        } else {
+            self.carry_out_restart(life);
         }
         Ok(())
     }
 
-    fn check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error> {
+    fn check(&mut self, life: Life, drain: bool) -> Result<u32, Error> {
         let now = self.now;
+        let domain = self.in_life(life)?;
         let info = self.get(domain)?;
         if info.state != DomainState::Running as u32 {
             return Err(Error::BadState);
@@ -446,8 +472,8 @@ impl Node for FakeNode {
         Ok(())
     }
 
-    fn inject(&mut self, domain: DomainId, kind: Inject) -> Result<(), Error> {
-        self.get(domain)?;
+    fn inject(&mut self, life: Life, kind: Inject) -> Result<(), Error> {
+        let domain = self.in_life(life)?;
         self.injected[usize::from(domain)] = true;
         let after = self.habits[usize::from(domain)].dies_after_ns;
         let (after, reason) = match kind {
@@ -532,7 +558,8 @@ impl Node for FakeNode {
             let spares = self.domains.iter_mut().filter(|d| d.spare_of == domain);
             spares.for_each(|d| d.good_crc = new_crc);
         } else if here {
-            return self.restart(domain);
+            let life = life(info);
+            return self.restart(life);
         } else {
             info.trial = Trial::None as u32;
         }

@@ -43,7 +43,7 @@ pub mod restart;
 pub mod service;
 pub mod status;
 
-pub use node::Node;
+pub use node::{Life, Node};
 pub use service::Supervisor;
 
 #[cfg(test)]

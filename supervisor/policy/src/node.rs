@@ -7,6 +7,15 @@ use ring_proto::{
     hypercall::{ConnectionInfo, DomainInfo, Error, NodeInfo},
 };
 
+/// One life of a domain. Between a look at the node and an order it may end, and what is
+/// due to it is not due to the next one: [`Error::NotFound`] then.
+pub type Life = (DomainId, Generation);
+
+/// The life in which `info` shows a domain, or its next if it is dead.
+pub fn life(info: &DomainInfo) -> Life {
+    (info.id, info.generation)
+}
+
 /// A node, as its hypervisor lets a supervisor see it.
 pub trait Node {
     /// The node's clock, ns.
@@ -19,19 +28,19 @@ pub trait Node {
     fn info(&mut self) -> Result<NodeInfo, Error>;
     /// Builds and runs a domain that is stopped or dead.
     fn start(&mut self, domain: DomainId) -> Result<(), Error>;
-    /// Ends a running domain: [`Reason::Stalled`] or [`Reason::Operator`].
-    fn stop(&mut self, domain: DomainId, reason: Reason) -> Result<(), Error>;
-    /// Stops it if it is alive, then starts it, at an operator's order.
-    fn restart(&mut self, domain: DomainId) -> Result<(), Error>;
+    /// Ends a running domain's life: [`Reason::Stalled`] or [`Reason::Operator`].
+    fn stop(&mut self, life: Life, reason: Reason) -> Result<(), Error>;
+    /// Stops it if it is alive, then starts the domain, at an operator's order.
+    fn restart(&mut self, life: Life) -> Result<(), Error>;
     /// Has it check itself, or also finish its work and take no more; returns
     /// the number that its answer in [`DomainInfo::health`] will have.
-    fn check(&mut self, domain: DomainId, drain: bool) -> Result<u32, Error>;
+    fn check(&mut self, life: Life, drain: bool) -> Result<u32, Error>;
     /// Marks it as not to be started.
     fn hold(&mut self, domain: DomainId) -> Result<(), Error>;
     /// Undoes a hold.
     fn release(&mut self, domain: DomainId) -> Result<(), Error>;
     /// Has it misbehave.
-    fn inject(&mut self, domain: DomainId, kind: Inject) -> Result<(), Error>;
+    fn inject(&mut self, life: Life, kind: Inject) -> Result<(), Error>;
     /// The oldest kept crash record not below `sequence`.
     fn crash_read(&mut self, sequence: u64) -> Result<Option<CrashRecord>, Error>;
     /// Console text from `cursor` on, of all or of one domain's generation (0 =

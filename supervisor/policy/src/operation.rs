@@ -114,10 +114,9 @@ impl Operation {
         self.domain == domain && self.ends == Some(generation)
     }
 
-    /// Whether the domain had its time to finish its work: if so, it is to be
-    /// ended now.
-    pub fn drain_is_over(&mut self, domains: &[DomainInfo], now: u64) -> bool {
-        let Some(drain) = self.drain else { return false };
+    /// The domain, if it had its time to finish its work: it is to be ended now.
+    pub fn drained<'a>(&mut self, domains: &'a [DomainInfo], now: u64) -> Option<&'a DomainInfo> {
+        let drain = self.drain?;
         let info = domains.iter().find(|d| d.id == self.domain);
         let alive = info.filter(|info| {
             DomainState::from_raw(info.state) == Some(DomainState::Running)
@@ -126,14 +125,14 @@ impl Operation {
         // One that died meanwhile is the policy's.
         let Some(info) = alive else {
             self.drain = None;
-            return false;
+            return None;
         };
         self.drained = info.health == drain.number;
         let over = drain.is_over(info, now);
         if over {
             self.drain = None;
         }
-        over
+        over.then_some(info)
     }
 
     /// How far it is.

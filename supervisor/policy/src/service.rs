@@ -14,8 +14,8 @@ use ring_proto::{
 };
 
 use crate::{
-    Node,
     complaint::Complaints,
+    node::{Node, life},
     operation::{Drain, Missing, Operation, Order, Progress},
     restart::{Decision, History, decide},
     status,
@@ -180,10 +180,8 @@ impl Supervisor {
     /// would, and it takes no more.
     fn end_the_drained(&mut self, node: &mut impl Node) {
         for info in self.domains.iter().filter(|d| d.check & DRAIN != 0) {
-            if is(info, DomainState::Running)
-                && let Err(why) = node.restart(info.id)
-            {
-                log::error!("{} cannot be restarted: {why:?}", status::name(info));
+            if is(info, DomainState::Running) {
+                restart(node, info);
             }
         }
     }
@@ -248,10 +246,8 @@ impl Supervisor {
         loop {
             let room = self.room();
             let Some(operation) = self.operations.get_mut(index) else { return next };
-            if operation.drain_is_over(&self.domains, now)
-                && let Err(why) = node.restart(operation.domain)
-            {
-                log::error!("{} cannot be restarted: {why:?}", operation.name);
+            if let Some(info) = operation.drained(&self.domains, now) {
+                restart(node, info);
             }
             if let Some(drain) = operation.drain {
                 next = next.min(drain.until_ns).min(now.saturating_add(SHARED_POLL_NS));
@@ -298,8 +294,8 @@ impl Supervisor {
         }
         self.farewell = None;
         let result = match farewell {
-            Farewell::Restart => node.restart(self.me),
-            Farewell::Crash(kind) => node.inject(self.me, kind),
+            Farewell::Restart => node.restart((self.me, self.generation)),
+            Farewell::Crash(kind) => node.inject((self.me, self.generation), kind),
             Farewell::Shutdown => node.shutdown(),
         };
         if let Err(why) = result {
@@ -462,21 +458,22 @@ impl Supervisor {
         let now = node.now_ns();
         let after = |ms: u32| now.saturating_add(u64::from(ms.min(MAX_TIMEOUT_MS)) * 1_000_000);
         let mut drain = None;
+        let life = life(&info);
         match order {
-            Order::Crash(kind) => node.inject(info.id, kind),
+            Order::Crash(kind) => node.inject(life, kind),
             // A spare has no work; were it told to finish it, it would do so in its
             // principal's place.
             Order::Restart { drain_ms: ms @ 1.. }
                 if alive && info.ready != 0 && info.spare_of == NOBODY =>
             {
                 let drained = |number| drain = Some(Drain { number, until_ns: after(ms) });
-                node.check(info.id, true).map(drained)
+                node.check(life, true).map(drained)
             }
-            Order::Restart { .. } => node.restart(info.id),
+            Order::Restart { .. } => node.restart(life),
             // Stopped first: were this supervisor to end in between, the domain would run and be
             // held, which nothing shows. One that is stopped is not started by the policy.
             Order::Hold if alive => {
-                node.stop(info.id, Reason::Operator).and_then(|()| node.hold(info.id))
+                node.stop(life, Reason::Operator).and_then(|()| node.hold(info.id))
             }
             Order::Hold => node.hold(info.id),
             Order::Release => node.release(info.id).and_then(|()| node.start(info.id)),
@@ -549,6 +546,14 @@ impl Supervisor {
             }
             _ => log::error!("a control message could not be sent"),
         }
+    }
+}
+
+/// Restarts a domain, unless its life ended since `info` was read.
+fn restart(node: &mut impl Node, info: &DomainInfo) {
+    match node.restart(life(info)) {
+        Ok(()) | Err(Error::NotFound) => {}
+        Err(why) => log::error!("{} cannot be restarted: {why:?}", status::name(info)),
     }
 }
 

@@ -3,7 +3,11 @@
 use ring_proto::crash::Reason;
 
 use super::{SHARED_POLL_NS, Supervisor};
-use crate::{Node, complaint::Verdict, status};
+use crate::{
+    complaint::Verdict,
+    node::{Node, life},
+    status,
+};
 
 impl Supervisor {
     /// Checks whom somebody complained about. Returns when to come back.
@@ -33,16 +37,16 @@ impl Supervisor {
                 }
                 Verdict::Silent => {
                     log::error!("{name} does not answer a check");
-                    node.stop(info.id, Reason::Stalled)
+                    node.stop(life(&info), Reason::Stalled)
                 }
                 Verdict::Stuck => {
                     log::error!("{name} finds that it is stuck");
-                    node.stop(info.id, Reason::Stalled)
+                    node.stop(life(&info), Reason::Stalled)
                 }
                 Verdict::OnWord(frontend) => {
                     log::warn!("{name} is restarted on the word of {}", self.name(frontend));
                     // Ordered: what a guest says must not use up the driver's budget.
-                    node.restart(info.id)
+                    node.restart(life(&info))
                 }
             };
             if let Err(why) = result {

@@ -19,8 +19,12 @@ use ring_proto::{
     hypercall::{DomainInfo, DomainState, Error, NOBODY, Trial},
 };
 
-use super::{RETRY_NS, SHARED_POLL_NS, Supervisor, is, refused};
-use crate::{Node, operation::Drain, status};
+use super::{RETRY_NS, SHARED_POLL_NS, Supervisor, is, refused, restart};
+use crate::{
+    node::{Node, life},
+    operation::Drain,
+    status,
+};
 
 /// How long a generation of a new image may take until it is ready, ns.
 pub const READY_NS: u64 = 10_000_000_000;
@@ -177,7 +181,7 @@ impl Supervisor {
                 let other =
                     |s: &DomainInfo| is(s, DomainState::Running) && s.image_crc != info.good_crc;
                 let again = match spare.filter(other) {
-                    Some(spare) => self.order(node, info, spare.id, now),
+                    Some(spare) => self.order(node, info, &spare, now),
                     None => u64::MAX,
                 };
                 self.finish_update(info, until, now).min(again)
@@ -191,7 +195,7 @@ impl Supervisor {
             (Trial::Due, Some(spare)) if is(&spare, DomainState::Held) => {
                 self.give_up(node, info, "its spare, which is to try first, is held", now)
             }
-            (Trial::Due, Some(spare)) => self.order(node, info, spare.id, now),
+            (Trial::Due, Some(spare)) => self.order(node, info, &spare, now),
             (Trial::Elsewhere, Some(spare)) if spare.ready == 0 => match late {
                 true => self.give_up(node, info, "its spare did not stand by in time", now),
                 false => until,
@@ -229,7 +233,7 @@ impl Supervisor {
             return watch.again_ns;
         }
         match watch.drain.filter(|drain| drain.0 == info.generation) {
-            None if info.ready != 0 => match node.check(info.id, true) {
+            None if info.ready != 0 => match node.check(life(info), true) {
                 Ok(number) => {
                     let until_ns = now.saturating_add(DRAIN_NS);
                     watch.drain = Some((info.generation, Drain { number, until_ns }));
@@ -238,13 +242,19 @@ impl Supervisor {
                 Err(_) => soon,
             },
             Some((_, drain)) if !drain.is_over(info, now) => now.saturating_add(SHARED_POLL_NS),
-            _ => self.order(node, info, info.id, now),
+            _ => self.order(node, info, info, now),
         }
     }
 
     /// Restarts `domain` for the update of `of`, unless that was just done.
     /// Returns when to do it again if nothing comes of it.
-    fn order(&mut self, node: &mut impl Node, of: &DomainInfo, domain: DomainId, now: u64) -> u64 {
+    fn order(
+        &mut self,
+        node: &mut impl Node,
+        of: &DomainInfo,
+        domain: &DomainInfo,
+        now: u64,
+    ) -> u64 {
         let Some(watch) = self.updates.watches.get_mut(usize::from(of.id)) else {
             return u64::MAX;
         };
@@ -253,9 +263,7 @@ impl Supervisor {
         }
         let again = now.saturating_add(RETRY_NS);
         watch.again_ns = again;
-        if let Err(why) = node.restart(domain) {
-            log::error!("{} cannot be restarted: {why:?}", self.name(domain));
-        }
+        restart(node, domain);
         again
     }
 

@@ -12,6 +12,7 @@ use super::{Bench, MS, name, next_supervisor};
 use crate::{
     Node,
     fake::{BLK, FakeNode, Habits, NEW_CRC, SPARE},
+    node::life,
 };
 
 fn stage(
@@ -145,7 +146,8 @@ fn a_trial_with_a_spare_waits_for_the_policy_to_start_a_dead_driver() {
 #[test]
 fn a_trial_whose_spare_is_held_is_given_up() {
     let mut bench = Bench::over(FakeNode::with_spare());
-    bench.node.stop(SPARE, Reason::Operator).unwrap();
+    let spare = life(&bench.node.domains[usize::from(SPARE)]);
+    bench.node.stop(spare, Reason::Operator).unwrap();
     bench.node.hold(SPARE).unwrap();
     bench.run_ms(5);
     stage(&mut bench, "blk", 0, b"good").unwrap();
@@ -202,4 +204,24 @@ fn what_cannot_be_updated_is_said() {
     bench.send(Command::Update { domain: name("blk") });
     let again = bench.ask_for(Command::Update { domain: name("blk") });
     assert_eq!(again, Err(FailureKind::Busy));
+}
+
+/// A supervisor begins between the order of the one before and what comes of it: what it
+/// then orders is for a generation that is over, and the new one is left alone.
+#[test]
+fn g7_an_order_for_a_generation_that_is_over_does_not_meet_the_next() {
+    let mut bench = Bench::new();
+    bench.node.habits[usize::from(BLK)].drains_after_ns = None;
+    stage(&mut bench, "blk", 0, b"good").unwrap();
+    bench.send(Command::Update { domain: name("blk") });
+    bench.run_ms(1);
+    assert_eq!(bench.node.checks, [(BLK, true)]);
+    bench.node.restarts_after_look = true;
+    next_supervisor(&mut bench);
+    assert_eq!(bench.node.domains[usize::from(BLK)].trial, Trial::Here as u32);
+    assert_eq!(bench.node.checks.len(), 1, "the one on trial was told to go");
+    next_supervisor(&mut bench);
+    bench.run_ms(1_500);
+    assert_eq!(bench.node.judged, [true]);
+    assert_eq!(bench.node.domains[usize::from(BLK)].good_crc, NEW_CRC);
 }
