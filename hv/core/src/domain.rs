@@ -239,6 +239,15 @@ impl<T> ByDomain<T> {
     }
 }
 
+impl ByDomain<Domain> {
+    /// The number of a domain that a caller named, if it is still in the generation that
+    /// the caller named: an order for one that is over is not for the next.
+    pub fn check_generation(&self, number: u64, generation: u64) -> Option<DomainId> {
+        let id = self.check(number)?;
+        self.named(id).filter(|d| u64::from(d.info.generation) == generation).map(|_| id)
+    }
+}
+
 impl<T> Default for ByDomain<T> {
     fn default() -> Self {
         Self(Vec::new())

@@ -117,6 +117,22 @@ fn who_serves_others_has_no_end_of_its_work() {
 }
 
 #[test]
+fn an_order_is_for_the_generation_that_its_giver_saw() {
+    let mut all = pair();
+    let seen = u64::from(all[0].info.generation);
+    assert_eq!(all.check_generation(0, seen), Some(0));
+    all[0].died(Reason::Panic, 20);
+    assert_eq!((all.check_generation(0, seen), all.check_generation(0, seen + 1)), (None, Some(0)));
+    let (principal, spare) = all.pair(0, 1).unwrap();
+    take_over(principal, spare, 30);
+    assert_eq!(all.check_generation(0, seen + 1), Some(0), "it begins in the spare's body");
+    assert_eq!(all.check_generation(1, seen), None, "the spare that stood by is no more");
+    for (number, generation) in [(2, seen), (u64::MAX, seen), (0, seen + 1 + (1 << 32))] {
+        assert_eq!(all.check_generation(number, generation), None);
+    }
+}
+
+#[test]
 fn what_a_domain_says_of_itself_only_ever_advances() {
     let mut all = pair();
     assert!(!all[0].advance(STANDBY), "only a spare stands by");

@@ -128,12 +128,9 @@ impl Node {
         self.domains.check(domain).ok_or(Error::NotFound)
     }
 
-    /// The domain, if that is still its generation: who gives an order has seen the
-    /// node as it was.
+    /// Who gives an order has seen the node as it was.
     fn checked_life(&self, domain: u64, generation: u64) -> Result<DomainId, Error> {
-        let domain = self.checked(domain)?;
-        let present = u64::from(self.domains[domain].info.generation) == generation;
-        present.then_some(domain).ok_or(Error::NotFound)
+        self.domains.check_generation(domain, generation).ok_or(Error::NotFound)
     }
 
     pub(super) fn read_caller(

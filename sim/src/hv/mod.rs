@@ -364,9 +364,8 @@ impl Hv {
         &self,
         (domain, generation): (DomainId, Generation),
     ) -> Result<DomainId, Error> {
-        let domain = self.checked(domain)?;
-        let present = self.domains[domain].info.generation == generation;
-        present.then_some(domain).ok_or(Error::NotFound)
+        let present = self.domains.check_generation(domain.into(), generation.into());
+        present.ok_or(Error::NotFound)
     }
 
     /// Carries out what others asked of this core's domains. What a core has
