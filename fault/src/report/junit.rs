@@ -6,9 +6,9 @@
 //!
 //! - *failure*: `undetected`, `data-lost`, `neighbour-harmed`, `hypervisor-failed`;
 //! - *error*: `unexplained`, for nobody knows whether it failed;
-//! - *skipped*: `corrupted`, `machine-failed`. The class stands for the corruption of data and nothing promises
-//!   to prevent it, so it must not turn a build red, and must not be hidden among what passed.
-//!   Nor may `machine-failed`, the end of an emulator.
+//! - *skipped*: `corrupted`, `machine-failed`. The one is what the class stands for, and nothing
+//!   promises to prevent it; the other is the end of an emulator. Neither must turn a build red,
+//!   nor be hidden among what passed.
 //!
 //! A suite whose class had no trial has one case, skipped: that nothing ran is no success.
 
